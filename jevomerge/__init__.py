@@ -1,0 +1,1 @@
+"""Evolutionary model merging as pure JAX."""
