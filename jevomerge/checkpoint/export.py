@@ -78,9 +78,9 @@ def write_model(folder: Path, like: Checkpoint, dtype: str, tensor: Callable[[st
     config = {k: v for k, v in like.config_json.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
     # transformers 4 reads `torch_dtype`, transformers 5 both.
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": dtype}, indent=2) + "\n")
-    for file in (like.folder / "generation_config.json", *like.tokenizer_files()):
-        if file.exists():
-            shutil.copyfile(file, folder / file.name)
+    for path in (like.folder / "generation_config.json", *like.tokenizer_files()):
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
 
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():

@@ -1,0 +1,7 @@
+"""Merging as pure functions: sources and coefficients in, one model out."""
+
+from jevomerge.merge.bank import Bank, Merge, build, in_scan, make_bank, merge_tensor
+from jevomerge.merge.method import MergeMethod, Parameter
+from jevomerge.merge.registry import get_method
+
+__all__ = ["Bank", "Merge", "MergeMethod", "Parameter", "build", "get_method", "in_scan", "make_bank", "merge_tensor"]

@@ -111,13 +111,17 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., in) -> (..., out)."""
-        init = nn.with_partitioning(nn.initializers.normal(0.02), self.axes)
-        weight = self.param("weight", init, (self.features, x.shape[-1]))
+        weight = declare(self, "weight", nn.initializers.normal(0.02), (self.features, x.shape[-1]), self.axes)
         y = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
         if self.use_bias:
-            bias = self.param("bias", nn.with_partitioning(nn.initializers.zeros, self.axes[:1]), (self.features,))
+            bias = declare(self, "bias", nn.initializers.zeros, (self.features,), self.axes[:1])
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
         return y
+
+
+def declare(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+    """A parameter of a module, boxed with its logical axes when it is initialised."""
+    return nn.unbox(module.param(name, nn.with_partitioning(init, axes), shape))
 
 
 def rms_norm(x: Array, weight: Array, eps: float, plus_one: bool) -> Array:
@@ -139,7 +143,7 @@ class Norm(nn.Module):
         """(..., D) -> (..., D)."""
         c = self.config
         init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
-        weight = self.param("weight", nn.with_partitioning(init, (self.axis,)), (x.shape[-1],))
+        weight = declare(self, "weight", init, (x.shape[-1],), (self.axis,))
         return rms_norm(x, weight, c.rms_norm_eps, c.norm_plus_one)
 
 
@@ -310,7 +314,7 @@ def apply(
     xs = (params["layers"], indices, jnp.asarray(c.layer_kinds, jnp.int32))
     (x, kv), _ = jax.lax.scan(body, (x, kv), xs)
     x = rms_norm(x, params["norm"]["weight"], c.rms_norm_eps, c.norm_plus_one)
-    if cache is None:
+    if kv is None:
         return x, None
     return x, Cache(keys=kv[0], values=kv[1], valid=key_valid, length=start + tokens.shape[1])
 
