@@ -1,0 +1,150 @@
+"""Examples of a task: read, rendered, tokenised, and laid out in batches of few shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jevomerge.config import DataSource, Task
+from jevomerge.errors import InputError
+from jevomerge.fitness.rollout import Batch
+
+
+class Example(NamedTuple):
+    """One example as text and as tokens."""
+
+    prompt: str
+    answer: str
+    prompt_tokens: list[int]
+    answer_tokens: list[int]
+
+
+class Layout(NamedTuple):
+    """The static shape of a batch: everything of one layout shares one compiled program."""
+
+    rows: int
+    length: int  # T
+    answer_slots: int  # A, or the room for new tokens
+
+
+def read_rows(source: DataSource, where: str) -> list[dict[str, Any]]:
+    """The rows of a data source, in order."""
+    import datasets  # imported late: it takes seconds
+
+    suffix = Path(source.path).suffix
+    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(suffix)
+    try:
+        datasets.disable_progress_bars()
+        if kind and Path(source.path).exists():
+            data = datasets.load_dataset(kind, data_files=source.path, split="train", keep_in_memory=True)
+        elif kind or Path(source.path).is_absolute():
+            raise FileNotFoundError(f"{source.path} does not exist")
+        else:
+            data = datasets.load_dataset(source.path, source.name, split=source.split)
+        rows = list(data)
+    except Exception as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: {source.path} cannot be read: {message}") from error
+    if source.rows:
+        rows = rows[slice(*source.rows)]
+    rows = rows[: source.limit]
+    if not rows:
+        raise InputError(f"{where}: {source.path} has no rows (rows: {source.rows}, limit: {source.limit})")
+    return rows
+
+
+def load_examples(task: Task, split: str, tokenizer: Any) -> list[Example]:
+    """The examples of a task's `search` or `heldout` split.
+
+    Prompt and answer are tokenised apart and joined, so that the prompt's tokens do not depend on the answer.
+    For likelihoods the answer ends with the tokenizer's end-of-text token: ending is part of answering.
+    """
+    where = f"task {task.name}, {split}"
+    source: DataSource = getattr(task, split)
+    examples = []
+    for i, row in enumerate(read_rows(source, where)):
+        try:
+            prompt, answer = task.prompt.format(**row), task.answer.format(**row)
+        except (KeyError, IndexError) as error:
+            raise InputError(f"{where}: row {i} has no field {error}; it has {', '.join(row)}") from None
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        examples.append(
+            Example(
+                prompt,
+                answer,
+                tokenizer(prompt)["input_ids"],
+                tokenizer(answer, add_special_tokens=False)["input_ids"] + end,
+            )
+        )
+        if not examples[-1].answer_tokens:
+            raise InputError(f"{where}: row {i} has an empty answer")
+    return examples
+
+
+def refuse_overlap(task: Task, search: Sequence[Example], heldout: Sequence[Example]) -> None:
+    """Held-out examples must not be among those the search sees."""
+    seen = {(e.prompt, e.answer) for e in search}
+    if common := sum((e.prompt, e.answer) in seen for e in heldout):
+        raise InputError(
+            f"task {task.name}: {common} of {len(heldout)} held-out examples are also in the search split; "
+            "give the two splits different rows"
+        )
+
+
+def plan_layouts(task: Task, examples: Sequence[Example], tokens_per_batch: int) -> list[Layout]:
+    """A few batch shapes, by growing length, into which every example fits.
+
+    Lengths fall into buckets whose widths double; each bucket is as long as its longest example, rounded up
+    to 8.  Pass all of a task's examples, search and held-out, so that both use the same programs.
+    """
+    generates = task.score == "generation"
+    lengths = np.array([len(e.prompt_tokens) + (0 if generates else len(e.answer_tokens)) for e in examples])
+    answers = np.array([task.max_new_tokens if generates else len(e.answer_tokens) for e in examples])
+    buckets = np.ceil(np.log2(np.maximum(lengths, 16))).astype(int)
+    layouts = []
+    for bucket in np.unique(buckets):
+        inside = buckets == bucket
+        length = int(-(-lengths[inside].max() // 8) * 8)
+        slots = int(answers[inside].max())
+        total = length + (slots if generates else 0)
+        rows = min(max(1, tokens_per_batch // total), int(inside.sum()))
+        layouts.append(Layout(rows, length, slots))
+    return layouts
+
+
+def make_batches(
+    task: Task, examples: Sequence[Example], layouts: Sequence[Layout], pad: int
+) -> list[tuple[Layout, np.ndarray, Batch]]:
+    """[(layout, (rows,) index of each row's example or -1 for padding, batch)]."""
+    generates = task.score == "generation"
+    texts = [e.prompt_tokens + ([] if generates else e.answer_tokens) for e in examples]
+    batches = []
+    for shortest, layout in zip([-1, *(x.length for x in layouts)], layouts, strict=False):
+        inside = [i for i, text in enumerate(texts) if shortest < len(text) <= layout.length]
+        for start in range(0, len(inside), layout.rows):
+            index = np.full(layout.rows, -1)
+            chosen = inside[start : start + layout.rows]
+            index[: len(chosen)] = chosen
+            tokens = np.full((layout.rows, layout.length), pad, np.int32)
+            valid = np.zeros(tokens.shape, bool)
+            answer_length = np.zeros(layout.rows, np.int32)
+            for row, i in enumerate(chosen):
+                tokens[row, layout.length - len(texts[i]) :] = texts[i]
+                valid[row, layout.length - len(texts[i]) :] = True
+                answer_length[row] = 0 if generates else len(examples[i].answer_tokens)
+            valid[len(chosen) :, -1] = True  # padding rows hold one token: an empty row has no softmax
+            batches.append((layout, index, Batch(jnp.asarray(tokens), jnp.asarray(valid), jnp.asarray(answer_length))))
+    return batches
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A digest of the examples, by which a resumed run knows that its data is still the same."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.prompt, example.answer)).encode())
+    return digest.hexdigest()[:16]

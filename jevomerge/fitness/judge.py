@@ -1,0 +1,269 @@
+"""Scoring models and populations of candidate merges on tasks.
+
+A `Judge` owns the host side (text, tokens, extraction); what runs on the device are the module's jitted
+functions, compiled once per batch shape and never per candidate, per generation or per split.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jevomerge.config import Task
+from jevomerge.errors import InputError
+from jevomerge.fitness.data import (
+    Example,
+    Layout,
+    fingerprint,
+    load_examples,
+    make_batches,
+    plan_layouts,
+    refuse_overlap,
+)
+from jevomerge.fitness.extract import is_correct
+from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
+from jevomerge.genome import Space, express
+from jevomerge.merge import Bank, Merge, build, in_scan
+from jevomerge.models import DecoderConfig, Params
+
+SPLITS = ("search", "heldout")
+
+
+class Scores(NamedTuple):
+    """Scores of one model: {task: (n,)} per example, and the same of a second criterion that breaks ties."""
+
+    primary: dict[str, np.ndarray]
+    secondary: dict[str, np.ndarray]
+
+
+# --- on the device ------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("merge", "config", "layout", "dtype"))
+def score_members(
+    bank: Bank,
+    space: Space,
+    genomes: Array,
+    batch: Batch,
+    *,
+    merge: Merge,
+    config: DecoderConfig,
+    layout: Layout,
+    dtype: str,
+) -> tuple[Array, Array]:
+    """(M, n) genomes -> (M, B) likelihoods and matches, each member merged inside its own layer scan."""
+
+    def member(genome: Array) -> tuple[Array, Array]:
+        params, layer = in_scan(merge, bank, express(space, genome))
+        return answer_likelihood(params, config, batch, layout.answer_slots, layer=layer, dtype=dtype)
+
+    if genomes.shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], member(genomes[0]))
+    return jax.vmap(member)(genomes)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
+def score_model(
+    params: Params, batch: Batch, *, config: DecoderConfig, layout: Layout, dtype: str
+) -> tuple[Array, Array]:
+    """(B,) likelihoods and matches of one model."""
+    return answer_likelihood(params, config, batch, layout.answer_slots, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("merge",))
+def merge_member(bank: Bank, space: Space, genome: Array, *, merge: Merge) -> Params:
+    """The merged model of one genome."""
+    return build(merge, bank, express(space, genome))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
+def generate_batch(
+    params: Params,
+    batch: Batch,
+    max_new_tokens: Array,
+    eos: Array,
+    *,
+    config: DecoderConfig,
+    layout: Layout,
+    dtype: str,
+) -> Array:
+    """(B, new) generated tokens of one model."""
+    return generate(params, config, batch, max_new_tokens, eos, layout.answer_slots, dtype=dtype)
+
+
+# --- on the host --------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Tasks made ready for one tokenizer and one architecture."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        tokenizer: Any,
+        config: DecoderConfig,
+        *,
+        splits: Sequence[str] = SPLITS,
+        tokens_per_batch: int = 16384,
+        dtype: str = "float32",
+    ):
+        """Read, check and tokenise the data of `splits`; no weights are needed."""
+        self.tasks, self.tokenizer, self.config, self.dtype = tuple(tasks), tokenizer, config, dtype
+        if len({t.name for t in tasks}) < len(tasks):
+            raise InputError("tasks: two tasks have the same name")
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise InputError("the tokenizer has no end-of-text token (eos_token in tokenizer_config.json)")
+        self.eos = jnp.asarray([eos], jnp.int32)
+        self.pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.examples: dict[str, dict[str, list[Example]]] = {split: {} for split in splits}
+        self.layouts: dict[str, list[Layout]] = {}
+        for task in tasks:
+            for split in splits:
+                self.examples[split][task.name] = load_examples(task, split, tokenizer)
+            if set(splits) == set(SPLITS):
+                refuse_overlap(task, *(self.examples[s][task.name] for s in SPLITS))
+            everything = [e for split in splits for e in self.examples[split][task.name]]
+            self._check_tokens(task, everything)
+            self.layouts[task.name] = plan_layouts(task, everything, tokens_per_batch)
+
+    def _check_tokens(self, task: Task, examples: Sequence[Example]) -> None:
+        top = max(max(e.prompt_tokens + e.answer_tokens) for e in examples)
+        if top >= self.config.vocab_size:
+            raise InputError(
+                f"task {task.name}: token {top} is outside the model's vocabulary of {self.config.vocab_size}; "
+                "tokenizer and weights do not belong together"
+            )
+
+    def fingerprint(self, split: str) -> dict[str, str]:
+        """A digest of each task's examples."""
+        return {name: fingerprint(examples) for name, examples in self.examples[split].items()}
+
+    def sample(self, split: str, count: int, key: Array) -> dict[str, np.ndarray]:
+        """A minibatch: `count` examples of each task (or all), as sorted indices."""
+        chosen = {}
+        for i, (name, examples) in enumerate(self.examples[split].items()):
+            order = jax.random.permutation(jax.random.fold_in(key, i), len(examples))
+            chosen[name] = np.sort(np.asarray(order)[:count])
+        return chosen
+
+    def fitness(self, scores: Scores) -> tuple[float, float]:
+        """The weighted mean over tasks of the mean score, and of the second criterion."""
+        total = sum(task.weight for task in self.tasks)
+        first, second = (
+            float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores
+        )
+        return first, second
+
+    def members(
+        self,
+        merge: Merge,
+        bank: Bank,
+        space: Space,
+        genomes: np.ndarray,
+        subset: Mapping[str, np.ndarray] | None = None,
+        members_per_batch: int = 1,
+    ) -> Iterator[list[Scores]]:
+        """Score a population on the search split, yielding as each group of members is done.
+
+        The last group is filled up with copies, so that every group has the same shape.
+        """
+        for start in range(0, len(genomes), members_per_batch):
+            group = genomes[start : start + members_per_batch]
+            count = len(group)
+            group = np.concatenate([group, np.repeat(group[-1:], members_per_batch - count, axis=0)])
+            on_device = jnp.asarray(group.astype(np.float32))
+            scores = [Scores({}, {}) for _ in range(count)]
+            models: dict[int, Params] = {}  # the last one merged as a whole, which only generation needs
+            for task in self.tasks:
+                if task.score == "generation":
+                    for m in range(count):
+                        if m not in models:
+                            models = {m: merge_member(bank, space, on_device[m], merge=merge)}
+                        self._put(scores[m], task, self._generation(task, "search", subset, models[m]))
+                    continue
+
+                def score(layout: Layout, batch: Batch) -> tuple[Array, Array]:
+                    return score_members(
+                        bank,
+                        space,
+                        on_device,  # noqa: B023  (called before the next group)
+                        batch,
+                        merge=merge,
+                        config=self.config,
+                        layout=layout,
+                        dtype=self.dtype,
+                    )
+
+                outputs = self._likelihoods(task, "search", subset, score)
+                for m in range(count):
+                    self._put(scores[m], task, outputs[:, m])
+            yield scores
+
+    def model(self, params: Params, split: str) -> Scores:
+        """Score one model on a whole split."""
+        scores = Scores({}, {})
+        for task in self.tasks:
+            if task.score == "generation":
+                self._put(scores, task, self._generation(task, split, None, params))
+            else:
+                score = functools.partial(self._score_model, params)
+                self._put(scores, task, self._likelihoods(task, split, None, score))
+        return scores
+
+    def _score_model(self, params: Params, layout: Layout, batch: Batch) -> tuple[Array, Array]:
+        return score_model(params, batch, config=self.config, layout=layout, dtype=self.dtype)
+
+    def texts(self, task: Task, split: str, params: Params) -> list[str]:
+        """What a model writes for every prompt of a split."""
+        return self._texts(task, self._chosen(task, split, None), params)
+
+    def _generation(
+        self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None, params: Params
+    ) -> np.ndarray:
+        """(2, n) scores of generated answers; nothing breaks their ties."""
+        chosen = self._chosen(task, split, subset)
+        texts = self._texts(task, chosen, params)
+        correct = [float(is_correct(task, t, e.answer)) for t, e in zip(texts, chosen, strict=True)]
+        return np.stack([correct, np.zeros(len(correct))])
+
+    def _likelihoods(
+        self,
+        task: Task,
+        split: str,
+        subset: Mapping[str, np.ndarray] | None,
+        score: Callable[[Layout, Batch], tuple[Array, Array]],
+    ) -> np.ndarray:
+        """(2, [M,] n): the task's score of every example, and the other one, which breaks its ties."""
+        chosen = self._chosen(task, split, subset)
+        parts, order = [], []
+        for layout, index, batch in make_batches(task, chosen, self.layouts[task.name], self.pad):
+            pair = np.stack([np.asarray(x, np.float64) for x in score(layout, batch)])
+            parts.append(pair[..., index >= 0])
+            order.append(index[index >= 0])
+        scores = np.concatenate(parts, axis=-1)[..., np.argsort(np.concatenate(order))]
+        return scores if task.score == "likelihood" else scores[::-1]
+
+    def _texts(self, task: Task, examples: Sequence[Example], params: Params) -> list[str]:
+        texts = [""] * len(examples)
+        limit = jnp.asarray(task.max_new_tokens, jnp.int32)
+        for layout, index, batch in make_batches(task, examples, self.layouts[task.name], self.pad):
+            tokens = generate_batch(params, batch, limit, self.eos, config=self.config, layout=layout, dtype=self.dtype)
+            real = index >= 0
+            decoded = self.tokenizer.batch_decode(np.asarray(tokens)[real], skip_special_tokens=True)
+            for i, text in zip(index[real], decoded, strict=True):
+                texts[i] = text
+        return texts
+
+    def _chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
+        examples = self.examples[split][task.name]
+        return examples if subset is None else [examples[i] for i in subset[task.name]]
+
+    def _put(self, scores: Scores, task: Task, pair: np.ndarray) -> None:
+        scores.primary[task.name], scores.secondary[task.name] = pair

@@ -1,0 +1,126 @@
+"""What a model does with a batch: the likelihood it gives to reference answers, the text it generates.
+
+Pure functions of parameters and a batch; prompts are padded on the left, so that all rows end together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jevomerge.models import Cache, DecoderConfig, Params, apply, unembed
+
+LOGITS_CHUNK = 512  # positions whose logits exist at a time: 100 MB at a vocabulary of 49,152
+
+
+@flax.struct.dataclass
+class Batch:
+    """Rows of tokens, padded on the left (B, T); the last `answer_length` of a row are its reference answer.
+
+    For generation the rows are prompts and there is no answer.
+    """
+
+    tokens: Array  # (B, T) int32
+    valid: Array  # (B, T) bool
+    answer_length: Array  # (B,) int32
+
+
+def answer_likelihood(
+    params: Params,
+    config: DecoderConfig,
+    batch: Batch,
+    answer_slots: int,
+    *,
+    layer: Callable[[Any], Params] = lambda p: p,
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """Score the reference answers in one forward pass; only their positions meet the vocabulary.
+
+    Args:
+        params: of the model, or of a merge that `layer` completes (see `jevomerge.models.apply`).
+        config: the architecture.
+        batch: prompts with their answers.
+        answer_slots: static A, at least as long as the longest answer.
+        layer: see `params`.
+        dtype: of the activations.
+
+    Returns:
+        (B,) mean log-probability per answer token, in nats, and (B,) whether greedy decoding from the prompt
+        would give exactly the answer.
+    """
+    hidden, _ = apply(params, config, batch.tokens[:, :-1], batch.valid[:, :-1], layer=layer, dtype=dtype)
+    hidden = hidden[:, -answer_slots:]  # the state before token t predicts token t
+    targets = batch.tokens[:, -answer_slots:]
+    slots = jnp.arange(answer_slots, dtype=jnp.int32)[None, :]
+    counted = slots >= answer_slots - batch.answer_length[:, None]
+
+    def position(h: Array, target: Array) -> tuple[Array, Array]:
+        logits = unembed(params, config, h)
+        best = jnp.argmax(logits, axis=-1).astype(target.dtype)
+        return logits[target] - jax.nn.logsumexp(logits), best == target
+
+    flat = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1))
+    logprobs, greedy = jax.lax.map(lambda x: position(*x), flat, batch_size=min(LOGITS_CHUNK, targets.size))
+    logprobs, greedy = (x.reshape(targets.shape) for x in (logprobs, greedy))
+    mean = jnp.sum(jnp.where(counted, logprobs, 0.0), axis=1) / jnp.maximum(batch.answer_length, 1).astype(jnp.float32)
+    return mean, jnp.all(greedy | ~counted, axis=1)
+
+
+def generate(
+    params: Params,
+    config: DecoderConfig,
+    batch: Batch,
+    max_new_tokens: Array,
+    eos: Array,
+    new_slots: int,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """Continue every prompt greedily until it ends itself or `max_new_tokens` are written.
+
+    Args:
+        params: of one model, already merged.
+        config: the architecture.
+        batch: prompts.
+        max_new_tokens: () int32, at most `new_slots`; dynamic, so that changing it compiles nothing.
+        eos: (E,) int32 ids that end a text.
+        new_slots: static room for new tokens.
+        dtype: of activations and cache.
+
+    Returns:
+        (B, new_slots) int32: the new tokens, from the end on the first id of `eos`.
+    """
+    rows, length = batch.tokens.shape
+
+    def pick(params: Params, hidden: Array) -> Array:
+        return jnp.argmax(unembed(params, config, hidden[:, -1]), axis=-1).astype(jnp.int32)
+
+    def ends(token: Array) -> Array:
+        return jnp.any(token[:, None] == eos[None, :], axis=1)
+
+    cache = Cache.empty(config, rows, length + new_slots, dtype)
+    hidden, filled = apply(params, config, batch.tokens, batch.valid, cache, dtype=dtype)
+    assert filled is not None
+    token = pick(params, hidden)
+    written = jnp.full((rows, new_slots), eos[0], jnp.int32)
+
+    def unfinished(state: Any) -> Array:
+        step, _, done, *_ = state
+        return (step < max_new_tokens) & ~jnp.all(done)
+
+    def body(state: Any) -> Any:
+        step, token, done, written, cache = state
+        written = jax.lax.dynamic_update_slice(
+            written, jnp.where(done, eos[0], token)[:, None], (jnp.zeros_like(step), step)
+        )
+        done = done | ends(token)
+        hidden, cache = apply(params, config, token[:, None], ~done[:, None], cache, dtype=dtype)
+        return step + 1, pick(params, hidden), done, written, cache
+
+    start = (jnp.zeros((), jnp.int32), token, jnp.zeros((rows,), bool), written, filled)
+    return jax.lax.while_loop(unfinished, body, start)[3]
