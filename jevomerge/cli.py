@@ -1,0 +1,168 @@
+"""The command line: `jevomerge evolve | merge | evaluate | export`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jevomerge.errors import InputError
+
+EPILOG = "Exit status: 0 on success, 2 for bad input, 1 for anything else. Nothing that exists is overwritten."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser."""
+    top = argparse.ArgumentParser(
+        prog="jevomerge", description="Evolve merges of Hugging Face models, in pure JAX.", epilog=EPILOG
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=description, epilog=EPILOG)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    evolve = command(
+        "evolve",
+        "search for the best merge of some models",
+        "Search for the best merge of some models and write a run folder: config.yaml, evaluations.jsonl, "
+        "result.json and best/, an ordinary Hugging Face folder.",
+    )
+    evolve.add_argument("config", nargs="?", help="a run's YAML; see configs/quickstart.yaml")
+    evolve.add_argument("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
+    evolve.add_argument("--seed", type=int, help="instead of the config's")
+    evolve.add_argument("--resume", metavar="RUN", help="continue this run, with its own config")
+
+    merge = command("merge", "merge models by a fixed recipe", "Merge models by a recipe in mergekit's YAML format.")
+    merge.add_argument("recipe", help="the recipe's YAML")
+    merge.add_argument("out", metavar="OUT", help="the folder to write; it must not exist")
+
+    evaluate = command("evaluate", "score a model on a task", "Score any supported model folder on a task.")
+    evaluate.add_argument("model", help="a Hugging Face folder, or a hub name")
+    evaluate.add_argument("--task", required=True, metavar="TASK.yaml", help="see configs/tasks/")
+    evaluate.add_argument("--split", choices=("search", "heldout"), default="heldout", help="default: heldout")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the score of every example to this file")
+
+    export = command(
+        "export",
+        "write a genome of a run as a model folder",
+        "Merge a genome of a run again and write it as a Hugging Face folder.",
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder")
+    export.add_argument("--genome", required=True, metavar="best|N", help="the best, or the N-th evaluation (from 0)")
+    export.add_argument("out", metavar="OUT", help="the folder to write; it must not exist")
+    return top
+
+
+def run_evolve(args: argparse.Namespace) -> None:
+    """`jevomerge evolve`."""
+    from jevomerge.config import read_run
+    from jevomerge.console import Terminal
+    from jevomerge.evolve.run import evolve
+
+    if (args.config is None) == (args.resume is None):
+        raise InputError("evolve: give either a CONFIG to start or --resume RUN to continue")
+    if args.resume:
+        if args.seed is not None or args.output:
+            raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
+        folder = Path(args.resume)
+        if not (folder / "config.yaml").exists():
+            raise InputError(f"--resume: {folder} is not a run folder, it has no config.yaml")
+        evolve(read_run(folder / "config.yaml"), folder, Terminal(), resume=True)
+        return
+    config = read_run(args.config)
+    if args.seed is not None:
+        config = config.model_copy(update={"seed": args.seed})
+    evolve(config, Path(args.output or Path("runs") / config.name), Terminal())
+
+
+def run_merge(args: argparse.Namespace) -> None:
+    """`jevomerge merge`."""
+    from jevomerge.config import read_recipe
+    from jevomerge.console import Terminal
+    from jevomerge.recipe import Sources, resolve
+    from jevomerge.stream import merge_to_folder
+
+    sources = Sources(read_recipe(args.recipe))
+    merge_to_folder(sources, resolve(sources), args.out, progress=Terminal().tensors("merged"))
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """`jevomerge evaluate`."""
+    from jevomerge.checkpoint import Checkpoint
+    from jevomerge.checkpoint.export import refuse_existing
+    from jevomerge.config import read_task
+    from jevomerge.evolve.archive import write_atomically
+    from jevomerge.evolve.run import load_tokenizer
+    from jevomerge.fitness.judge import Judge
+
+    if args.json:
+        refuse_existing(Path(args.json))
+    task, model = read_task(args.task), Checkpoint(args.model)
+    judge = Judge([task], load_tokenizer(model), model.config, splits=[args.split])
+    scores = judge.model(model.load(), args.split)
+    fitness, _ = judge.fitness(scores)
+    values = scores.primary[task.name].tolist()
+    print(f"{task.name} ({args.split}, {len(values)} examples, {task.score}): {fitness:.4f}")
+    if args.json:
+        result = {"task": task.name, "split": args.split, "model": args.model, "score": fitness, "examples": values}
+        write_atomically(Path(args.json), json.dumps(result) + "\n")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """`jevomerge export`."""
+    import numpy as np
+
+    from jevomerge.config import read_run
+    from jevomerge.console import Terminal
+    from jevomerge.evolve.archive import read_archive
+    from jevomerge.evolve.run import Setup
+    from jevomerge.stream import merge_to_folder
+
+    records = read_archive(Path(args.run) / "evaluations.jsonl")
+    if args.genome == "best":
+        path = Path(args.run) / "result.json"
+        if not path.exists():
+            raise InputError(f"{args.run} is not finished: resume it, or export an evaluation by number")
+        number = json.loads(path.read_text())["best"]["evaluation"]
+    elif args.genome.isdigit() and int(args.genome) < len(records):
+        number = int(args.genome)
+    else:
+        raise InputError(f"--genome: `{args.genome}` is neither `best` nor a number from 0 to {len(records) - 1}")
+    setup = Setup(read_run(Path(args.run) / "config.yaml"))
+    numbers = setup.numbers(np.asarray(records[number]["genome"]))
+    merge_to_folder(setup.sources, numbers, args.out, progress=Terminal().tensors("merged"))
+
+
+COMMANDS = {"evolve": run_evolve, "merge": run_merge, "evaluate": run_evaluate, "export": run_export}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; messages go to standard error."""
+    args = parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        COMMANDS[args.command](args)
+        return 0
+    except KeyboardInterrupt:
+        hint = "; continue with `jevomerge evolve --resume RUN`" if args.command == "evolve" else ""
+        print(f"jevomerge: interrupted{hint}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"jevomerge: {_message(error)}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full; free some space (a run continues with `jevomerge evolve --resume RUN`)"
+    return f"{type(error).__name__}: {error} (--debug shows where)"

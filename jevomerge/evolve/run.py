@@ -1,0 +1,328 @@
+"""One evolution from configuration to exported model."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from jevomerge.checkpoint import Checkpoint
+from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.config import RunConfig
+from jevomerge.errors import InputError
+from jevomerge.evolve.archive import Archive, locked, write_atomically
+from jevomerge.evolve.strategies import Strategy, make_strategy
+from jevomerge.fitness.judge import SPLITS, Judge, Scores
+from jevomerge.genome import Space, express, make_space
+from jevomerge.merge import Bank, Merge, build, get_method, make_bank
+from jevomerge.recipe import Numbers, Sources, resolve
+from jevomerge.stream import merge_to_folder
+
+PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
+
+
+class Observer(Protocol):
+    """Whoever watches a run; see `jevomerge.console`."""
+
+    def stage(self, text: str) -> None:
+        """Something that takes a while begins."""
+
+    def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
+        """So many evaluations are done; `mean` is over the current generation."""
+
+    def finished(self, result: Mapping[str, Any], folder: Path) -> None:
+        """The outcome."""
+
+
+class Setup:
+    """Everything a run needs that can be made, and checked, without reading a weight."""
+
+    def __init__(self, config: RunConfig):
+        """Open the sources, build the search space, read the tasks' data."""
+        self.config = config
+        self.sources = Sources(config.recipe)
+        fixed = resolve(self.sources, searched=tuple(config.genome))
+        self.merge = Merge(self.sources.method, self.sources.dtype)
+        self.space: Space = make_space(
+            self.sources.method, self.sources.like.specs, self.sources.names, config.genome, fixed
+        )
+        search = config.search
+        try:
+            self.strategy: Strategy = make_strategy(
+                search.strategy, len(self.space.names), search.population, search.mean, search.sigma
+            )
+        except ValueError as error:
+            raise InputError(f"search: {error}") from None
+        if search.evaluations < (size := self.strategy.population_size):
+            raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
+        self.judge = Judge(
+            config.tasks,
+            load_tokenizer(self.sources.like),
+            self.sources.like.config,
+            tokens_per_batch=config.tokens_per_batch,
+            dtype=config.compute_dtype,
+        )
+
+    def numbers(self, genome: np.ndarray) -> Numbers:
+        """The recipe's coefficients for a genome, as the search itself expresses it."""
+        return jax.tree.map(np.asarray, express(self.space, jnp.asarray(genome, jnp.float32)))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of a checkpoint, from its own folder."""
+    from transformers import AutoTokenizer  # imported late: it takes seconds
+
+    if not any(checkpoint.tokenizer_files()):
+        raise InputError(f"{checkpoint.folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+
+
+def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool = False) -> dict[str, Any]:
+    """Run (or continue) an evolution in `folder` and return what `result.json` holds.
+
+    Raises:
+        InputError: for anything wrong with the configuration, its models or its data, before weights are read.
+    """
+    if resume and not (folder / "config.yaml").exists():
+        raise InputError(f"{folder} is not a run that can be resumed: it has no config.yaml")
+    if not resume:
+        refuse_existing(folder)
+    observer.stage("reading configuration, models' headers and data")
+    setup = Setup(config)
+    observer.stage("loading models")
+    models = Models(setup.sources)
+    if not resume:
+        folder.mkdir(parents=True)
+    with locked(folder):
+        if not resume:
+            record_run(setup, folder)
+        elif (folder / "result.json").exists():
+            raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
+        else:
+            check_data(setup, folder)
+        return _evolve(setup, models, folder, observer)
+
+
+class Models:
+    """The weights of a run's sources; broken ones (NaN, truncated files) are refused here."""
+
+    def __init__(self, sources: Sources):
+        """Read everything into memory."""
+        self.trees = [c.load() for c in sources.checkpoints]
+        self.base = sources.base.load() if sources.base else None
+
+
+def record_run(setup: Setup, folder: Path) -> None:
+    """Write down what is about to run."""
+    write_atomically(folder / "config.yaml", yaml.safe_dump(setup.config.model_dump(mode="json"), sort_keys=False))
+    environment = {
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [str(d) for d in jax.devices()],
+        "command": sys.argv,
+        "genes": list(setup.space.names),
+        "population": setup.strategy.population_size,
+        "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
+    }
+    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def check_data(setup: Setup, folder: Path) -> None:
+    """A resumed run must see the data it began with."""
+    began = json.loads((folder / "environment.json").read_text())["data"]
+    for split in SPLITS:
+        for task, digest in setup.judge.fingerprint(split).items():
+            if began[split].get(task) != digest:
+                raise InputError(f"task {task}: its {split} data has changed since {folder} began; start a new run")
+
+
+def _evolve(setup: Setup, models: Models, folder: Path, observer: Observer) -> dict[str, Any]:
+    began = time.perf_counter()
+    config, judge, strategy = setup.config, setup.judge, setup.strategy
+    sources = setup.sources
+    observer.stage("scoring the sources")
+    baselines = score_baselines(setup, models.trees)
+    specs, seed = sources.like.specs, config.recipe.seed
+    bank = make_bank(setup.merge, specs, sources.names, models.trees, models.base, seed)
+
+    archive = Archive(folder / "evaluations.jsonl")
+    earlier = sum(r["seconds"] for r in archive.records)  # spent before this process
+    generations = config.search.evaluations // strategy.population_size
+    search(setup, bank, archive, folder / "checkpoints", generations, observer)
+
+    observer.stage("choosing the best")
+    best = choose(setup, bank, archive)
+    genome = np.asarray(best["genome"])
+    observer.stage("exporting and scoring the best")
+    export = folder / "best"
+    scored: dict[str, float] = {}
+
+    def score(path: Path) -> dict[str, dict[str, float]]:
+        """What is reported is what the exported files score."""
+        scored.update(score_model(judge, Checkpoint(path).load()))
+        return {**baselines["sources"], "plain average": baselines["average"], "**this model**": scored}
+
+    if export.exists():  # the run was killed right after exporting
+        score(export)
+    else:
+        title = f"{config.name}: {sources.method.name} of {', '.join(sources.names)}"
+        merge_to_folder(sources, setup.numbers(genome), export, title=title, score=score)
+    result = {
+        **baselines,
+        "best": {**scored, "genome": setup.space.values(genome), "evaluation": archive.records.index(best)},
+        "evaluations": len(archive.records),
+        "seconds": round(earlier + time.perf_counter() - began, 2),
+        "export": export.name,
+    }
+    write_atomically(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    observer.finished(result, folder)
+    return result
+
+
+def score_baselines(setup: Setup, trees: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every source's score and that of their plain average."""
+    merge = Merge(get_method("linear"), setup.merge.dtype)
+    specs, names = setup.sources.like.specs, setup.sources.names
+    bank = make_bank(merge, specs, names, trees, None, 0)
+    equal = {
+        s.path: {
+            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), len(names))),
+            "normalize": jnp.ones([s.num_layers] if s.num_layers else []),
+        }
+        for s in specs
+    }
+    average = jax.jit(build, static_argnums=0)(merge, bank, equal)
+    return {
+        "sources": {name: score_model(setup.judge, tree) for name, tree in zip(names, trees, strict=True)},
+        "average": score_model(setup.judge, average),
+    }
+
+
+def score_model(judge: Judge, params: dict[str, Any]) -> dict[str, float]:
+    """The fitness of one model on both splits."""
+    return {split: judge.fitness(judge.model(params, split))[0] for split in SPLITS}
+
+
+def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, generations: int, observer: Observer) -> None:
+    """Ask, evaluate, tell; every evaluation is in the archive before the next one starts.
+
+    All randomness comes from (seed, generation), evaluations found in the archive are not made again, and the
+    strategy's state is restored exactly, so a run that was killed goes on as if nothing had happened.
+    """
+    from orbax.checkpoint import v1 as ocp  # imported late, for a quick --help
+
+    config, strategy = setup.config, setup.strategy
+    key = jax.random.key(config.seed)
+    state = strategy.init(jax.random.fold_in(key, 0))
+    latest = ocp.training.preservation_policies.LatestN(2)
+    with ocp.training.Checkpointer(checkpoints.absolute(), preservation_policy=latest) as checkpointer:
+        first = 0
+        if checkpointer.latest is not None:
+            first = checkpointer.latest.step
+            state = checkpointer.load(first, abstract_state=state)
+        for generation in range(first, generations):
+            keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
+            population, state = strategy.ask(keys[0], state)
+            done = evaluate(setup, bank, archive, generation, population, keys[1], generations, observer)
+            fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
+            tie_break = np.array([0.0 if r["tie_break"] is None else r["tie_break"] for r in done])
+            state = strategy.tell(keys[2], state, population, fitness, tie_break)
+            if (generation + 1) % config.search.checkpoint_every == 0:
+                checkpointer.save(generation + 1, state)
+
+
+def evaluate(
+    setup: Setup,
+    bank: Bank,
+    archive: Archive,
+    generation: int,
+    population: np.ndarray,
+    key: jax.Array,
+    generations: int,
+    observer: Observer,
+) -> list[dict[str, Any]]:
+    """The archive's records of one generation, making those that are missing."""
+    config, judge = setup.config, setup.judge
+    size = config.search.examples_per_generation
+    subset = None if size is None else judge.sample("search", size, key)
+    done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
+    missing = [m for m, record in done.items() if record is None]
+    total, best = generations * len(population), best_fitness(archive.records)
+    group = config.members_per_batch
+    before = time.perf_counter()
+    outputs = judge.members(setup.merge, bank, setup.space, population[missing], subset, group)
+    for start, scores in zip(range(0, len(missing), group), outputs, strict=True):
+        now = time.perf_counter()
+        members = missing[start : start + group]
+        records = [
+            make_record(generation, m, population[m], judge, s, (now - before) / len(members), subset)
+            for m, s in zip(members, scores, strict=True)
+        ]
+        before = now
+        archive.append(records)
+        done |= dict(zip(members, records, strict=True))
+        best = max(best, best_fitness(records))
+        made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]
+        count = generation * len(population) + sum(r is not None for r in done.values())
+        observer.evaluated(count, total, best, float(np.mean(made)) if made else math.nan)
+    return [r for r in done.values() if r is not None]
+
+
+def best_fitness(records: list[dict[str, Any]]) -> float:
+    """The highest fitness among records, -inf if there is none."""
+    return max((r["fitness"] for r in records if r["fitness"] is not None), default=-math.inf)
+
+
+def make_record(
+    generation: int,
+    member: int,
+    genome: np.ndarray,
+    judge: Judge,
+    scores: Scores,
+    seconds: float,
+    subset: Mapping[str, np.ndarray] | None,
+) -> dict[str, Any]:
+    """A line of evaluations.jsonl; a fitness that is not a number is null."""
+    fitness, tie_break = (x if math.isfinite(x) else None for x in judge.fitness(scores))
+    return {
+        "generation": generation,
+        "member": member,
+        "genome": genome.tolist(),
+        "fitness": fitness,
+        "tie_break": tie_break,
+        "seconds": round(seconds, 4),
+        "scores": {name: [round(float(x), 6) for x in values] for name, values in scores.primary.items()},
+        **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
+    }
+
+
+def choose(setup: Setup, bank: Bank, archive: Archive) -> dict[str, Any]:
+    """The best record: by fitness, then by the second criterion, then the earliest.
+
+    With minibatches a high fitness may be luck, so the best few are scored again on the whole search split.
+    """
+    ranked = sorted(
+        (r for r in archive.records if r["fitness"] is not None),
+        key=lambda r: (-r["fitness"], -(r["tie_break"] or 0.0)),
+    )
+    if not ranked:
+        raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
+    if setup.config.search.examples_per_generation is None:
+        return ranked[0]
+    finalists = ranked[: setup.config.search.finalists]
+    genomes = np.array([r["genome"] for r in finalists])
+    scored = [s for group in setup.judge.members(setup.merge, bank, setup.space, genomes) for s in group]
+    fitness = [setup.judge.fitness(s) for s in scored]
+    return finalists[max(range(len(finalists)), key=lambda i: fitness[i])]
