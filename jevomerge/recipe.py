@@ -108,6 +108,8 @@ def resolve(sources: Sources, searched: Sequence[str] = ()) -> Numbers:
     recipe, method = sources.recipe, sources.method
     scopes: list[dict[str, Setting]] = [*(s.parameters for s in recipe.slices), recipe.parameters]
     known = {p.name for p in method.parameters} | set(IGNORED)
+    if unknown := sorted(set(searched) - known):
+        raise InputError(f"genome: {method.name} has no parameter `{unknown[0]}`; it has {', '.join(sorted(known))}")
     for where in (*scopes, *(m.parameters for m in sources.inputs)):
         if unknown := sorted(where.keys() - known):
             raise InputError(f"parameters: {method.name} has no `{unknown[0]}`; it has {', '.join(sorted(known))}")

@@ -111,7 +111,7 @@ class Checkpoint:
     def tensor(self, name: str) -> np.ndarray:
         """One tensor, read now; NaN or infinity in it is an error."""
         array = self._handle(self._files[name]).get_tensor(name)
-        if not np.isfinite(np.sum(np.abs(array), dtype=np.float32)) and not _all_finite(array):
+        if not all_finite(array):
             raise InputError(
                 f"{self.folder}: {name} contains NaN or infinity; the checkpoint is broken, "
                 "leave it out or download it again"
@@ -173,8 +173,11 @@ class Checkpoint:
         return found[1].lower() if found else None
 
 
-def _all_finite(array: np.ndarray) -> bool:
-    return bool(np.isfinite(array.astype(np.float32)).all())
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite."""
+    if array.dtype.name == "bfloat16":  # NumPy would convert it element by element; look at the exponent instead
+        return not np.any((array.view(np.uint16) & 0x7F80) == 0x7F80)
+    return bool(np.isfinite(array).all())
 
 
 def read_json(path: Path) -> dict[str, Any]:

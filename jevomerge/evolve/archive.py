@@ -49,6 +49,14 @@ class Archive:
         self._file.truncate(good)
         self._known = {self._key(r): r for r in self.records}
 
+    def __enter__(self) -> Archive:
+        """For `with`: the log is closed at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the log."""
+        self._file.close()
+
     @staticmethod
     def _key(record: dict[str, Any]) -> tuple[Any, ...]:
         return (record["generation"], record["member"], tuple(record["genome"]))
@@ -56,6 +64,10 @@ class Archive:
     def find(self, generation: int, member: int, genome: list[float]) -> dict[str, Any] | None:
         """The record of this very evaluation, if it was made before a crash."""
         return self._known.get((generation, member, tuple(genome)))
+
+    def holds(self, generations: int, population: int) -> bool:
+        """Whether every evaluation of the first `generations` is here."""
+        return sum(r["generation"] < generations for r in self.records) == generations * population
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records and wait until they are on disk."""

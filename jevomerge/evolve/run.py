@@ -111,7 +111,8 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
             raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
         else:
             check_data(setup, folder)
-        return _evolve(setup, models, folder, observer)
+        with Archive(folder / "evaluations.jsonl") as archive:
+            return _evolve(setup, models, archive, folder, observer)
 
 
 class Models:
@@ -148,7 +149,7 @@ def check_data(setup: Setup, folder: Path) -> None:
                 raise InputError(f"task {task}: its {split} data has changed since {folder} began; start a new run")
 
 
-def _evolve(setup: Setup, models: Models, folder: Path, observer: Observer) -> dict[str, Any]:
+def _evolve(setup: Setup, models: Models, archive: Archive, folder: Path, observer: Observer) -> dict[str, Any]:
     began = time.perf_counter()
     config, judge, strategy = setup.config, setup.judge, setup.strategy
     sources = setup.sources
@@ -157,7 +158,6 @@ def _evolve(setup: Setup, models: Models, folder: Path, observer: Observer) -> d
     specs, seed = sources.like.specs, config.recipe.seed
     bank = make_bank(setup.merge, specs, sources.names, models.trees, models.base, seed)
 
-    archive = Archive(folder / "evaluations.jsonl")
     earlier = sum(r["seconds"] for r in archive.records)  # spent before this process
     generations = config.search.evaluations // strategy.population_size
     search(setup, bank, archive, folder / "checkpoints", generations, observer)
@@ -226,11 +226,12 @@ def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, genera
     config, strategy = setup.config, setup.strategy
     key = jax.random.key(config.seed)
     state = strategy.init(jax.random.fold_in(key, 0))
-    latest = ocp.training.preservation_policies.LatestN(2)
-    with ocp.training.Checkpointer(checkpoints.absolute(), preservation_policy=latest) as checkpointer:
-        first = 0
-        if checkpointer.latest is not None:
-            first = checkpointer.latest.step
+    policy = ocp.training.preservation_policies.LatestN(2)
+    with ocp.training.Checkpointer(checkpoints.absolute(), preservation_policy=policy) as checkpointer:
+        saved = 0 if checkpointer.latest is None else checkpointer.latest.step
+        # A checkpoint ahead of the archive is of no use: the search is replayed, from the archive where it can.
+        first = saved if archive.holds(saved, strategy.population_size) else 0
+        if first:
             state = checkpointer.load(first, abstract_state=state)
         for generation in range(first, generations):
             keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
@@ -239,7 +240,7 @@ def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, genera
             fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
             tie_break = np.array([0.0 if r["tie_break"] is None else r["tie_break"] for r in done])
             state = strategy.tell(keys[2], state, population, fitness, tie_break)
-            if (generation + 1) % config.search.checkpoint_every == 0:
+            if (generation + 1) % config.search.checkpoint_every == 0 and generation + 1 > saved:
                 checkpointer.save(generation + 1, state)
 
 

@@ -99,13 +99,17 @@ def refuse_overlap(task: Task, search: Sequence[Example], heldout: Sequence[Exam
 def plan_layouts(task: Task, examples: Sequence[Example], tokens_per_batch: int) -> list[Layout]:
     """A few batch shapes, by growing length, into which every example fits.
 
-    Lengths fall into buckets whose widths double; each bucket is as long as its longest example, rounded up
-    to 8.  Pass all of a task's examples, search and held-out, so that both use the same programs.
+    Lengths fall into buckets whose widths double, unless padding all of them to the longest costs less than a
+    quarter more tokens than that; a bucket is as long as its longest example, rounded up to 8.  Pass all of
+    a task's examples, search and held-out, so that both use the same programs.
     """
     generates = task.score == "generation"
     lengths = np.array([len(e.prompt_tokens) + (0 if generates else len(e.answer_tokens)) for e in examples])
     answers = np.array([task.max_new_tokens if generates else len(e.answer_tokens) for e in examples])
     buckets = np.ceil(np.log2(np.maximum(lengths, 16))).astype(int)
+    longest = {bucket: lengths[buckets == bucket].max() for bucket in np.unique(buckets)}
+    if lengths.size * lengths.max() < 1.25 * sum(longest[bucket] for bucket in buckets):
+        buckets = np.zeros_like(buckets)
     layouts = []
     for bucket in np.unique(buckets):
         inside = buckets == bucket

@@ -1,0 +1,303 @@
+"""The whole command, as a user runs it: on a real small merging problem, killed, resumed, and with bad input."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jevomerge.cli import main
+from jevomerge.config import read_run
+from jevomerge.evolve.run import Setup
+from jevomerge.fitness import judge
+
+
+@pytest.fixture(scope="module")
+def run(siblings, tmp_path_factory):
+    """A finished run of `siblings/run.yaml`, and how often each jitted function was traced on the way."""
+    folder = tmp_path_factory.mktemp("runs") / "repair"
+    jitted = (judge.score_members, judge.score_model, judge.merge_member)
+    for function in jitted:
+        function.clear_cache()
+    assert main(["evolve", str(siblings / "run.yaml"), "--output", str(folder), "--debug"]) == 0
+    traces = {f.__name__: f._cache_size() for f in jitted}
+    return folder, json.loads((folder / "result.json").read_text()), traces
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_the_merge_repairs_what_no_source_can(run):
+    _, result, _ = run
+    for other in (*result["sources"].values(), result["average"]):
+        assert result["best"]["heldout"] > other["heldout"] + 0.1
+    genes = result["best"]["genome"]
+    # `front` is damaged at the front, `back` at the back
+    assert genes["layers 0-1/back/weight"] > 2 * genes["layers 0-1/front/weight"]
+    assert genes["layer 4/front/weight"] > 2 * genes["layer 4/back/weight"]
+
+
+def test_result_and_log_are_as_documented(run):
+    folder, result, _ = run
+    assert result.keys() == {"sources", "average", "best", "evaluations", "seconds", "export"}
+    records = lines(folder)
+    assert result["evaluations"] == len(records) == 120
+    best = records[result["best"]["evaluation"]]
+    assert best["fitness"] == max(r["fitness"] for r in records)
+    np.testing.assert_allclose(np.mean(best["scores"]["stories"]), best["fitness"], atol=1e-5)
+    assert {"config.yaml", "environment.json", "checkpoints", "best"} <= {p.name for p in folder.iterdir()}
+
+
+def test_what_was_scored_is_what_is_exported(run, siblings, tmp_path):
+    folder, result, _ = run
+    record = lines(folder)[result["best"]["evaluation"]]
+    np.testing.assert_allclose(result["best"]["search"], record["fitness"], atol=1e-5)
+    for split in ("search", "heldout"):
+        out = tmp_path / f"{split}.json"
+        arguments = ["--task", str(siblings / "task.yaml"), "--split", split, "--json", str(out)]
+        assert main(["evaluate", str(folder / "best"), *arguments]) == 0
+        np.testing.assert_allclose(json.loads(out.read_text())["score"], result["best"][split], atol=1e-6)
+
+
+def test_the_export_is_an_ordinary_folder(run, siblings):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, result, _ = run
+    model = AutoModelForCausalLM.from_pretrained(folder / "best")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "best")
+    scores = []
+    for line in (siblings / "heldout.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        prompt = tokenizer(row["begin"])["input_ids"]
+        answer = [*tokenizer(row["end"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        scores.append(torch.log_softmax(logits, -1)[range(len(answer)), answer].mean().item())
+    np.testing.assert_allclose(np.mean(scores), result["best"]["heldout"], atol=1e-4)
+    assert "license: mit" in (folder / "best" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("how", ["export best", "export number", "merge recipe"])
+def test_the_same_weights_again(how, run, tmp_path):
+    folder, result, _ = run
+    commands = {
+        "export best": ["export", str(folder), "--genome", "best"],
+        "export number": ["export", str(folder), "--genome", str(result["best"]["evaluation"])],
+        "merge recipe": ["merge", str(folder / "best" / "recipe.yaml")],
+    }
+    assert main([*commands[how], str(tmp_path / "out")]) == 0
+    expected, found = (load_file(f / "model.safetensors") for f in (folder / "best", tmp_path / "out"))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_everything_is_compiled_once(run, siblings):
+    """Once per shape of batch, whatever the number of generations, members, sources and splits."""
+    _, _, traces = run
+    shapes = len(Setup(read_run(siblings / "run.yaml")).judge.layouts["stories"])
+    assert shapes <= 2
+    assert traces == {"score_members": shapes, "score_model": shapes, "merge_member": 0}
+
+
+# --- killed and resumed -------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": "/tmp/jevomerge-test-cache"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jevomerge", *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def kill_and_resume(siblings, undisturbed, folder, kills, seed):
+    """Kill a run at random moments of its search until it has been killed `kills` times, then let it finish."""
+    rng = random.Random(seed)
+    process = command("evolve", siblings / "run.yaml", "--output", folder)
+    log = folder / "evaluations.jsonl"
+    for _ in range(kills):
+        count = len(log.read_text().splitlines()) if log.exists() else 0
+        goal = count + rng.randint(1, 30)
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= goal):
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if (folder / "result.json").exists():
+            break
+        process = command("evolve", "--resume", folder)
+    out, err = process.communicate()
+    assert (folder / "result.json").exists(), err + out
+    found = json.loads((folder / "result.json").read_text())
+    assert found["best"] == undisturbed["best"]
+    return found
+
+
+def test_killed_and_resumed_is_bit_identical(run, siblings, tmp_path):
+    folder, result, _ = run
+    kill_and_resume(siblings, result, tmp_path / "killed", kills=2, seed=0)
+    genomes, others = ([r["genome"] for r in lines(f)] for f in (folder, tmp_path / "killed"))
+    assert others == genomes  # not only the best: the whole search, in order, nothing twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_killed_often(seed, run, siblings, tmp_path):
+    folder, result, _ = run
+    kill_and_resume(siblings, result, tmp_path / "killed", kills=6, seed=seed)
+    genomes, others = ([r["genome"] for r in lines(f)] for f in (folder, tmp_path / "killed"))
+    assert others == genomes
+
+
+def test_a_line_cut_short_is_evaluated_again(run, siblings, tmp_path):
+    folder, result, _ = run
+    copy = tmp_path / "cut"
+    shutil.copytree(folder, copy)
+    (copy / "result.json").unlink()
+    log = copy / "evaluations.jsonl"
+    log.write_bytes(log.read_bytes()[:-40])
+    assert main(["evolve", "--resume", str(copy)]) == 0
+    assert json.loads((copy / "result.json").read_text())["best"] == result["best"]
+    assert len(lines(copy)) == result["evaluations"]
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    """Run a command that must exit with 2 and one message without a traceback."""
+    assert main([str(a) for a in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("jevomerge: ")
+    assert "Traceback" not in message
+    return message
+
+
+def with_run(siblings, tmp_path, old, new):
+    """The siblings with one thing changed in run.yaml."""
+    copy = tmp_path / "siblings"
+    shutil.copytree(siblings, copy)
+    text = (copy / "run.yaml").read_text()
+    assert old in text
+    (copy / "run.yaml").write_text(text.replace(old, new))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("merge_method: linear", "merge_method: liner", "did you mean `linear`"),
+        ("evaluations: 120", "evaluations: 3", "less than one generation"),
+        ("checkpoint_every: 2", "strategy: cmaes", "did you mean 'cma_es'"),
+        ("- model: front", "- model: nowhere", "neither a folder nor a hub name"),
+        ("weight: {range", "wieght: {range", "has no parameter `wieght`"),
+        ("merge_method: linear", "merge_method: ties", "needs `base_model`"),
+    ],
+)
+def test_bad_runs(old, new, expected, siblings, tmp_path, capsys):
+    copy = with_run(siblings, tmp_path, old, new)
+    assert expected in refused(capsys, "evolve", copy / "run.yaml", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_in_a_source_leaves_no_run_behind(siblings, tmp_path, capsys):
+    copy = with_run(siblings, tmp_path, "name: repair", "name: broken")
+    weights = load_file(copy / "back" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.nan
+    save_file(weights, copy / "back" / "model.safetensors", metadata={"format": "pt"})
+    message = refused(capsys, "evolve", copy / "run.yaml", "--output", tmp_path / "run")
+    assert "layers.1.mlp.up_proj.weight contains NaN" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_overwritten(run, siblings, tmp_path, capsys):
+    folder, *_ = run
+    (tmp_path / "taken").mkdir()
+    assert "exists already" in refused(capsys, "evolve", siblings / "run.yaml", "--output", folder)
+    assert "exists already" in refused(capsys, "merge", folder / "best" / "recipe.yaml", tmp_path / "taken")
+    assert "exists already" in refused(capsys, "export", folder, "--genome", "0", tmp_path / "taken")
+    assert "is finished" in refused(capsys, "evolve", "--resume", folder)
+
+
+def test_other_bad_commands(run, siblings, tmp_path, capsys):
+    folder, *_ = run
+    assert "neither `best` nor a number" in refused(capsys, "export", folder, "--genome", "999", tmp_path / "x")
+    assert "either a CONFIG" in refused(capsys, "evolve")
+    assert "not a run folder" in refused(capsys, "evolve", "--resume", tmp_path / "none")
+    assert "cannot be read" in refused(capsys, "evaluate", folder / "best", "--task", tmp_path / "none.yaml")
+
+
+def test_changed_data_is_noticed_on_resume(run, siblings, tmp_path, capsys):
+    copy = with_run(siblings, tmp_path, "name: repair", "name: changed")
+    assert main(["evolve", str(copy / "run.yaml"), "--output", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "result.json").unlink()
+    data = (copy / "search.jsonl").read_text().splitlines()
+    (copy / "search.jsonl").write_text("\n".join(data[1:]) + "\n")
+    assert "has changed" in refused(capsys, "evolve", "--resume", tmp_path / "run")
+
+
+def test_seed_and_minibatches(siblings, tmp_path):
+    """Another seed is another search; with minibatches the winner is chosen on the whole search split."""
+    copy = with_run(siblings, tmp_path, "evaluations: 120", "evaluations: 30, examples_per_generation: 4")
+    results = []
+    for seed in (1, 2):
+        assert main(["evolve", str(copy / "run.yaml"), "--output", str(tmp_path / f"{seed}"), "--seed", str(seed)]) == 0
+        records = lines(tmp_path / str(seed))
+        assert all(len(r["scores"]["stories"]) == len(r["examples"]["stories"]) == 4 for r in records)
+        generations = {r["generation"]: r["examples"]["stories"] for r in records}
+        assert all(r["examples"]["stories"] == generations[r["generation"]] for r in records)
+        assert len({tuple(x) for x in generations.values()}) > 1
+        results.append(json.loads((tmp_path / str(seed) / "result.json").read_text()))
+    assert results[0]["best"]["genome"] != results[1]["best"]["genome"]
+
+
+def test_several_members_at_once_score_the_same(run, siblings, tmp_path):
+    """Groups of four, the last one filled up: 10 members are 4 + 4 + 2."""
+    copy = with_run(siblings, tmp_path, "search: {evaluations: 120", "members_per_batch: 4\nsearch: {evaluations: 10")
+    assert main(["evolve", str(copy / "run.yaml"), "--output", str(tmp_path / "run")]) == 0
+    alone, together = lines(run[0])[:10], lines(tmp_path / "run")
+    assert [r["genome"] for r in together] == [r["genome"] for r in alone]
+    np.testing.assert_allclose([r["fitness"] for r in together], [r["fitness"] for r in alone], atol=1e-5)
+
+
+def test_fitness_by_generation_is_what_transformers_writes(siblings, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    copy = with_run(siblings, tmp_path, "evaluations: 120", "evaluations: 10")
+    judged = "score: generation\npattern: '^ ?(\\w+)'\nmax_new_tokens: 5\n"
+    task = (copy / "task.yaml").read_text().replace("score: likelihood\n", judged)
+    (copy / "task.yaml").write_text(task)
+    # The first word that follows, as the undamaged model writes it for half of these.
+    rows = [
+        ("Lily and", "her"),
+        ("She was very", "happy"),
+        ("The cat", "was"),
+        ("One", "day"),
+        ("Mom and", "Dad"),
+        ("He", "ran"),
+    ]
+    for split, part in (("search", rows), ("heldout", [(f"{b} {e}", "a") for b, e in rows])):
+        (copy / f"{split}.jsonl").write_text("".join(json.dumps({"begin": b, "end": e}) + "\n" for b, e in part))
+    assert main(["evolve", str(copy / "run.yaml"), "--output", str(tmp_path / "run"), "--debug"]) == 0
+    records = lines(tmp_path / "run")
+    assert len({r["fitness"] for r in records}) > 1  # the test is about something
+    number = max(range(len(records)), key=lambda i: records[i]["fitness"])
+    assert main(["export", str(tmp_path / "run"), "--genome", str(number), str(tmp_path / "out")]) == 0
+    model, tokenizer = (c.from_pretrained(tmp_path / "out") for c in (AutoModelForCausalLM, AutoTokenizer))
+    correct = []
+    for begin, end in rows:
+        prompt = torch.tensor([tokenizer(begin)["input_ids"]])
+        text = tokenizer.decode(model.generate(prompt, max_new_tokens=5, do_sample=False)[0, prompt.shape[1] :])
+        correct.append(float((re.match(r" ?(\w+)", text) or ["", ""])[1] == end))
+    assert records[number]["scores"]["stories"] == correct

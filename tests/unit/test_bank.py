@@ -1,0 +1,105 @@
+"""A merge in memory, inside the layer scan, leaf by leaf to disk and after export: one and the same model."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jevomerge.checkpoint import Checkpoint
+from jevomerge.checkpoint.specs import flatten
+from jevomerge.config import Gene, Recipe
+from jevomerge.genome import express, make_space
+from jevomerge.merge import Merge, build, in_scan, make_bank
+from jevomerge.models import apply, unembed
+from jevomerge.recipe import Sources, resolve
+from jevomerge.stream import merge_to_folder
+
+MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 96, (2, 12)), jnp.int32)
+VALID = jnp.ones((2, 12), bool)
+GENOME = {"weight": Gene(range=(0, 1), layers_per_group=2, components=True), "density": Gene(range=(0.2, 1))}
+
+
+def setup(method, semantics, dtype):
+    needs_base = method not in ("linear", "slerp")
+    models = ("a", "b") if method == "slerp" else ("a", "b", "c")
+    recipe = Recipe.model_validate(
+        {
+            "merge_method": method,
+            "models": [{"model": str(MODELS / m)} for m in models],
+            "base_model": str(MODELS / "base") if needs_base else None,
+            "semantics": semantics,
+            "out_dtype": dtype,
+            "seed": 3,
+        }
+    )
+    sources = Sources(recipe)
+    wanted = {"t": GENOME["weight"]} if method == "slerp" else GENOME
+    genome = {p.name: wanted[p.name] for p in sources.method.parameters if p.name in wanted}
+    fixed = resolve(sources, searched=tuple(genome))
+    space = make_space(sources.method, sources.like.specs, sources.names, genome, fixed)
+    merge = Merge(sources.method, dtype)
+    trees = [c.load() for c in sources.checkpoints]
+    base = sources.base.load() if sources.base else None
+    bank = make_bank(merge, sources.like.specs, sources.names, trees, base, recipe.seed)
+    genome_vector = jnp.asarray(np.random.default_rng(1).uniform(size=len(space.names)), jnp.float32)
+    return sources, merge, bank, express(space, genome_vector)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("method", "semantics"),
+    [
+        ("linear", "mergekit"),
+        ("slerp", "mergekit"),
+        ("task_arithmetic", "mergekit"),
+        ("ties", "mergekit"),
+        ("ties", "paper"),
+        ("dare_linear", "paper"),
+        ("dare_ties", "mergekit"),
+        ("dare_ties", "paper"),
+    ],
+)
+def test_all_ways_agree(method, semantics, dtype, tmp_path):
+    sources, merge, bank, coefficients = setup(method, semantics, dtype)
+    config = sources.like.config
+    merged = jax.jit(build, static_argnums=0)(merge, bank, coefficients)
+
+    merge_to_folder(sources, jax.tree.map(np.asarray, coefficients), tmp_path / "out")
+    exported = Checkpoint(tmp_path / "out").load()
+    # Compilers may contract a * b + c differently in different programs: one unit in the last place.
+    ulp = 2**-22 if dtype == "float32" else 2**-7
+    for path, leaf in flatten(merged).items():
+        assert leaf.dtype.name == dtype
+        np.testing.assert_allclose(
+            np.asarray(flatten(exported)[path], np.float64),
+            np.asarray(leaf, np.float64),
+            rtol=ulp,
+            atol=1e-6,
+            err_msg=path,
+        )
+
+    def forward(params, layer=lambda p: p):
+        return unembed(params, config, apply(params, config, TOKENS, VALID, layer=layer)[0])
+
+    whole = jax.jit(forward)(merged)
+    scanned = jax.jit(lambda bank, c: forward(*in_scan(merge, bank, c)))(bank, coefficients)
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(scanned, whole, atol=tolerance, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(forward)(exported), whole, atol=tolerance, rtol=1e-4)
+
+
+def test_merging_in_the_scan_needs_one_layer_of_memory():
+    """The temporaries of a scored candidate do not grow with the depth of the model."""
+    sources, merge, bank, coefficients = setup("dare_ties", "paper", "float32")
+    config = sources.like.config
+
+    def temporaries(function):
+        return jax.jit(function).lower(bank, coefficients).compile().memory_analysis().temp_size_in_bytes
+
+    lazy = temporaries(lambda b, c: apply(*(x := in_scan(merge, b, c))[:1], config, TOKENS, VALID, layer=x[1])[0])
+    eager = temporaries(lambda b, c: apply(build(merge, b, c), config, TOKENS, VALID)[0])
+    blocks = sum(x.nbytes for path, x in bank.sources[0].items() if path.startswith("layers."))
+    assert eager - lazy > 0.5 * blocks

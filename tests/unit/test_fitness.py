@@ -1,0 +1,121 @@
+"""Answers, examples, batches: the host side of fitness."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jevomerge.config import DataSource, Task
+from jevomerge.errors import InputError
+from jevomerge.fitness.data import Example, make_batches, plan_layouts, read_rows, refuse_overlap
+from jevomerge.fitness.extract import extract_answer, is_correct
+
+
+def task(**changes):
+    return Task.model_validate(
+        {"name": "t", "search": "a", "heldout": "b", "prompt": "{q}", "answer": "{a}", "score": "generation"} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 18.", "18"),
+        ("3 + 4 = 7, so 7", "7"),
+        ("about 1,000", "1,000"),
+        ("it fell to -5 degrees", "-5"),
+        ("2.5 litres", "2.5"),
+        ("答えは18ドルです。", "18"),
+        ("none", ""),
+    ],
+)
+def test_last_number(text, number):
+    assert extract_answer(task(extract="last_number"), text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "correct"),
+    [("so 1,000", "1000", True), ("7.0", "#### 7", True), ("-5", "5", False), ("", "5", False), ("x", "y", False)],
+)
+def test_numbers_compare_by_value(text, reference, correct):
+    assert is_correct(task(extract="last_number"), text, reference) is correct
+
+
+def test_pattern_takes_the_group_of_the_last_match():
+    t = task(pattern=r"=(\d+)[匹個]です")
+    assert is_correct(t, "式は3+4=7個です。", "式は3+4=7個です。")
+    assert not is_correct(t, " We get 3+4=7 eggs.", "式は3+4=7個です。")  # right number, wrong language
+    assert not is_correct(t, "式は3+4=8個です。", "式は3+4=7個です。")
+
+
+def test_exact_and_stop():
+    t = task(extract="exact", stop=["\n\n", "Question:"])
+    assert is_correct(t, " Paris\n\nQuestion: next", "Paris")
+    assert not is_correct(t, "Paris is", "Paris")
+
+
+def examples(lengths, answers):
+    return [Example(str(i), "x", [3] * n, [4] * a) for i, (n, a) in enumerate(zip(lengths, answers, strict=True))]
+
+
+@pytest.mark.parametrize("score", ["likelihood", "generation"])
+def test_batches_hold_every_example_once_in_few_shapes(score):
+    rng = np.random.default_rng(0)
+    chosen = examples(rng.integers(1, 200, 500), rng.integers(1, 30, 500))
+    t = task(score=score, extract="exact" if score == "generation" else None, max_new_tokens=7)
+    layouts = plan_layouts(t, chosen, tokens_per_batch=1024)
+    batches = make_batches(t, chosen, layouts, pad=0)
+    assert len(layouts) <= 5
+    seen = []
+    for layout, index, batch in batches:
+        assert batch.tokens.shape == (layout.rows, layout.length)
+        assert layout.rows * layout.length <= 1024
+        for row, i in enumerate(index):
+            if i < 0:
+                continue
+            seen.append(i)
+            text = chosen[i].prompt_tokens + (chosen[i].answer_tokens if score == "likelihood" else [])
+            assert np.asarray(batch.tokens[row])[np.asarray(batch.valid[row])].tolist() == text
+            assert batch.valid[row, -1]  # padding is on the left
+            if score == "likelihood":
+                assert int(batch.answer_length[row]) == len(chosen[i].answer_tokens) <= layout.answer_slots
+    assert sorted(seen) == list(range(500))
+
+
+def test_a_subset_uses_the_shapes_of_the_whole():
+    chosen = examples([5, 90, 40, 41, 7], [2, 3, 2, 5, 1])
+    t = task(score="likelihood", extract=None)
+    layouts = plan_layouts(t, chosen, 4096)
+    for subset in ([0], [1, 2], [4, 3]):
+        for layout, *_ in make_batches(t, [chosen[i] for i in subset], layouts, 0):
+            assert layout in layouts
+
+
+def test_overlap_is_refused():
+    with pytest.raises(InputError, match="1 of 2 held-out"):
+        refuse_overlap(
+            task(extract="exact"), examples([1, 2, 3], [1, 1, 1]), [*examples([1], [1]), Example("new", "x", [1], [1])]
+        )
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_rows_are_read_in_order_and_sliced(suffix, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"q": f"問{i}", "a": i} for i in range(10)]
+    path = tmp_path / f"d.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    assert read_rows(DataSource(path=str(path)), "t") == rows
+    assert read_rows(DataSource(path=str(path), rows=(2, 9), limit=3), "t") == rows[2:5]
+
+
+def test_missing_and_empty_data(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
+        read_rows(DataSource(path=str(tmp_path / "none.jsonl")), "task t, search")
+    (tmp_path / "one.jsonl").write_text('{"q": 1}\n')
+    with pytest.raises(InputError, match="has no rows"):
+        read_rows(DataSource(path=str(tmp_path / "one.jsonl"), rows=(1, 5)), "task t, search")
