@@ -189,7 +189,7 @@ Schema = TypeVar("Schema", bound=Strict)
 
 
 def read_run(path: str | Path) -> RunConfig:
-    """A run's YAML; its paths, and its tasks given as files, are relative to the file itself."""
+    """A run's YAML; its paths, and its tasks given as files, are relative to that file."""
     path = Path(path)
     data, lines = load_yaml(path)
     for i, task in enumerate(_list(data, "tasks")):
@@ -211,7 +211,7 @@ def read_task(path: str | Path) -> Task:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A mergekit recipe; model paths are relative to the working directory, as mergekit's are, or to the file."""
+    """A mergekit recipe; model paths are relative to it or else, as mergekit's are, to the working directory."""
     path = Path(path)
     data, lines = load_yaml(path)
     _anchor_recipe(data, path.parent)
@@ -224,10 +224,12 @@ def _list(data: dict[str, Any], key: str) -> list[Any]:
 
 
 def _anchor(value: Any, folder: Path) -> Any:
-    """A relative path that exists beside the file becomes absolute; a hub name stays what it is."""
-    if isinstance(value, str) and not Path(value).exists() and (found := folder / value).exists():
-        return str(found.resolve())
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    """A path that exists, beside the file or from the working directory, made absolute; hub names stay."""
+    if isinstance(value, str):
+        for path in (folder / value, Path(value)):
+            if path.exists():
+                return str(path.resolve())
+    return value
 
 
 def _anchor_task(data: Any, folder: Path) -> None:

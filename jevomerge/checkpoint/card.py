@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -40,9 +41,11 @@ def model_card(
 ) -> str:
     """The text of README.md: front matter, scores, sources with their licences, and the recipe as YAML."""
     licences = [source.licence() for source in sources]
+    # A path of this machine means nothing to a reader of the card.
+    origins = [source.name if Path(source.reference).is_dir() else source.reference for source in sources]
     front: dict[str, Any] = {
         "license": merged_licence(licences),
-        "base_model": [source.reference for source in sources],
+        "base_model": origins,
         "library_name": "transformers",
         "tags": ["merge", "jevomerge"],
     }

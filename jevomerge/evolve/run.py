@@ -153,8 +153,7 @@ def _evolve(setup: Setup, models: Models, archive: Archive, folder: Path, observ
     began = time.perf_counter()
     config, judge, strategy = setup.config, setup.judge, setup.strategy
     sources = setup.sources
-    observer.stage("scoring the sources")
-    baselines = score_baselines(setup, models.trees)
+    baselines = score_baselines(setup, models.trees, observer)
     specs, seed = sources.like.specs, config.recipe.seed
     bank = make_bank(setup.merge, specs, sources.names, models.trees, models.base, seed)
 
@@ -191,7 +190,7 @@ def _evolve(setup: Setup, models: Models, archive: Archive, folder: Path, observ
     return result
 
 
-def score_baselines(setup: Setup, trees: list[dict[str, Any]]) -> dict[str, Any]:
+def score_baselines(setup: Setup, trees: list[dict[str, Any]], observer: Observer) -> dict[str, Any]:
     """Every source's score and that of their plain average."""
     merge = Merge(get_method("linear"), setup.merge.dtype)
     specs, names = setup.sources.like.specs, setup.sources.names
@@ -204,10 +203,11 @@ def score_baselines(setup: Setup, trees: list[dict[str, Any]]) -> dict[str, Any]
         for s in specs
     }
     average = jax.jit(build, static_argnums=0)(merge, bank, equal)
-    return {
-        "sources": {name: score_model(setup.judge, tree) for name, tree in zip(names, trees, strict=True)},
-        "average": score_model(setup.judge, average),
-    }
+    scores = {}
+    for name, tree in zip((*names, "plain average"), (*trees, average), strict=True):
+        observer.stage(f"scoring {name}")
+        scores[name] = score_model(setup.judge, tree)
+    return {"average": scores.pop("plain average"), "sources": scores}
 
 
 def score_model(judge: Judge, params: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The whole command, as a user runs it: on a real small merging problem, killed, resumed, and with bad input."""
 
+import errno
 import json
 import os
 import random
@@ -235,6 +236,24 @@ def test_other_bad_commands(run, siblings, tmp_path, capsys):
     assert "either a CONFIG" in refused(capsys, "evolve")
     assert "not a run folder" in refused(capsys, "evolve", "--resume", tmp_path / "none")
     assert "cannot be read" in refused(capsys, "evaluate", folder / "best", "--task", tmp_path / "none.yaml")
+
+
+def test_a_disk_that_fills_up_loses_nothing(siblings, tmp_path, capsys, monkeypatch):
+    synced = 0
+
+    def sync(_):
+        nonlocal synced
+        synced += 1
+        if synced > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    arguments = ["evolve", str(siblings / "run.yaml"), "--output", str(tmp_path / "run")]
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "the disk is full" in message
+    assert "--resume" in message
+    assert len(lines(tmp_path / "run")) > 10
 
 
 def test_changed_data_is_noticed_on_resume(run, siblings, tmp_path, capsys):
