@@ -115,7 +115,7 @@ class Recipe(Strict):
     parameters: dict[str, Setting] = {}
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: Literal["base"] | None = None  # the base model's, or the first model's: all are the same
     semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]
     seed: int = 0
 

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from jevomerge.checkpoint import Checkpoint, ParamSpec
+from jevomerge.checkpoint.export import DTYPES
 from jevomerge.config import Conditional, Recipe, Setting, Value
 from jevomerge.errors import InputError
 from jevomerge.merge import get_method
@@ -67,8 +68,12 @@ class Sources:
     @property
     def dtype(self) -> str:
         """The dtype of the merged model: the recipe's, else that of the base or first source."""
-        stored = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-        return self.recipe.out_dtype or self.recipe.dtype or stored[self.like.dtype()]
+        if given := self.recipe.out_dtype or self.recipe.dtype:
+            return given
+        stored = {code: name for name, code in DTYPES.items()}
+        if (code := self.like.dtype()) not in stored:
+            raise InputError(f"{self.like.folder} is stored as {code}; say which `dtype` to write: {', '.join(DTYPES)}")
+        return stored[code]
 
     def _check_alike(self) -> None:
         like = self.like
