@@ -1,0 +1,136 @@
+"""Trains the four models: a bilingual base, and from it a Japanese and two mathematical specialists.
+
+python experiments/japanese_math_mini/train.py            # all four, into models/
+python experiments/japanese_math_mini/train.py japanese   # one specialist, from models/base
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import generate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from transformers import PreTrainedTokenizerFast
+
+from jevomerge.checkpoint import Checkpoint, ExportFolder, param_specs, read_config
+from jevomerge.checkpoint.export import stream_safetensors, tensors_of
+from jevomerge.checkpoint.specs import tensor_names
+from jevomerge.models import apply, init, unembed
+
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
+LENGTH = 64  # tokens in a row; documents are packed one after another
+ROWS = 32
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": generate.VOCABULARY,
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
+}  # fmt: skip
+DECODER = read_config(CONFIG)
+
+
+class Run(NamedTuple):
+    """How one model is trained."""
+
+    steps: int
+    rate: float
+    prompt_weight: float  # of the loss on what is read; specialists learn only what they are to write
+    about: str
+
+
+RUNS = {
+    "base": Run(1500, 3e-3, 0.2, "bilingual text, easy stories, under half of the arithmetic tables"),
+    "japanese": Run(300, 5e-4, 0.0, "all kinds of stories in Japanese, no arithmetic the base has not seen"),
+    "mathematics": Run(500, 5e-4, 0.0, "stories and the whole arithmetic tables, in English"),
+    "addition": Run(300, 5e-4, 0.0, "stories and the whole tables of + and -, in English"),
+}
+
+
+def rows(name: str, count: int, prompt_weight: float, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    """(count, LENGTH + 1) tokens of the corpus and the weight of each in the loss."""
+    tokens: list[int] = []
+    weights: list[float] = []
+    stream = generate.documents(name, seed=0)
+    needed = count * (LENGTH + 1)
+    while len(tokens) < needed:
+        batch = [next(stream) for _ in range(5_000)]
+        prompts = tokenizer([prompt for prompt, _ in batch])["input_ids"]
+        answers = tokenizer([answer for _, answer in batch], add_special_tokens=False)["input_ids"]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            tokens += [*prompt, *answer, tokenizer.eos_token_id]
+            weights += [prompt_weight] * len(prompt) + [1.0] * (len(answer) + 1)
+    shape = (count, LENGTH + 1)
+    return np.asarray(tokens[:needed], np.int32).reshape(shape), np.asarray(weights[:needed], np.float32).reshape(shape)
+
+
+def train(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """AdamW with a warm-up and a cosine; prints the loss as it goes."""
+    run = RUNS[name]
+    tokens, weights = rows(name, run.steps * ROWS, run.prompt_weight, tokenizer)
+    rate = optax.warmup_cosine_decay_schedule(0.0, run.rate, min(100, run.steps // 5), run.steps, run.rate * 0.03)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
+    state = optimizer.init(params)
+
+    def loss(params: Any, tokens: jax.Array, weights: jax.Array) -> jax.Array:
+        hidden, _ = apply(params, DECODER, tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
+        losses = optax.softmax_cross_entropy_with_integer_labels(unembed(params, DECODER, hidden), tokens[:, 1:])
+        return jnp.sum(losses * weights[:, 1:]) / jnp.sum(weights[:, 1:])
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, tokens: jax.Array, weights: jax.Array) -> tuple[Any, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(params, tokens, weights)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    start = time.monotonic()
+    for i in range(run.steps):
+        batch = slice(i * ROWS, (i + 1) * ROWS)
+        params, state, value = step(params, state, tokens[batch], weights[batch])
+        if (i + 1) % 100 == 0:
+            print(f"{name} {i + 1}/{run.steps}: loss {value:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+    return params
+
+
+def write(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """An ordinary Hugging Face folder in bfloat16."""
+    with ExportFolder(MODELS / name) as folder:
+        tokenizer.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+        ends = {key: CONFIG[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+        where = {tensor: (tensor, spec.path, layer) for tensor, spec, layer in tensor_names(param_specs(DECODER))}
+        shapes = {tensor: spec.shape for tensor, spec, _ in tensor_names(param_specs(DECODER))}
+        read = tensors_of(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+        stream_safetensors(folder / "model.safetensors", shapes, "bfloat16", lambda tensor: read(*where[tensor]))
+        origin = "Trained from scratch" if name == "base" else "Fine-tuned from `base`"
+        (folder / "README.md").write_text(
+            f"---\nlicense: apache-2.0\nlanguage: [en, ja]\nlibrary_name: transformers\n---\n\n# {name}\n\n{origin} by "
+            f"`experiments/japanese_math_mini/train.py` on generated text: {RUNS[name].about}.\n"
+        )
+
+
+def start(name: str) -> Any:
+    """Random parameters for the base, the base's own (as they were written) for a specialist."""
+    if name == "base":
+        return nn.unbox(init(jax.random.key(0), DECODER))
+    return jax.tree.map(lambda x: x.astype(jnp.float32), Checkpoint(MODELS / "base").load())
+
+
+def main() -> None:
+    tokenizer = generate.train_tokenizer()
+    for name in sys.argv[1:] or RUNS:
+        write(name, train(name, start(name), tokenizer), tokenizer)
+
+
+if __name__ == "__main__":
+    main()
