@@ -64,6 +64,11 @@ class Setup:
             )
         except ValueError as error:
             raise InputError(f"search: {error}") from None
+        if search.strategy in ("de", "pso") and search.examples_per_generation is not None:
+            raise InputError(
+                f"search: {search.strategy} compares candidates across generations, whose scores on different "
+                "minibatches mean different things; leave examples_per_generation out or choose cma_es"
+            )
         if search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
         self.judge = Judge(
@@ -125,8 +130,7 @@ class Models:
 
 
 def record_run(setup: Setup, folder: Path) -> None:
-    """Write down what is about to run."""
-    write_atomically(folder / "config.yaml", yaml.safe_dump(setup.config.model_dump(mode="json"), sort_keys=False))
+    """Write down what is about to run; config.yaml last, for with it the folder is a run."""
     environment = {
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -138,6 +142,7 @@ def record_run(setup: Setup, folder: Path) -> None:
         "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
     }
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_atomically(folder / "config.yaml", yaml.safe_dump(setup.config.model_dump(mode="json"), sort_keys=False))
 
 
 def check_data(setup: Setup, folder: Path) -> None:

@@ -200,6 +200,7 @@ def with_run(siblings, tmp_path, old, new):
         ("merge_method: linear", "merge_method: liner", "did you mean `linear`"),
         ("evaluations: 120", "evaluations: 3", "less than one generation"),
         ("checkpoint_every: 2", "strategy: cmaes", "did you mean 'cma_es'"),
+        ("checkpoint_every: 2", "strategy: pso, examples_per_generation: 4", "compares candidates across"),
         ("- model: front", "- model: nowhere", "neither a folder nor a hub name"),
         ("weight: {range", "wieght: {range", "has no parameter `wieght`"),
         ("merge_method: linear", "merge_method: ties", "needs `base_model`"),
