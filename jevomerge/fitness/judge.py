@@ -7,6 +7,7 @@ functions, compiled once per batch shape and never per candidate, per generation
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -148,8 +149,8 @@ class Judge:
     def sample(self, split: str, count: int, key: Array) -> dict[str, np.ndarray]:
         """A minibatch: `count` examples of each task (or all), as sorted indices."""
         chosen = {}
-        for i, (name, examples) in enumerate(self.examples[split].items()):
-            order = jax.random.permutation(jax.random.fold_in(key, i), len(examples))
+        for name, examples in self.examples[split].items():
+            order = jax.random.permutation(jax.random.fold_in(key, zlib.crc32(name.encode())), len(examples))
             chosen[name] = np.sort(np.asarray(order)[:count])
         return chosen
 
@@ -188,19 +189,9 @@ class Judge:
                             models = {m: merge_member(bank, space, on_device[m], merge=merge)}
                         self._put(scores[m], task, self._generation(task, "search", subset, models[m]))
                     continue
-
-                def score(layout: Layout, batch: Batch) -> tuple[Array, Array]:
-                    return score_members(
-                        bank,
-                        space,
-                        on_device,  # noqa: B023  (called before the next group)
-                        batch,
-                        merge=merge,
-                        config=self.config,
-                        layout=layout,
-                        dtype=self.dtype,
-                    )
-
+                score = functools.partial(
+                    score_members, bank, space, on_device, merge=merge, config=self.config, dtype=self.dtype
+                )
                 outputs = self._likelihoods(task, "search", subset, score)
                 for m in range(count):
                     self._put(scores[m], task, outputs[:, m])
@@ -213,16 +204,9 @@ class Judge:
             if task.score == "generation":
                 self._put(scores, task, self._generation(task, split, None, params))
             else:
-                score = functools.partial(self._score_model, params)
+                score = functools.partial(score_model, params, config=self.config, dtype=self.dtype)
                 self._put(scores, task, self._likelihoods(task, split, None, score))
         return scores
-
-    def _score_model(self, params: Params, layout: Layout, batch: Batch) -> tuple[Array, Array]:
-        return score_model(params, batch, config=self.config, layout=layout, dtype=self.dtype)
-
-    def texts(self, task: Task, split: str, params: Params) -> list[str]:
-        """What a model writes for every prompt of a split."""
-        return self._texts(task, self._chosen(task, split, None), params)
 
     def _generation(
         self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None, params: Params
@@ -238,13 +222,13 @@ class Judge:
         task: Task,
         split: str,
         subset: Mapping[str, np.ndarray] | None,
-        score: Callable[[Layout, Batch], tuple[Array, Array]],
+        score: Callable[..., tuple[Array, Array]],
     ) -> np.ndarray:
-        """(2, [M,] n): the task's score of every example, and the other one, which breaks its ties."""
+        """(2, [M,] n) of `score(batch, layout=...)`: a task's score of every example, then what breaks its ties."""
         chosen = self._chosen(task, split, subset)
         parts, order = [], []
         for layout, index, batch in make_batches(task, chosen, self.layouts[task.name], self.pad):
-            pair = np.stack([np.asarray(x, np.float64) for x in score(layout, batch)])
+            pair = np.stack([np.asarray(x, np.float64) for x in score(batch, layout=layout)])
             parts.append(pair[..., index >= 0])
             order.append(index[index >= 0])
         scores = np.concatenate(parts, axis=-1)[..., np.argsort(np.concatenate(order))]
