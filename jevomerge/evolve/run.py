@@ -76,6 +76,7 @@ class Setup:
             load_tokenizer(self.sources.like),
             self.sources.like.config,
             tokens_per_batch=config.tokens_per_batch,
+            examples_at_once=search.examples_per_generation,
             dtype=config.compute_dtype,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,14 +97,18 @@ def refuse_overlap(task: Task, search: Sequence[Example], heldout: Sequence[Exam
         )
 
 
-def plan_layouts(task: Task, examples: Sequence[Example], tokens_per_batch: int) -> list[Layout]:
+def plan_layouts(
+    task: Task, search: Sequence[Example], others: Sequence[Example], tokens_per_batch: int, at_once: int | None = None
+) -> list[Layout]:
     """A few batch shapes, by growing length, into which every example fits.
 
     Lengths fall into buckets whose widths double, unless padding all of them to the longest costs less than a
-    quarter more tokens than that; a bucket is as long as its longest example, rounded up to 8.  Pass all of
-    a task's examples, search and held-out, so that both use the same programs.
+    quarter more tokens than that; a bucket is as long as its longest example, rounded up to 8.  All examples
+    share the shapes, but the number of rows fits what a candidate is scored on: the search split, or the
+    `at_once` examples of a minibatch.
     """
     generates = task.score == "generation"
+    examples = [*search, *others]
     lengths = np.array([len(e.prompt_tokens) + (0 if generates else len(e.answer_tokens)) for e in examples])
     answers = np.array([task.max_new_tokens if generates else len(e.answer_tokens) for e in examples])
     buckets = np.ceil(np.log2(np.maximum(lengths, 16))).astype(int)
@@ -115,8 +120,13 @@ def plan_layouts(task: Task, examples: Sequence[Example], tokens_per_batch: int)
         inside = buckets == bucket
         length = int(-(-lengths[inside].max() // 8) * 8)
         slots = int(answers[inside].max())
-        total = length + (slots if generates else 0)
-        rows = min(max(1, tokens_per_batch // total), int(inside.sum()))
+        count = float(inside[: len(search)].sum())
+        if at_once is not None and at_once < len(search):
+            count *= at_once / len(search)
+            count += 2 * math.sqrt(count)  # the share of a random minibatch varies
+        count = max(count, inside.sum() / 8)  # a bucket that the search hardly meets is for the others
+        most = max(1, tokens_per_batch // (length + (slots if generates else 0)))
+        rows = math.ceil(count / math.ceil(count / most))  # full batches of equal size
         layouts.append(Layout(rows, length, slots))
     return layouts
 

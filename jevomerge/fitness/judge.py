@@ -112,9 +112,13 @@ class Judge:
         *,
         splits: Sequence[str] = SPLITS,
         tokens_per_batch: int = 16384,
+        examples_at_once: int | None = None,
         dtype: str = "float32",
     ):
-        """Read, check and tokenise the data of `splits`; no weights are needed."""
+        """Read, check and tokenise the data of `splits`; no weights are needed.
+
+        Batches are laid out for the first split, and for minibatches of `examples_at_once` of it.
+        """
         self.tasks, self.tokenizer, self.config, self.dtype = tuple(tasks), tokenizer, config, dtype
         if len({t.name for t in tasks}) < len(tasks):
             raise InputError("tasks: two tasks have the same name")
@@ -130,9 +134,10 @@ class Judge:
                 self.examples[split][task.name] = load_examples(task, split, tokenizer)
             if set(splits) == set(SPLITS):
                 refuse_overlap(task, *(self.examples[s][task.name] for s in SPLITS))
-            everything = [e for split in splits for e in self.examples[split][task.name]]
-            self._check_tokens(task, everything)
-            self.layouts[task.name] = plan_layouts(task, everything, tokens_per_batch)
+            first, *rest = (self.examples[split][task.name] for split in splits)
+            others = [e for examples in rest for e in examples]
+            self._check_tokens(task, [*first, *others])
+            self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, examples_at_once)
 
     def _check_tokens(self, task: Task, examples: Sequence[Example]) -> None:
         top = max(max(e.prompt_tokens + e.answer_tokens) for e in examples)

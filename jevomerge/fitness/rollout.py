@@ -107,7 +107,7 @@ def generate(
     hidden, filled = apply(params, config, batch.tokens, batch.valid, cache, dtype=dtype)
     assert filled is not None
     token = pick(params, hidden)
-    written = jnp.full((rows, new_slots), eos[0], jnp.int32)
+    written = jnp.full((rows, new_slots), eos[0], jnp.int32).at[:, 0].set(token)
 
     def unfinished(state: Any) -> Array:
         step, _, done, *_ = state
@@ -115,12 +115,10 @@ def generate(
 
     def body(state: Any) -> Any:
         step, token, done, written, cache = state
-        written = jax.lax.dynamic_update_slice(
-            written, jnp.where(done, eos[0], token)[:, None], (jnp.zeros_like(step), step)
-        )
-        done = done | ends(token)
         hidden, cache = apply(params, config, token[:, None], ~done[:, None], cache, dtype=dtype)
-        return step + 1, pick(params, hidden), done, written, cache
+        token = jnp.where(done, eos[0], pick(params, hidden))
+        written = jax.lax.dynamic_update_slice(written, token[:, None], (jnp.zeros_like(step), step))
+        return step + 1, token, done | ends(token), written, cache
 
-    start = (jnp.zeros((), jnp.int32), token, jnp.zeros((rows,), bool), written, filled)
+    start = (jnp.ones((), jnp.int32), token, ends(token), written, filled)
     return jax.lax.while_loop(unfinished, body, start)[3]

@@ -63,7 +63,7 @@ def test_batches_hold_every_example_once_in_few_shapes(score):
     rng = np.random.default_rng(0)
     chosen = examples(rng.integers(1, 200, 500), rng.integers(1, 30, 500))
     t = task(score=score, extract="exact" if score == "generation" else None, max_new_tokens=7)
-    layouts = plan_layouts(t, chosen, tokens_per_batch=1024)
+    layouts = plan_layouts(t, chosen[:300], chosen[300:], tokens_per_batch=1024)
     batches = make_batches(t, chosen, layouts, pad=0)
     assert len(layouts) <= 5
     seen = []
@@ -85,10 +85,21 @@ def test_batches_hold_every_example_once_in_few_shapes(score):
 def test_a_subset_uses_the_shapes_of_the_whole():
     chosen = examples([5, 90, 40, 41, 7], [2, 3, 2, 5, 1])
     t = task(score="likelihood", extract=None)
-    layouts = plan_layouts(t, chosen, 4096)
+    layouts = plan_layouts(t, chosen, [], 4096)
     for subset in ([0], [1, 2], [4, 3]):
         for layout, *_ in make_batches(t, [chosen[i] for i in subset], layouts, 0):
             assert layout in layouts
+
+
+def test_rows_fit_the_search_and_not_the_heldout_split():
+    chosen = examples([10] * 384, [2] * 384)
+    t = task(score="likelihood", extract=None)
+    assert [x.rows for x in plan_layouts(t, chosen[:128], chosen[128:], 10**6)] == [128]
+    assert [x.rows for x in plan_layouts(t, chosen[:128], chosen[128:], 16 * 100)] == [
+        64
+    ]  # two full batches, not 100 + 28
+    (minibatch,) = plan_layouts(t, chosen[:128], chosen[128:], 10**6, at_once=16)
+    assert 16 <= minibatch.rows <= 48
 
 
 def test_overlap_is_refused():
