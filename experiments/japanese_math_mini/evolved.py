@@ -5,6 +5,7 @@ python experiments/japanese_math_mini/evolved.py          # about 12 runs of one
 Writes evolved.json: the search and held-out score of every run, in per cent, as each ends.
 """
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -28,28 +29,26 @@ GENOMES: dict[str, Any] = {
 
 def main() -> None:
     results = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for task in ("japanese_math", "two_skills"):
-        for genome, weight in GENOMES.items():
-            runs = results.setdefault(task, {}).setdefault(genome, {})
-            for seed in SEEDS:
-                if str(seed) in runs:
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    values = yaml.safe_load(QUICKSTART.read_text())
-                    values |= {"seed": seed, "genome": {"weight": weight}, "tasks": [f"tasks/mini_{task}.yaml"]}
-                    path = QUICKSTART.parent / f".{task}-{seed}.yaml"  # beside the original: its paths are relative
-                    try:
-                        path.write_text(yaml.safe_dump(values))
-                        config = read_run(path)
-                    finally:
-                        path.unlink(missing_ok=True)
-                    result = evolve(config, Path(folder) / "run", Terminal())
-                runs[str(seed)] = {
-                    **{split: round(100 * result["best"][split], 1) for split in ("search", "heldout")},
-                    "evaluations": result["evaluations"],
-                    "seconds": result["seconds"],
-                }
-                OUT.write_text(json.dumps(results, indent=1) + "\n")
+    for seed, task, genome in itertools.product(SEEDS, ("japanese_math", "two_skills"), GENOMES):
+        runs = results.setdefault(task, {}).setdefault(genome, {})
+        if str(seed) in runs:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            values = yaml.safe_load(QUICKSTART.read_text())
+            values |= {"seed": seed, "genome": {"weight": GENOMES[genome]}, "tasks": [f"tasks/mini_{task}.yaml"]}
+            path = QUICKSTART.parent / f".{task}-{seed}.yaml"  # beside the original: its paths are relative
+            try:
+                path.write_text(yaml.safe_dump(values))
+                config = read_run(path)
+            finally:
+                path.unlink(missing_ok=True)
+            result = evolve(config, Path(folder) / "run", Terminal())
+        runs[str(seed)] = {
+            **{split: round(100 * result["best"][split], 1) for split in ("search", "heldout")},
+            "evaluations": result["evaluations"],
+            "seconds": result["seconds"],
+        }
+        OUT.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ class Attention(nn.Module):
             q = Norm(c, "head_dim", name="q_norm")(q)
             k = Norm(c, "head_dim", name="k_norm")(k)
         k, v, kept = remember(rotate(k, rope), v)
-        y = jax.nn.dot_product_attention(rotate(q, rope), k, v, mask=mask, scale=c.query_scale)
+        scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
+        y = attend(rotate(q, rope) * jnp.asarray(scale, x.dtype), k, v, mask)
         y = y.reshape(batch, length, c.num_attention_heads * c.head_dim)
         return Linear(c.hidden_size, ("embed", "heads"), c.o_bias, name="o_proj")(y), kept
 
@@ -211,6 +212,26 @@ class Block(nn.Module):
         return x + Mlp(c, name="mlp")(Norm(c, name="post_attention_layernorm")(x)), kept
 
 
+def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Softmax attention, softmax in float32: q (B, T, N, H), k and v (B, S, K, H), mask (B, T, S) -> (B, T, N, H).
+
+    The query heads that share a key head are folded into one matrix product, and the division comes last, on the
+    smaller array: on a CPU this beats `jax.nn.dot_product_attention` (3.65 s against 3.85 s of processor time for
+    16 x 128 tokens through SmolLM2-135M, taking turns).
+    """
+    batch, length, heads, size = q.shape
+    groups = (batch, k.shape[2], heads // k.shape[2], length)
+    q = q.reshape(batch, length, *groups[1:3], size).transpose(0, 2, 3, 1, 4).reshape(*groups[:2], -1, size)
+    scores = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32).reshape(*groups, -1)
+    scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, None]  # finite: a padding row sees nothing, and no NaN
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.reshape(*groups[:2], -1, weights.shape[-1]).astype(v.dtype)
+    y = jnp.einsum("bkqs,bskh->bkqh", weights, v, preferred_element_type=jnp.float32)
+    y = (y.reshape(*groups, size) / total).astype(v.dtype)
+    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
 def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
     """Turn (B, T, heads, H) by the angles of (B, T, H/2) tables, halves paired as in Hugging Face."""
     cos, sin = (t[:, :, None, :].astype(x.dtype) for t in rope)
@@ -230,7 +251,7 @@ def init(key: Array, config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
     def block(k: Array) -> Params:
         x = jnp.zeros((1, 1, c.hidden_size))
         table = jnp.zeros((1, 1, c.head_dim // 2))
-        mask = jnp.ones((1, 1, 1, 1), bool)
+        mask = jnp.ones((1, 1, 1), bool)
         return Block(c).init(k, x, (table, table), mask, lambda k, v: (k, v, None))["params"]
 
     def matrix(k: Array) -> Params:
@@ -305,9 +326,8 @@ def apply(
             )
             return keys[index].astype(k.dtype), values[index].astype(v.dtype), (keys, values)
 
-        mask = masks[kind][:, None]  # (B, 1, T, S)
         rope = (ropes[0][kind], ropes[1][kind])
-        return block.apply({"params": layer(layer_params)}, x, rope, mask, remember), None
+        return block.apply({"params": layer(layer_params)}, x, rope, masks[kind], remember), None
 
     indices = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
     kv = None if cache is None else (cache.keys, cache.values)
