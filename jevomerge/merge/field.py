@@ -3,8 +3,8 @@
 A candidate's density moves a threshold over the field, so the fitness landscape is deterministic and masks
 are nested: what density 0.3 keeps, 0.5 keeps too.  The field depends only on the run's seed, the source's
 name and the tensor's name, never on an order, a host or a shape of a mesh, and it is recomputed from a
-counter wherever it is needed instead of being stored (here 190 times faster than `jax.random.bits`, which
-matters because every candidate needs one number per parameter and source).
+counter wherever it is needed instead of being stored (ten times faster than `jax.random` on a CPU,
+see experiments/bench_kernels: every candidate needs one number per parameter and source).
 """
 
 from __future__ import annotations
