@@ -51,7 +51,7 @@ class MergeMethod(NamedTuple):
 
 
 def weighted_sum(weights: Sequence[Array], arrays: Sequence[Array]) -> Array:
-    """Sum of w_i x_i as unrolled multiply-adds (faster than an einsum over a stacked axis: experiments/bench_kernels)."""
+    """Sum of w_i x_i, unrolled: faster than an einsum over a stacked axis (experiments/bench_kernels)."""
     total = weights[0] * arrays[0]
     for weight, array in zip(weights[1:], arrays[1:], strict=True):
         total = total + weight * array
