@@ -103,6 +103,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
     if args.json:
         refuse_existing(Path(args.json))
+        if not Path(args.json).parent.is_dir():
+            raise InputError(f"--json: {Path(args.json).parent} is not a folder")
     task, model = read_task(args.task), Checkpoint(args.model)
     judge = Judge([task], load_tokenizer(model), model.config, splits=[args.split])
     scores = judge.model(model.load(), args.split)
@@ -157,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"jevomerge: {_message(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        return 2 if full or isinstance(error, InputError) else 1
 
 
 def _message(error: Exception) -> str:

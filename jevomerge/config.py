@@ -7,8 +7,9 @@ that was probably meant.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -23,7 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 # --- tasks --------------------------------------------------------------------------------------------------
@@ -58,12 +59,21 @@ class Task(Strict):
     pattern: str | None = None  # or a regular expression whose first group, at its last match, is the answer
     max_new_tokens: int = Field(256, gt=0)
     stop: tuple[str, ...] = ()  # generated text ends before the first of these
-    weight: float = 1.0
+    weight: float = Field(1.0, gt=0)
 
     @field_validator("search", "heldout", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
 
     @model_validator(mode="after")
     def _extractor(self) -> Task:
@@ -77,7 +87,7 @@ class Task(Strict):
 # --- recipes (mergekit's format) ----------------------------------------------------------------------------
 
 Scalar = bool | int | float
-Value = Scalar | tuple[Scalar, ...]  # a list is a gradient over the layers
+Value = Scalar | Annotated[tuple[Scalar, ...], Field(min_length=1)]  # a list is a gradient over the layers
 
 
 class Conditional(Strict):
@@ -87,7 +97,7 @@ class Conditional(Strict):
     value: Value
 
 
-Setting = Value | tuple[Conditional, ...]
+Setting = Value | Annotated[tuple[Conditional, ...], Field(min_length=1)]
 
 
 class RecipeModel(Strict):
@@ -241,7 +251,9 @@ def _anchor_task(data: Any, folder: Path) -> None:
 
 
 def _anchor_recipe(data: dict[str, Any], folder: Path) -> None:
-    models = _list(data, "models") + [m for s in _list(data, "slices") for m in _list(s, "sources")]
+    models = _list(data, "models") + [
+        m for s in _list(data, "slices") if isinstance(s, dict) for m in _list(s, "sources")
+    ]
     for model in models:
         if isinstance(model, dict) and "model" in model:
             model["model"] = _anchor(model["model"], folder)
@@ -253,8 +265,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     """The mapping in a YAML file, and the line of every key and item in it."""
     try:
         text = path.read_text()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)

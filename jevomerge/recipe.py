@@ -162,7 +162,7 @@ def _at(value: Value, position: float) -> float:
     """A scalar, or the point `position` of a gradient."""
     if not isinstance(value, tuple):
         return float(value)
-    exact = position * (len(value) - 1)
+    exact = round(position * (len(value) - 1), 9)  # 7 / 25 * 25 is not 7
     low = int(exact)
     high = min(len(value) - 1, low + 1)
     return (1 - (exact - low)) * float(value[low]) + (exact - low) * float(value[high])

@@ -42,6 +42,7 @@ def merge_to_folder(
         score: called with the folder when its weights are written, gives {model: {column: score}} for the card.
         progress: called with (tensors written, tensors in all).
     """
+    target = ExportFolder(out)  # refuses an existing folder before anything is read
     merge = Merge(sources.method, sources.dtype)
     specs = sources.like.specs
     tensors = list(tensor_names(specs))
@@ -71,7 +72,7 @@ def merge_to_folder(
         return merged
 
     recipe = write_recipe(sources, numbers)
-    with ExportFolder(out) as folder:
+    with target as folder:
         write_model(folder, sources.like, sources.dtype, tensor)
         (folder / "recipe.yaml").write_text(recipe)
         card = model_card(title or Path(out).name, recipe, sources.all, score(folder) if score else None)

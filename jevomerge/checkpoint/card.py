@@ -57,9 +57,7 @@ def model_card(
         lines += [f"| {name} | " + " | ".join(f"{row[c]:.4f}" for c in columns) + " |" for name, row in scores.items()]
         lines += [""]
     lines += ["| source | licence |", "|---|---|"]
-    lines += [
-        f"| {source.reference} | {licence or 'not stated'} |" for source, licence in zip(sources, licences, strict=True)
-    ]
+    lines += [f"| {origin} | {licence or 'not stated'} |" for origin, licence in zip(origins, licences, strict=True)]
     if front["license"] == "other":
         lines += ["", "The sources' licences differ or are not all known: all of them apply, read each."]
     lines += ["", "Recipe (`jevomerge merge recipe.yaml OUT` makes the same weights):", "", "```yaml"]

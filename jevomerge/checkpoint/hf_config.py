@@ -33,7 +33,7 @@ class Fields:
         self.values, self.where, self.seen = values, where, set[str]()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, None and absent being the same thing to Hugging Face."""
+        """The value of `key`, None and absent nearly always being the same thing to Hugging Face."""
         self.seen.add(key)
         value = self.values.get(key)
         return default if value is None else value
@@ -138,7 +138,8 @@ def _llama(f: Fields) -> DecoderConfig:
 
 
 def _mistral(f: Fields) -> DecoderConfig:
-    kind = AttentionKind(_rope(f), window=f.get("sliding_window"))
+    window = f.get("sliding_window") if "sliding_window" in f.values else 4096  # null is no window, absent the default
+    kind = AttentionKind(_rope(f), window=window)
     return _common(f, kinds=(kind,), layer_kinds=(0,) * f.need("num_hidden_layers"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -104,8 +105,12 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
         raise InputError(f"{folder} is not a run that can be resumed: it has no config.yaml")
     if not resume:
         refuse_existing(folder)
+    if resume and (folder / "result.json").exists():
+        raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
     observer.stage("reading configuration, models' headers and data")
     setup = Setup(config)
+    if resume:
+        check_unchanged(setup, folder)
     observer.stage("loading models")
     models = Models(setup.sources)
     if not resume:
@@ -113,10 +118,8 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     with locked(folder):
         if not resume:
             record_run(setup, folder)
-        elif (folder / "result.json").exists():
-            raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
-        else:
-            check_data(setup, folder)
+        for stale in folder.glob(".best.partial-*"):  # of a killed export: ours, for we hold the lock
+            shutil.rmtree(stale)
         with Archive(folder / "evaluations.jsonl") as archive:
             return _evolve(setup, models, archive, folder, observer)
 
@@ -140,15 +143,26 @@ def record_run(setup: Setup, folder: Path) -> None:
         "command": sys.argv,
         "genes": list(setup.space.names),
         "population": setup.strategy.population_size,
+        "seed": setup.config.seed,
+        "sources": {c.reference: fingerprint_of(c) for c in setup.sources.all},
         "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
     }
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     write_atomically(folder / "config.yaml", yaml.safe_dump(setup.config.model_dump(mode="json"), sort_keys=False))
 
 
-def check_data(setup: Setup, folder: Path) -> None:
-    """A resumed run must see the data it began with."""
-    began = json.loads((folder / "environment.json").read_text())["data"]
+def fingerprint_of(checkpoint: Checkpoint) -> dict[str, int]:
+    """Which files a source's weights are, and how large: enough to notice another revision or model."""
+    return {str(p.resolve()): p.stat().st_size for p in sorted(checkpoint.folder.glob("*.safetensors"))}
+
+
+def check_unchanged(setup: Setup, folder: Path) -> None:
+    """A resumed run must see the models and the data it began with."""
+    environment = json.loads((folder / "environment.json").read_text())
+    for source in setup.sources.all:
+        if environment["sources"].get(source.reference) != fingerprint_of(source):
+            raise InputError(f"{source.reference}: its weights have changed since {folder} began; start a new run")
+    began = environment["data"]
     for split in SPLITS:
         for task, digest in setup.judge.fingerprint(split).items():
             if began[split].get(task) != digest:
@@ -244,7 +258,7 @@ def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, genera
             population, state = strategy.ask(keys[0], state)
             done = evaluate(setup, bank, archive, generation, population, keys[1], generations, observer)
             fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
-            tie_break = np.array([0.0 if r["tie_break"] is None else r["tie_break"] for r in done])
+            tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
             state = strategy.tell(keys[2], state, population, fitness, tie_break)
             if (generation + 1) % config.search.checkpoint_every == 0 and generation + 1 > saved:
                 checkpointer.save(generation + 1, state)
@@ -322,7 +336,7 @@ def choose(setup: Setup, bank: Bank, archive: Archive) -> dict[str, Any]:
     """
     ranked = sorted(
         (r for r in archive.records if r["fitness"] is not None),
-        key=lambda r: (-r["fitness"], -(r["tie_break"] or 0.0)),
+        key=lambda r: (-r["fitness"], math.inf if r["tie_break"] is None else -r["tie_break"]),
     )
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
@@ -331,5 +345,5 @@ def choose(setup: Setup, bank: Bank, archive: Archive) -> dict[str, Any]:
     finalists = ranked[: setup.config.search.finalists]
     genomes = np.array([r["genome"] for r in finalists])
     scored = [s for group in setup.judge.members(setup.merge, bank, setup.space, genomes) for s in group]
-    fitness = [setup.judge.fitness(s) for s in scored]
+    fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]
     return finalists[max(range(len(finalists)), key=lambda i: fitness[i])]

@@ -73,6 +73,8 @@ def load_examples(task: Task, split: str, tokenizer: Any) -> list[Example]:
             prompt, answer = task.prompt.format(**row), task.answer.format(**row)
         except (KeyError, IndexError) as error:
             raise InputError(f"{where}: row {i} has no field {error}; it has {', '.join(row)}") from None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"{where}: the prompt or answer template does not fit row {i}: {error}") from None
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         examples.append(
             Example(
@@ -84,6 +86,8 @@ def load_examples(task: Task, split: str, tokenizer: Any) -> list[Example]:
         )
         if not examples[-1].answer_tokens:
             raise InputError(f"{where}: row {i} has an empty answer")
+        if not examples[-1].prompt_tokens:
+            raise InputError(f"{where}: row {i} has an empty prompt; put some text into the template")
     return examples
 
 

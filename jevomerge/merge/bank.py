@@ -1,7 +1,7 @@
 """From many models to one: the bank of sources, and the three ways to run a merge over it.
 
 In memory (`build`), inside the layer scan of a forward pass (`in_scan`), and tensor by tensor from files
-(`jevomerge.merge.stream`) call the same `merge_tensor` on the same numbers.
+(`jevomerge.stream`) call the same `merge_tensor` on the same numbers.
 
 Leaves are addressed by path ("layers.self_attn.q_proj.weight"), so everything here is a flat dict; the
 nested form that the forward pass takes is made at the very end.

@@ -33,7 +33,7 @@ class MergeMethod(NamedTuple):
         needs_base: whether sources are deltas from a base model, which is then not among the sources.
         merge: `(sources, base, coefficients, prepared, keys) -> leaf`, pure, in float32, one tensor without
             the layer axis.  `sources` is a sequence of N arrays in their stored dtype, `keys` is (N, 2) uint32
-            (see `merge_keys`).  It must not look at the order of the sources.
+            (see `merge_keys`).  Only slerp may look at the order of the sources.
         prepare: `(sources, base) -> prepared`, a pytree of arrays: whatever does not depend on coefficients.
             Runs once per run and tensor, outside jit.
         pool: `[(prepared, size)] -> [prepared]`, over all tensors of the model, for methods whose

@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_loses_nothing(siblings, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(os, "fsync", sync)
     arguments = ["evolve", str(siblings / "run.yaml"), "--output", str(tmp_path / "run")]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     message = capsys.readouterr().err
     assert "the disk is full" in message
     assert "--resume" in message
@@ -264,6 +264,15 @@ def test_changed_data_is_noticed_on_resume(run, siblings, tmp_path, capsys):
     data = (copy / "search.jsonl").read_text().splitlines()
     (copy / "search.jsonl").write_text("\n".join(data[1:]) + "\n")
     assert "has changed" in refused(capsys, "evolve", "--resume", tmp_path / "run")
+
+
+def test_a_changed_source_is_noticed_on_resume(siblings, tmp_path, capsys):
+    copy = with_run(siblings, tmp_path, "evaluations: 120", "evaluations: 10")
+    assert main(["evolve", str(copy / "run.yaml"), "--output", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "result.json").unlink()
+    weights = load_file(copy / "back" / "model.safetensors")
+    save_file({k: v.astype(np.float16) for k, v in weights.items()}, copy / "back" / "model.safetensors")
+    assert "weights have changed" in refused(capsys, "evolve", "--resume", tmp_path / "run")
 
 
 def test_seed_and_minibatches(siblings, tmp_path):

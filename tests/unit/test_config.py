@@ -41,6 +41,8 @@ def test_all_problems_at_once(tmp_path):
         ("name: [", "not valid YAML"),
         (TASK + "score: generation\n", "needs either `extract`"),
         (TASK + "extract: last_number\n", "judge generated text"),
+        (TASK + "score: generation\npattern: '('\n", "not a regular expression"),
+        (TASK + "weight: 0\n", "greater than 0"),
     ],
 )
 def test_bad_tasks(text, expected, tmp_path):

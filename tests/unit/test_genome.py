@@ -44,6 +44,8 @@ def test_documented_gradient():
     from jevomerge.recipe import _at
 
     values = [_at((0, 0.5, 0.3, 0.7, 1), i / 39) for i in (0, 10, 20, 30, 39)]
+    one_hot = [_at(tuple(float(j == 8) for j in range(26)), i / 25) for i in range(26)]
+    assert one_hot == [float(i == 8) for i in range(26)]  # a gradient of one value per layer is exactly that
     np.testing.assert_allclose(values, [0, 0.4949, 0.3205, 0.7231, 1], atol=5e-5)
 
 
