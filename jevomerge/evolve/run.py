@@ -99,13 +99,14 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     """Run (or continue) an evolution in `folder` and return what `result.json` holds.
 
     Raises:
-        InputError: for anything wrong with the configuration, its models or its data, before weights are read.
+        InputError: for anything wrong with the configuration, its models or its data, before weights are read;
+            for broken weights, before anything is written.
     """
     if resume and not (folder / "config.yaml").exists():
         raise InputError(f"{folder} is not a run that can be resumed: it has no config.yaml")
     if not resume:
         refuse_existing(folder)
-    if resume and (folder / "result.json").exists():
+    elif (folder / "result.json").exists():
         raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
     observer.stage("reading configuration, models' headers and data")
     setup = Setup(config)
