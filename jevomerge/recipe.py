@@ -35,18 +35,19 @@ class Sources:
         self.method = get_method(recipe.merge_method, recipe.semantics)
         inputs = list(recipe.inputs)
         self.base: Checkpoint | None = None
-        if self.method.needs_base:
-            if recipe.base_model is None:
-                raise InputError(f"merge_method: {self.method.name} needs `base_model`")
+        if self.method.base == "required" and recipe.base_model is None:
+            raise InputError(f"merge_method: {self.method.name} needs `base_model`")
+        if self.method.base in ("required", "optional") and recipe.base_model is not None:
             self.base = Checkpoint(recipe.base_model)
             inputs = [m for m in inputs if m.model != recipe.base_model]
-        elif self.method.name == "slerp":  # t = 0 is the base model
+        elif self.method.base == "first":  # slerp's t = 0
             inputs.sort(key=lambda m: m.model != recipe.base_model)
             if recipe.base_model not in (None, inputs[0].model):
                 raise InputError(f"base_model: slerp starts from one of its two models, not {recipe.base_model}")
-        wanted = self.method.num_sources
-        if not inputs or (wanted and len(inputs) != wanted):
-            raise InputError(f"models: {self.method.name} needs {wanted or 'at least 1'}, not {len(inputs)}")
+        fewest, most = self.method.num_sources
+        if not fewest <= len(inputs) <= (most or len(inputs)):
+            wanted = fewest if most == fewest else f"at least {fewest}"
+            raise InputError(f"models: {self.method.name} needs {wanted}, not {len(inputs)}")
         self.inputs = inputs
         self.checkpoints = [Checkpoint(m.model) for m in inputs]
         self.names = [c.name for c in self.checkpoints]
@@ -187,7 +188,7 @@ def write_recipe(sources: Sources, numbers: Numbers) -> str:
     recipe: dict[str, Any] = {"merge_method": method.name, "models": models}
     if sources.base:
         recipe["base_model"] = sources.base.reference
-    elif method.name == "slerp":
+    elif method.base == "first":
         recipe["base_model"] = sources.inputs[0].model
     recipe |= {"parameters": scalars, "dtype": "float32", "out_dtype": sources.dtype}
     recipe |= {"semantics": sources.recipe.semantics, "seed": sources.recipe.seed}

@@ -76,7 +76,7 @@ class Merger:
 
     def __call__(self, method: str, sources: dict[str, Any], **values: Any) -> Any:
         merge = Merge(get_method(method, "paper"))
-        base = self.params["base"] if merge.method.needs_base else None
+        base = self.params["base"] if merge.method.base == "required" else None
         bank = make_bank(merge, self.specs, tuple(sources), tuple(sources.values()), base, seed=0)
         values = {p.name: p.default for p in merge.method.parameters} | values
         coefficients = {}

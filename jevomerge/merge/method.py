@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -21,7 +21,7 @@ class Parameter(NamedTuple):
     default: float | None  # None: the user must give it
     per_model: bool = False
     domain: tuple[float, float] = (0.0, 1.0)  # where a gene for it lives unless the config says otherwise
-    kind: str = "float"  # float | bool (0 or 1)
+    kind: Literal["float", "int", "bool"] = "float"  # a bool is 0 or 1
 
 
 class MergeMethod(NamedTuple):
@@ -30,15 +30,17 @@ class MergeMethod(NamedTuple):
     Attributes:
         name: as in recipes.
         parameters: its coefficients.
-        needs_base: whether sources are deltas from a base model, which is then not among the sources.
         merge: `(sources, base, coefficients, prepared, keys) -> leaf`, pure, in float32, one tensor without
             the layer axis.  `sources` is a sequence of N arrays in their stored dtype, `keys` is (N, 2) uint32
-            (see `merge_keys`).  Only slerp may look at the order of the sources.
+            (see `merge_keys`).  Unless `base` is "first" the order of the sources must not matter.
         prepare: `(sources, base) -> prepared`, a pytree of arrays: whatever does not depend on coefficients.
             Runs once per run and tensor, outside jit.
         pool: `[(prepared, size)] -> [prepared]`, over all tensors of the model, for methods whose
             preparation looks at the whole parameter vector.
-        num_sources: exactly so many sources, if fixed.
+        base: what a recipe's `base_model` is to the method.  "required": the origin of the sources' task
+            vectors, not one of them; "optional": the same if it is given; "first": one of the sources, which
+            then comes first; "none": nothing, it only lends its configuration and tokenizer.
+        num_sources: the fewest and the most sources (None: no limit), not counting the base.
     """
 
     name: str
@@ -46,8 +48,8 @@ class MergeMethod(NamedTuple):
     merge: Callable[[Sequence[Array], Array | None, Coefficients, Any, Array], Array]
     prepare: Callable[[Sequence[Array], Array | None], Any] = lambda sources, base: ()
     pool: Callable[[list[tuple[Any, int]]], list[Any]] | None = None
-    needs_base: bool = False
-    num_sources: int | None = None
+    base: Literal["none", "first", "optional", "required"] = "none"
+    num_sources: tuple[int, int | None] = (1, None)
 
 
 def weighted_sum(weights: Sequence[Array], arrays: Sequence[Array]) -> Array:

@@ -1,8 +1,9 @@
-"""Merge methods by name."""
+"""Merge methods by name: the built-in ones, those of installed packages, those registered by hand."""
 
 from __future__ import annotations
 
 import difflib
+from importlib.metadata import entry_points
 
 from jevomerge.errors import InputError
 from jevomerge.merge.linear import LINEAR
@@ -23,12 +24,33 @@ MERGEKIT = {m.name: m for m in (LINEAR, SLERP, TASK_ARITHMETIC, TIES, DARE_LINEA
 PAPER = MERGEKIT | {m.name: m for m in (TIES_PAPER, DARE_LINEAR_PAPER, DARE_TIES_PAPER)}
 
 
+ENTRY_POINTS = "jevomerge.merge_methods"
+_registered: dict[str, MergeMethod] = {}
+
+
+def register(method: MergeMethod) -> MergeMethod:
+    """Make `method` known to recipes by its name, for as long as this process lives, and return it.
+
+    A package makes its methods known for good with an entry point in the group "jevomerge.merge_methods" whose
+    name is the method's.
+
+    Raises:
+        ValueError: if another method has that name.
+    """
+    if (MERGEKIT | _registered).get(method.name, method) is not method:
+        raise ValueError(f"there is a merge method {method.name!r} already")
+    _registered[method.name] = method
+    return method
+
+
 def get_method(name: str, semantics: str = "mergekit") -> MergeMethod:
     """The merge method `name`, where paper and mergekit differ as `semantics` says."""
     if semantics not in SEMANTICS:
         raise InputError(f"semantics: `{semantics}` is not one of {', '.join(SEMANTICS)}")
-    methods = MERGEKIT if semantics == "mergekit" else PAPER
+    methods = (MERGEKIT if semantics == "mergekit" else PAPER) | _registered
     if name not in methods:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            return register(entry.load())
         close = difflib.get_close_matches(name, methods, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(methods)}"
         raise InputError(f"merge_method: `{name}` is not known; {hint}")

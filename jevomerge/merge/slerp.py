@@ -39,5 +39,6 @@ SLERP = MergeMethod(
     parameters=(Parameter("t", None),),
     merge=merge_slerp,
     prepare=prepare_slerp,
-    num_sources=2,
+    base="first",
+    num_sources=(2, 2),
 )

@@ -171,7 +171,7 @@ def _method(
     ]
     if rescale is not None:
         parameters += [Parameter("density", 1.0, per_model=True), Parameter("rescale", float(rescale), kind="bool")]
-    return MergeMethod(name, tuple(parameters), merge, needs_base=True, **extra)
+    return MergeMethod(name, tuple(parameters), merge, base="required", **extra)
 
 
 TASK_ARITHMETIC = _method("task_arithmetic", _keep_all, elect_sign=False, normalize=False, rescale=None)

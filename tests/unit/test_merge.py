@@ -32,7 +32,7 @@ def run(name, semantics, sources, base, keys=KEYS, jit=True, **given):
     """One tensor through a method; parameters not given keep their defaults."""
     method = get_method(name, semantics)
     sources = [jnp.asarray(s) for s in sources]
-    base = jnp.asarray(base) if method.needs_base else None
+    base = jnp.asarray(base) if method.base == "required" else None
     prepared = method.prepare(sources, base)
     if method.pool:
         prepared = method.pool([(prepared, sources[0].size)])[0]
