@@ -4,11 +4,9 @@
 
     sources = jm.Sources(jm.read_recipe("recipe.yaml"))       # opened and checked, no weight read
     merge = jm.Merge(sources.method, sources.dtype)
-    trees = [c.load() for c in sources.checkpoints]
-    base = sources.base.load() if sources.base else None
-    bank = jm.make_bank(merge, sources.like.specs, sources.names, trees, base, seed=0)
-    params = jax.jit(jm.build, static_argnums=0)(merge, bank, jm.resolve(sources))
-    hidden, _ = jm.apply(params, sources.like.config, tokens, valid)
+    bank = jm.make_bank(merge, sources.specs, *sources.load(), sources.keys())
+    params = jax.jit(jm.build, static_argnums=0)(merge, bank, sources.numbers)
+    hidden, _ = jm.apply(params, sources.config, tokens, valid)
 
 Names are imported when they are first used, so that `jevomerge --help` does not wait for JAX.
 """
@@ -18,14 +16,16 @@ from typing import Any
 
 _HOME = {
     "jevomerge.checkpoint": ("Checkpoint",),
-    "jevomerge.config": ("read_recipe", "read_run", "read_task"),
+    "jevomerge.config": ("read_run", "read_task"),
     "jevomerge.errors": ("InputError",),
     "jevomerge.evolve.run": ("evolve",),
     "jevomerge.fitness.judge": ("Judge",),
     "jevomerge.genome": ("Space", "express", "make_space"),
-    "jevomerge.merge": ("Bank", "Merge", "MergeMethod", "build", "get_method", "in_scan", "make_bank"),
+    "jevomerge.merge": ("Bank", "Merge", "build", "in_scan", "make_bank"),
+    "jevomerge.merge.method": ("MergeMethod", "Parameter"),
+    "jevomerge.merge.registry": ("get_method", "register"),
     "jevomerge.models": ("apply", "unembed"),
-    "jevomerge.recipe": ("Sources", "resolve", "write_recipe"),
+    "jevomerge.recipe": ("Sources", "read_recipe", "write_recipe"),
     "jevomerge.stream": ("merge_to_folder",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -38,9 +38,17 @@ def parser() -> argparse.ArgumentParser:
     evolve.add_argument("--seed", type=int, help="instead of the config's")
     evolve.add_argument("--resume", metavar="RUN", help="continue this run, with its own config")
 
-    merge = command("merge", "merge models by a fixed recipe", "Merge models by a recipe in mergekit's YAML format.")
+    merge = command(
+        "merge",
+        "merge models by a fixed recipe",
+        "Merge models by a recipe in mergekit's YAML format, one tensor in memory at a time. Of a recipe with several "
+        "documents, the results of all but the last live in a temporary folder beside OUT.",
+    )
     merge.add_argument("recipe", help="the recipe's YAML")
-    merge.add_argument("out", metavar="OUT", help="the folder to write; it must not exist")
+    merge.add_argument("out", metavar="OUT", nargs="?", help="the folder to write; it must not exist")
+    merge.add_argument(
+        "--explain", action="store_true", help="only print which inputs and coefficients make each tensor"
+    )
 
     evaluate = command("evaluate", "score a model on a task", "Score any supported model folder on a task.")
     evaluate.add_argument("model", help="a Hugging Face folder, or a hub name")
@@ -83,13 +91,18 @@ def run_evolve(args: argparse.Namespace) -> None:
 
 def run_merge(args: argparse.Namespace) -> None:
     """`jevomerge merge`."""
-    from jevomerge.config import read_recipe
     from jevomerge.console import Terminal
-    from jevomerge.recipe import Sources, resolve
-    from jevomerge.stream import merge_to_folder
+    from jevomerge.recipe import read_stages
+    from jevomerge.stages import explain_stages, merge_stages
 
-    sources = Sources(read_recipe(args.recipe))
-    merge_to_folder(sources, resolve(sources), args.out, progress=Terminal().tensors("merged"))
+    stages = read_stages(args.recipe)
+    if args.explain:
+        for line in explain_stages(stages):
+            print(line)
+        return
+    if args.out is None:
+        raise InputError("merge: give the folder to write, OUT, or --explain")
+    merge_stages(stages, args.out, Terminal())
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -106,7 +119,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         if not Path(args.json).parent.is_dir():
             raise InputError(f"--json: {Path(args.json).parent} is not a folder")
     task, model = read_task(args.task), Checkpoint(args.model)
-    judge = Judge([task], load_tokenizer(model), model.config, splits=[args.split])
+    judge = Judge([task], load_tokenizer(model.folder), model.config, splits=[args.split])
     scores = judge.model(model.load(), args.split)
     fitness, _ = judge.fitness(scores)
     values = scores.primary[task.name].tolist()

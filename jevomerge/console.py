@@ -28,6 +28,10 @@ class Terminal:
         self._stop()
         self.console.print(f"[dim]{text} ...[/]")
 
+    def note(self, text: str) -> None:
+        """Something that is worth knowing and needs no change."""
+        self.console.print(f"note: {text}", markup=False, soft_wrap=True)
+
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """Move the bar, or print a line every few seconds."""
         status = f"best {best:.4f}  mean {mean:.4f}"
@@ -57,7 +61,8 @@ class Terminal:
     def finished(self, result: Mapping[str, Any], folder: Path) -> None:
         """The table of who scored what, and where the result is."""
         self._stop()
-        rows = {**result["sources"], "plain average": result["average"], "evolved merge": result["best"]}
+        average = {} if result["average"] is None else {"plain average": result["average"]}
+        rows = {**result["sources"], **average, "evolved merge": result["best"]}
         table = Table(
             "model", "search", "held-out", title=f"{result['evaluations']} evaluations, {result['seconds']:.0f} s"
         )

@@ -7,20 +7,21 @@ The numbers are those of a merge in memory: the same `merge_tensor` runs on the 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jevomerge.checkpoint import ExportFolder, write_model
+from jevomerge.checkpoint import ExportFolder, copy_tokenizer, write_model
 from jevomerge.checkpoint.card import model_card
-from jevomerge.checkpoint.specs import tensor_names
+from jevomerge.checkpoint.chat import write_chat_template
+from jevomerge.checkpoint.files import read_json
+from jevomerge.checkpoint.vocabulary import write_tokenizer
 from jevomerge.merge import Merge, merge_tensor
-from jevomerge.merge.bank import tensor_keys
-from jevomerge.recipe import Numbers, Sources, write_recipe
+from jevomerge.recipe import Numbers, Sources, Tensor, write_recipe
 
 
 def merge_to_folder(
@@ -29,6 +30,7 @@ def merge_to_folder(
     out: str | Path,
     *,
     title: str | None = None,
+    recipe: str | None = None,
     score: Callable[[Path], Mapping[str, Mapping[str, float]]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -39,41 +41,64 @@ def merge_to_folder(
         numbers: the coefficients, {path: {parameter: ([L,][N,])}}.
         out: a folder that does not exist yet.
         title: of the model card, by default the folder's name.
+        recipe: the text to keep as recipe.yaml, by default `write_recipe(sources, numbers)`.
         score: called with the folder when its weights are written, gives {model: {column: score}} for the card.
         progress: called with (tensors written, tensors in all).
     """
     target = ExportFolder(out)  # refuses an existing folder before anything is read
-    merge = Merge(sources.method, sources.dtype)
-    specs = sources.like.specs
-    tensors = list(tensor_names(specs))
-    keys = {spec.path: tensor_keys(spec, sources.names, sources.recipe.seed) for spec in specs}
-
-    def read(name: str) -> tuple[list[Any], Any]:
-        arrays = [jnp.asarray(c.tensor(name)) for c in sources.checkpoints]
-        return arrays, None if sources.base is None else jnp.asarray(sources.base.tensor(name))
+    method = sources.method
+    for checkpoint in sources.checkpoints:
+        checkpoint.check_head()
+    keys = sources.keys()
+    by_place = {(t.spec.path, t.layer): t for t in sources.tensors}
 
     pooled: dict[str, Any] = {}
-    if sources.method.pool is not None:  # a first pass over all tensors
-        rows = [(sources.method.prepare(*read(name)), int(np.prod(spec.shape))) for name, spec, _ in tensors]
-        pooled = dict(zip((name for name, *_ in tensors), sources.method.pool(rows), strict=True))
+    if method.pool is not None:  # a first pass over all tensors
+        rows = [(method.prepare(*_read(sources, t)), int(np.prod(t.spec.shape))) for t in sources.tensors]
+        pooled = dict(zip((t.name for t in sources.tensors), method.pool(rows), strict=True))
 
-    kernel = jax.jit(functools.partial(merge_tensor, merge))
+    kernel = jax.jit(functools.partial(merge_tensor, Merge(method, sources.dtype)))
     done = 0
 
     def tensor(name: str, path: str, layer: int | None) -> np.ndarray:
         nonlocal done
-        arrays, base = read(name)
-        prepared = pooled[name] if pooled else sources.method.prepare(arrays, base)
-        here = (lambda x: x) if layer is None else (lambda x: x[layer])
-        coefficients = {k: jnp.asarray(here(v)) for k, v in numbers[path].items()}
-        merged = np.asarray(kernel(arrays, base, coefficients, prepared, jnp.asarray(here(keys[path]))))
+        place = by_place[path, layer]
+        arrays, base = _read(sources, place)
+        prepared = pooled[name] if pooled else method.prepare(arrays, base)
+
+        def here(values: np.ndarray, per_model: bool) -> np.ndarray:
+            row = np.asarray(values if layer is None else values[layer])
+            return row[: len(arrays)] if per_model else row
+
+        coefficients = {p.name: here(numbers[path][p.name], p.per_model) for p in method.parameters}
+        merged = np.asarray(kernel(arrays, base, coefficients, prepared, here(keys[path], True)))
         done += 1
-        progress(done, len(tensors))
+        progress(done, len(sources.tensors))
         return merged
 
-    recipe = write_recipe(sources, numbers)
+    text = recipe or write_recipe(sources, numbers)
     with target as folder:
-        write_model(folder, sources.like, sources.dtype, tensor)
-        (folder / "recipe.yaml").write_text(recipe)
-        card = model_card(title or Path(out).name, recipe, sources.all, score(folder) if score else None)
+        write_model(folder, sources.config_json, sources.specs, sources.dtype, tensor)
+        write_beside_weights(folder, sources)
+        (folder / "recipe.yaml").write_text(text)
+        card = model_card(title or Path(out).name, text, sources.checkpoints, score(folder) if score else None)
         (folder / "README.md").write_text(card)
+
+
+def write_beside_weights(folder: Path, sources: Sources) -> None:
+    """The merged model's tokenizer, chat template and generation config."""
+    if sources.alignment is None:
+        copy_tokenizer(folder, sources.like)
+    else:
+        write_tokenizer(folder, sources.alignment)
+        if (path := sources.like.folder / "generation_config.json").exists():
+            values = read_json(path)
+            values |= sources.special_ids(values)
+            (folder / path.name).write_text(json.dumps(values, indent=2) + "\n")
+    if sources.chat_template is not None:
+        write_chat_template(folder, sources.chat_template)
+
+
+def _read(sources: Sources, tensor: Tensor) -> tuple[list[jax.Array], jax.Array | None]:
+    arrays, base = sources.read(tensor)
+    return [jax.device_put(a) for a in arrays], None if base is None else jax.device_put(base)

@@ -8,7 +8,7 @@ import numpy as np
 from common import Problem, genomes, recipe
 
 from jevomerge.config import RunConfig
-from jevomerge.evolve.run import Models, Setup
+from jevomerge.evolve.run import Setup
 from jevomerge.fitness.data import make_batches
 from jevomerge.fitness.judge import score_members
 from jevomerge.merge import make_bank
@@ -37,9 +37,9 @@ class Ours:
     def __init__(self, problem: Problem, method: str):
         """Read models and data."""
         self.setup = Setup(RunConfig.model_validate(configuration(problem, method)))
-        models, sources = Models(self.setup.sources), self.setup.sources
-        self.bank = make_bank(self.setup.merge, sources.like.specs, sources.names, models.trees, models.base, 0)
-        self.judge, self.config = self.setup.judge, sources.like.config
+        sources = self.setup.sources
+        self.bank = make_bank(self.setup.merge, sources.specs, *sources.load(), sources.keys())
+        self.judge, self.config = self.setup.judge, sources.config
         (self.task,) = self.judge.tasks
         self.batches = make_batches(
             self.task, self.judge.examples["search"]["two_skills"], self.judge.layouts["two_skills"], self.judge.pad
@@ -64,6 +64,6 @@ class Ours:
 def describe(ours: Ours) -> dict[str, Any]:
     """The work in one candidate."""
     shapes = [layout._asdict() for layout, *_ in ours.batches]
-    parameters = sum(int(np.prod(spec.leaf_shape)) for spec in ours.setup.sources.like.specs)
+    parameters = sum(int(np.prod(spec.leaf_shape)) for spec in ours.setup.sources.specs)
     real = sum(int(batch.valid.sum()) for *_, batch in ours.batches)
     return {"parameters": parameters, "batches": json.loads(json.dumps(shapes)), "tokens_without_padding": real}

@@ -23,7 +23,7 @@ OUT = HERE / "evolved.json"
 SEEDS = (0, 1, 2)
 GENOMES: dict[str, Any] = {
     "one weight per source": [0, 1],
-    "per layer and component": {"range": [0, 1], "layers_per_group": 1, "components": True},
+    "per layer and component": {"range": [0, 1], "layers_per_group": 1, "by": "component"},
 }
 
 

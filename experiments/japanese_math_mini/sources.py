@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.fitness.rollout import Batch, generate
 from jevomerge.merge import Merge, build, get_method, make_bank
+from jevomerge.merge.bank import tensor_keys
 
 HERE = Path(__file__).parent
 NAMES = ("japanese", "mathematics", "addition")
@@ -77,7 +78,8 @@ class Merger:
     def __call__(self, method: str, sources: dict[str, Any], **values: Any) -> Any:
         merge = Merge(get_method(method, "paper"))
         base = self.params["base"] if merge.method.base == "required" else None
-        bank = make_bank(merge, self.specs, tuple(sources), tuple(sources.values()), base, seed=0)
+        keys = {s.path: tensor_keys(s, [tuple(sources)] * (s.num_layers or 1), seed=0) for s in self.specs}
+        bank = make_bank(merge, self.specs, tuple(sources.values()), base, keys)
         values = {p.name: p.default for p in merge.method.parameters} | values
         coefficients = {}
         for spec in self.specs:

@@ -20,7 +20,8 @@ import optax
 from transformers import PreTrainedTokenizerFast
 
 from jevomerge.checkpoint import Checkpoint, ExportFolder, param_specs, read_config
-from jevomerge.checkpoint.export import stream_safetensors, tensors_of
+from jevomerge.checkpoint.export import tensors_of
+from jevomerge.checkpoint.safetensors_file import stream_safetensors
 from jevomerge.checkpoint.specs import tensor_names
 from jevomerge.models import apply, init, unembed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -40,12 +39,11 @@ def model_card(
     scores: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """The text of README.md: front matter, scores, sources with their licences, and the recipe as YAML."""
-    licences = [source.licence() for source in sources]
-    # A path of this machine means nothing to a reader of the card.
-    origins = [source.name if Path(source.reference).is_dir() else source.reference for source in sources]
+    # A model that occurs with several adapters is listed once.
+    origins = list(dict.fromkeys(origin for source in sources for origin in source.origins()))
     front: dict[str, Any] = {
-        "license": merged_licence(licences),
-        "base_model": origins,
+        "license": merged_licence([licence for _, licence in origins]),
+        "base_model": [origin for origin, _ in origins],
         "library_name": "transformers",
         "tags": ["merge", "jevomerge"],
     }
@@ -57,7 +55,7 @@ def model_card(
         lines += [f"| {name} | " + " | ".join(f"{row[c]:.4f}" for c in columns) + " |" for name, row in scores.items()]
         lines += [""]
     lines += ["| source | licence |", "|---|---|"]
-    lines += [f"| {origin} | {licence or 'not stated'} |" for origin, licence in zip(origins, licences, strict=True)]
+    lines += [f"| {origin} | {licence or 'not stated'} |" for origin, licence in origins]
     if front["license"] == "other":
         lines += ["", "The sources' licences differ or are not all known: all of them apply, read each."]
     lines += ["", "Recipe (`jevomerge merge recipe.yaml OUT` makes the same weights):", "", "```yaml"]

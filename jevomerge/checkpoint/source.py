@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from jevomerge.checkpoint.files import read_json, resolve, split_adapter
 from jevomerge.checkpoint.hf_config import read_config
+from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
+from jevomerge.checkpoint.safetensors_file import DTYPES, FLOATING, StoredTensor, aligned_empty, all_finite, read_header
 from jevomerge.checkpoint.specs import ParamSpec, param_specs, unflatten
 from jevomerge.errors import InputError
 from jevomerge.models import DecoderConfig
@@ -30,27 +32,33 @@ TOKENIZER_FILES = (
 class Checkpoint:
     """A checkpoint that has been opened and checked, of which no weight has been read.
 
-    `name` (the last component of the reference) identifies it in genomes, recipes and random masks.
+    `name` (the last component of the reference) identifies it in genomes, recipes and random masks.  The model may
+    have a LoRA adapter, which is applied to every tensor that is read; its name is then `model+adapter`.
     """
 
     def __init__(self, reference: str | Path):
-        """Open `reference`, a folder or a hub name `owner/name[@revision]`.
+        """Open `reference`, a folder or a hub name `owner/name[@revision]`, or two of them as `model+adapter`.
 
         Raises:
             InputError: naming the file and the remedy if the checkpoint cannot be merged as it is.
         """
         self.reference = str(reference)
-        self.folder = resolve(self.reference)
-        self.name = self.reference.rstrip("/").rsplit("/", 1)[-1]
+        model, adapter = split_adapter(self.reference)
+        self.parts = {part: resolve(part) for part in (model, adapter) if part is not None}
+        self.folder = self.parts[model]
+        self.name = "+".join(part.rstrip("/").rsplit("/", 1)[-1] for part in self.parts)
+        if (self.folder / ADAPTER_CONFIG).exists() and not (self.folder / "config.json").exists():
+            base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+            raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
         self.config_json: dict[str, Any] = read_json(self.folder / "config.json")
         self.config: DecoderConfig = read_config(self.config_json, str(self.folder / "config.json"))
         self.specs = param_specs(self.config)
-        self._files = {name: file for file, names in self._index().items() for name in names}
-        self._open: dict[str, Any] = {}
+        self.tensors = self._read_headers()
         self._check_names()
+        self.adapter = Adapter(self.parts[adapter], self.config, self.specs) if adapter else None
 
-    def _index(self) -> dict[str, list[str]]:
-        """{file: names of the tensors it holds}, from the files' own headers."""
+    def _read_headers(self) -> dict[str, StoredTensor]:
+        """Where each tensor lies, from the files' own headers."""
         if (self.folder / INDEX).exists():
             index = read_json(self.folder / INDEX).get("weight_map", {})
             files = sorted(set(index.values()))
@@ -70,20 +78,18 @@ class Checkpoint:
                 else f"no {WEIGHTS} and no {INDEX}"
             )
             raise InputError(f"{self.folder} has {remedy}")
-        return {file: list(self._file(file).keys()) for file in files}
-
-    def _file(self, name: str) -> Any:
-        try:
-            return safe_open(self.folder / name, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{self.folder / name} cannot be read ({error}); it is truncated or damaged, download it again"
-            ) from None
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            header = read_header(self.folder / file)
+            if doubled := tensors.keys() & header.keys():
+                raise InputError(f"{self.folder}: tensor {min(doubled)} is in two files; remove the one that is wrong")
+            tensors |= header
+        return tensors
 
     def _check_names(self) -> None:
         """Every tensor the architecture has is there once with the right shape, and nothing else is."""
         wanted = {name: spec for spec in self.specs for name in spec.names()}
-        found = {name for name in self._files if not IGNORED.fullmatch(name)}
+        found = {name for name in self.tensors if not IGNORED.fullmatch(name)}
         if self.config.tie_word_embeddings:
             found.discard("lm_head.weight")
         for problem, names in (
@@ -94,23 +100,20 @@ class Checkpoint:
                 first, more = min(names), f" (and {len(names) - 1} more)" if len(names) > 1 else ""
                 raise InputError(f"{self.folder}: tensor {first}{more} {problem}; config.json and the weights disagree")
         for name, spec in wanted.items():
-            shape = tuple(self.slice(name).get_shape())
-            if shape != spec.shape:
-                raise InputError(f"{self.folder}: {name} has shape {shape}, but config.json says {spec.shape}")
+            stored = self.tensors[name]
+            if stored.shape != spec.shape:
+                raise InputError(f"{self.folder}: {name} has shape {stored.shape}, but config.json says {spec.shape}")
+            if stored.code not in FLOATING:
+                raise InputError(
+                    f"{self.folder}: {name} is stored as {stored.code}; quantised weights cannot be merged, "
+                    f"save the model as {', '.join(DTYPES)}"
+                )
 
-    def slice(self, name: str) -> Any:
-        """A lazy view of one tensor (`safetensors` slice)."""
-        file = self._files[name]
-        return self._handle(file).get_slice(name)
-
-    def _handle(self, file: str) -> Any:
-        if file not in self._open:
-            self._open[file] = self._file(file)
-        return self._open[file]
-
-    def tensor(self, name: str) -> np.ndarray:
-        """One tensor, read now; NaN or infinity in it is an error."""
-        array = self._handle(self._files[name]).get_tensor(name)
+    def tensor(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """One tensor, read now (into `out` if given); NaN or infinity in it is an error."""
+        array = self.tensors[name].read(out)
+        if self.adapter:
+            self.adapter.apply(name, array)
         if not all_finite(array):
             raise InputError(
                 f"{self.folder}: {name} contains NaN or infinity; the checkpoint is broken, "
@@ -118,35 +121,29 @@ class Checkpoint:
             )
         return array
 
-    def leaf(self, spec: ParamSpec) -> np.ndarray:
-        """One leaf of the pytree, layers stacked."""
-        if spec.num_layers is None:
-            return self.tensor(spec.names()[0])
-        rows = (self.tensor(name) for name in spec.names())
-        first = next(rows)
-        leaf = np.empty(spec.leaf_shape, first.dtype)  # filled row by row: never two copies of a leaf
-        leaf[0] = first
-        for i, row in enumerate(rows, start=1):
-            if row.dtype != leaf.dtype:
-                leaf = leaf.astype(np.promote_types(leaf.dtype, row.dtype))
-            leaf[i] = row
-        return leaf
+    def check_head(self) -> None:
+        """An lm_head that is stored although it is tied must be the embeddings.
 
-    def load(self) -> dict[str, Any]:
-        """The whole model as the nested pytree that `jevomerge.models.apply` takes, in the stored dtypes."""
-        if self.config.tie_word_embeddings and "lm_head.weight" in self._files:
+        Raises:
+            InputError: if it is not.
+        """
+        if self.config.tie_word_embeddings and "lm_head.weight" in self.tensors:
             head, embedding = self.tensor("lm_head.weight"), self.tensor("model.embed_tokens.weight")
             if not np.array_equal(head, embedding):
                 raise InputError(
                     f"{self.folder}: config.json says tie_word_embeddings, but lm_head.weight differs from "
                     "the embeddings; set tie_word_embeddings to false"
                 )
-        return unflatten({spec.path: jnp.asarray(self.leaf(spec)) for spec in self.specs})
+
+    def load(self) -> dict[str, Any]:
+        """The whole model as the nested pytree that `jevomerge.models.apply` takes, in the stored dtypes."""
+        self.check_head()
+        return unflatten({s.path: read_leaf(s, [(self, name) for name in s.names()]) for s in self.specs})
 
     def dtype(self) -> str:
         """The safetensors dtype (F32, BF16, F16) of its first matrix."""
         name = next(name for spec in self.specs if len(spec.shape) == 2 for name in spec.names())
-        return str(self.slice(name).get_dtype())
+        return self.tensors[name].code
 
     def tokenizer_files(self) -> Iterator[Path]:
         """The tokenizer's files that exist."""
@@ -163,47 +160,32 @@ class Checkpoint:
             vocab = {token: i for i, (token, _) in enumerate(vocab)}
         return vocab | {t["content"]: t["id"] for t in data.get("added_tokens", [])}
 
-    def licence(self) -> str | None:
-        """The licence in the model card's front matter, if it names one."""
-        card = self.folder / "README.md"
-        if not card.exists():
-            return None
-        front = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
-        found = re.search(r"^license:\s*['\"]?([^\s'\"]+)", front[1], re.MULTILINE) if front else None
-        return found[1].lower() if found else None
+    def origins(self) -> list[tuple[str, str | None]]:
+        """What it is made of, the model and its adapter, as (name, licence) for a reader on another machine."""
+        return [
+            (part.rstrip("/").rsplit("/", 1)[-1] if Path(part).expanduser().is_dir() else part, licence(folder))
+            for part, folder in self.parts.items()
+        ]
 
 
-def all_finite(array: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite."""
-    if array.dtype.name == "bfloat16":  # NumPy would convert it element by element; look at the exponent instead
-        return not np.any((array.view(np.uint16) & 0x7F80) == 0x7F80)
-    return bool(np.isfinite(array).all())
+def read_leaf(spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]]) -> jax.Array:
+    """One leaf of a pytree, its layers the named tensors of checkpoints."""
+    stored = [checkpoint.tensors[name] for checkpoint, name in places]
+    leaf = aligned_empty(spec.leaf_shape, functools.reduce(np.promote_types, {s.dtype for s in stored}))
+    rows = leaf if spec.num_layers is not None else [leaf]
+    for row, tensor, (checkpoint, name) in zip(rows, stored, places, strict=True):
+        if tensor.dtype == leaf.dtype:  # read into place: never two copies of a leaf
+            checkpoint.tensor(name, out=row)
+        else:
+            row[...] = checkpoint.tensor(name)
+    return jax.device_put(leaf)  # takes an aligned array over without a copy; jnp.asarray copies
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or an `InputError` that names it."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; is {path.parent} a Hugging Face checkpoint?") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-
-
-def resolve(reference: str) -> Path:
-    """The local folder of a reference, downloading only if it can be nothing but a hub name."""
-    if (path := Path(reference).expanduser()).is_dir():
-        return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) or reference.startswith("."):
-        raise InputError(f"{reference} is neither a folder nor a hub name (owner/name[@revision])")
-    from huggingface_hub import snapshot_download  # imported late: only hub names need it
-
-    name, _, revision = reference.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:
-        raise InputError(
-            f"{reference} is not a folder here, and downloading it from the hub failed: "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+def licence(folder: Path) -> str | None:
+    """The licence in a model card's front matter, if it names one."""
+    card = folder / "README.md"
+    if not card.exists():
+        return None
+    front = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*['\"]?([^\s'\"]+)", front[1], re.MULTILINE) if front else None
+    return found[1].lower() if found else None

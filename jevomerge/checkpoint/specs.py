@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,7 +57,7 @@ def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
     return tuple(spec(path, leaf) for path, leaf in sorted(abstract.items()))
 
 
-def tensor_names(specs: tuple[ParamSpec, ...]) -> Iterator[tuple[str, ParamSpec, int | None]]:
+def tensor_names(specs: Sequence[ParamSpec]) -> Iterator[tuple[str, ParamSpec, int | None]]:
     """Every tensor of a checkpoint in file order: (name, its spec, its layer or None)."""
     for spec in specs:
         for i, name in enumerate(spec.names()):

@@ -7,6 +7,7 @@ import math
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,15 +21,16 @@ import yaml
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.checkpoint.source import TOKENIZER_FILES
 from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import Archive, locked, write_atomically
 from jevomerge.evolve.strategies import Strategy, make_strategy
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
-from jevomerge.genome import Space, express, make_space
+from jevomerge.genome import Space, express, make_space, start_of
 from jevomerge.merge import Bank, Merge, build, get_method, make_bank
-from jevomerge.recipe import Numbers, Sources, resolve
-from jevomerge.stream import merge_to_folder
+from jevomerge.recipe import Numbers, Sources
+from jevomerge.stream import merge_to_folder, write_beside_weights
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
 
@@ -38,6 +40,9 @@ class Observer(Protocol):
 
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""
+
+    def note(self, text: str) -> None:
+        """Something that is worth knowing and needs no change."""
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """So many evaluations are done; `mean` is over the current generation."""
@@ -52,16 +57,15 @@ class Setup:
     def __init__(self, config: RunConfig):
         """Open the sources, build the search space, read the tasks' data."""
         self.config = config
-        self.sources = Sources(config.recipe)
-        fixed = resolve(self.sources, searched=tuple(config.genome))
+        # A recipe that the search starts from must have a number for everything.
+        self.sources = Sources(config.recipe, searched=() if config.start_from else tuple(config.genome))
         self.merge = Merge(self.sources.method, self.sources.dtype)
-        self.space: Space = make_space(
-            self.sources.method, self.sources.like.specs, self.sources.names, config.genome, fixed
-        )
+        self.space: Space = make_space(self.sources, config.genome)
         search = config.search
+        mean = start_of(self.space, self.sources.numbers) if config.start_from else search.mean
         try:
             self.strategy: Strategy = make_strategy(
-                search.strategy, len(self.space.names), search.population, search.mean, search.sigma
+                search.strategy, len(self.space.names), search.population, mean, search.sigma
             )
         except ValueError as error:
             raise InputError(f"search: {error}") from None
@@ -74,8 +78,8 @@ class Setup:
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
         self.judge = Judge(
             config.tasks,
-            load_tokenizer(self.sources.like),
-            self.sources.like.config,
+            merged_tokenizer(self.sources),
+            self.sources.config,
             tokens_per_batch=config.tokens_per_batch,
             examples_at_once=search.examples_per_generation,
             dtype=config.compute_dtype,
@@ -86,13 +90,27 @@ class Setup:
         return jax.tree.map(np.asarray, express(self.space, jnp.asarray(genome, jnp.float32)))
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer of a checkpoint, from its own folder."""
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
     from transformers import AutoTokenizer  # imported late: it takes seconds
 
-    if not any(checkpoint.tokenizer_files()):
-        raise InputError(f"{checkpoint.folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
-    return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def merged_tokenizer(sources: Sources) -> Any:
+    """The tokenizer that the merged model will have."""
+    if sources.alignment is None:
+        return load_tokenizer(sources.like.folder)
+    with tempfile.TemporaryDirectory(prefix="jevomerge-") as folder:
+        write_beside_weights(Path(folder), sources)
+        (Path(folder) / "config.json").write_text(json.dumps(sources.config_json))  # names the tokenizer's class
+        return load_tokenizer(Path(folder))
 
 
 def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool = False) -> dict[str, Any]:
@@ -112,8 +130,10 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     setup = Setup(config)
     if resume:
         check_unchanged(setup, folder)
+    for note in setup.sources.notes:
+        observer.note(note)
     observer.stage("loading models")
-    models = Models(setup.sources)
+    weights = setup.sources.load()  # broken ones (NaN, truncated files) are refused here
     if not resume:
         folder.mkdir(parents=True)
     with locked(folder):
@@ -122,16 +142,7 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
         for stale in folder.glob(".best.partial-*"):  # of a killed export: ours, for we hold the lock
             shutil.rmtree(stale)
         with Archive(folder / "evaluations.jsonl") as archive:
-            return _evolve(setup, models, archive, folder, observer)
-
-
-class Models:
-    """The weights of a run's sources; broken ones (NaN, truncated files) are refused here."""
-
-    def __init__(self, sources: Sources):
-        """Read everything into memory."""
-        self.trees = [c.load() for c in sources.checkpoints]
-        self.base = sources.base.load() if sources.base else None
+            return _evolve(setup, *weights, archive, folder, observer)
 
 
 def record_run(setup: Setup, folder: Path) -> None:
@@ -145,7 +156,7 @@ def record_run(setup: Setup, folder: Path) -> None:
         "genes": list(setup.space.names),
         "population": setup.strategy.population_size,
         "seed": setup.config.seed,
-        "sources": {c.reference: fingerprint_of(c) for c in setup.sources.all},
+        "sources": {c.reference: fingerprint_of(c) for c in setup.sources.checkpoints},
         "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
     }
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
@@ -154,13 +165,14 @@ def record_run(setup: Setup, folder: Path) -> None:
 
 def fingerprint_of(checkpoint: Checkpoint) -> dict[str, int]:
     """Which files a source's weights are, and how large: enough to notice another revision or model."""
-    return {str(p.resolve()): p.stat().st_size for p in sorted(checkpoint.folder.glob("*.safetensors"))}
+    files = (p for folder in checkpoint.parts.values() for p in sorted(folder.glob("*.safetensors")))
+    return {str(p.resolve()): p.stat().st_size for p in files}
 
 
 def check_unchanged(setup: Setup, folder: Path) -> None:
     """A resumed run must see the models and the data it began with."""
     environment = json.loads((folder / "environment.json").read_text())
-    for source in setup.sources.all:
+    for source in setup.sources.checkpoints:
         if environment["sources"].get(source.reference) != fingerprint_of(source):
             raise InputError(f"{source.reference}: its weights have changed since {folder} began; start a new run")
     began = environment["data"]
@@ -170,13 +182,19 @@ def check_unchanged(setup: Setup, folder: Path) -> None:
                 raise InputError(f"task {task}: its {split} data has changed since {folder} began; start a new run")
 
 
-def _evolve(setup: Setup, models: Models, archive: Archive, folder: Path, observer: Observer) -> dict[str, Any]:
+def _evolve(
+    setup: Setup,
+    trees: list[dict[str, Any]],
+    base: dict[str, Any] | None,
+    archive: Archive,
+    folder: Path,
+    observer: Observer,
+) -> dict[str, Any]:
     began = time.perf_counter()
     config, judge, strategy = setup.config, setup.judge, setup.strategy
     sources = setup.sources
-    baselines = score_baselines(setup, models.trees, observer)
-    specs, seed = sources.like.specs, config.recipe.seed
-    bank = make_bank(setup.merge, specs, sources.names, models.trees, models.base, seed)
+    baselines = score_baselines(setup, trees, observer)
+    bank = make_bank(setup.merge, sources.specs, trees, base, sources.keys())
 
     earlier = sum(r["seconds"] for r in archive.records)  # spent before this process
     generations = config.search.evaluations // strategy.population_size
@@ -192,7 +210,8 @@ def _evolve(setup: Setup, models: Models, archive: Archive, folder: Path, observ
     def score(path: Path) -> dict[str, dict[str, float]]:
         """What is reported is what the exported files score."""
         scored.update(score_model(judge, Checkpoint(path).load()))
-        return {**baselines["sources"], "plain average": baselines["average"], "**this model**": scored}
+        average = {} if baselines["average"] is None else {"plain average": baselines["average"]}
+        return {**baselines["sources"], **average, "**this model**": scored}
 
     if export.exists():  # the run was killed right after exporting
         score(export)
@@ -212,20 +231,22 @@ def _evolve(setup: Setup, models: Models, archive: Archive, folder: Path, observ
 
 
 def score_baselines(setup: Setup, trees: list[dict[str, Any]], observer: Observer) -> dict[str, Any]:
-    """Every source's score and that of their plain average."""
+    """Every source's score and that of their plain average; of a stack of slices no model is whole."""
+    sources = setup.sources
+    if not sources.plain:
+        return {"average": None, "sources": {}}
     merge = Merge(get_method("linear"), setup.merge.dtype)
-    specs, names = setup.sources.like.specs, setup.sources.names
-    bank = make_bank(merge, specs, names, trees, None, 0)
+    bank = make_bank(merge, sources.specs, trees, None, sources.keys())
     equal = {
         s.path: {
-            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), len(names))),
+            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), len(trees))),
             "normalize": jnp.ones([s.num_layers] if s.num_layers else []),
         }
-        for s in specs
+        for s in sources.specs
     }
     average = jax.jit(build, static_argnums=0)(merge, bank, equal)
     scores = {}
-    for name, tree in zip((*names, "plain average"), (*trees, average), strict=True):
+    for name, tree in zip((*sources.names, "plain average"), (*trees, average), strict=True):
         observer.stage(f"scoring {name}")
         scores[name] = score_model(setup.judge, tree)
     return {"average": scores.pop("plain average"), "sources": scores}

@@ -1,14 +1,15 @@
 """The parameter space: a vector in the unit box <-> the coefficients of a merge.
 
 A gene is (group, source, parameter).  Groups are the whole model, or the embedding, every k layers and the
-head, and each of these by component (attention, MLP, norms).  `express` is pure: an affine map from the unit
-box to the genes' ranges, then a gather, so every coefficient of the recipe that is not a gene is simply a
-constant in the vector that is gathered from.
+head, and each of these by component, by tensor or by filters on tensor names.  `express` is pure: a map from
+the unit box to the genes' ranges, then a gather, so every coefficient of the recipe that is not a gene is
+simply a constant in the vector that is gathered from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,7 +20,7 @@ from jax import Array
 from jevomerge.checkpoint import ParamSpec
 from jevomerge.config import Gene
 from jevomerge.errors import InputError
-from jevomerge.merge import MergeMethod
+from jevomerge.recipe import Sources
 
 
 @flax.struct.dataclass
@@ -28,85 +29,119 @@ class Space:
 
     low: Array  # (n,) of each gene
     high: Array  # (n,)
+    levels: Array  # (n,) how many values a gene can take, 0 for a continuous one
     constants: Array  # (c,)
     index: dict[str, dict[str, Array]]  # {path: {parameter: ([L,][N,]) int32 into genes ++ constants}}
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "group/source/parameter"
 
     def values(self, genome: np.ndarray) -> dict[str, float]:
         """The genes by name, as numbers in their ranges."""
-        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
-        return dict(zip(self.names, (low + (high - low) * np.asarray(genome)).tolist(), strict=True))
+        return dict(zip(self.names, np.asarray(_decode(self, np.asarray(genome), np)).tolist(), strict=True))
 
 
 def express(space: Space, genome: Array) -> dict[str, dict[str, Array]]:
-    """(n,) genome in the unit box -> {path: {parameter: ([L,][N,]) float32}}; differentiable."""
-    genes = space.low + (space.high - space.low) * genome.astype(jnp.float32)
-    pool = jnp.concatenate([genes, space.constants])
+    """(n,) genome in the unit box -> {path: {parameter: ([L,][N,]) float32}}; differentiable in continuous genes."""
+    pool = jnp.concatenate([_decode(space, genome.astype(jnp.float32), jnp), space.constants])
     return jax.tree.map(lambda index: pool[index], space.index)
 
 
-def make_space(
-    method: MergeMethod,
-    specs: Sequence[ParamSpec],
-    sources: Sequence[str],
-    genome: Mapping[str, Gene],
-    fixed: Mapping[str, Mapping[str, np.ndarray]],
-) -> Space:
-    """The space of `genome` (parameter -> gene) over a recipe's `fixed` coefficients.
+def _decode(space: Space, genome: Any, np_: Any) -> Any:
+    """From the unit box to the ranges; the box of a discrete gene is cut into equal parts, one per level."""
+    low, high, levels = (np_.asarray(x, genome.dtype) for x in (space.low, space.high, space.levels))
+    step = np_.clip(np_.floor(genome * levels), 0, np_.maximum(levels - 1, 0))
+    return np_.where(levels > 0, low + step, low + (high - low) * genome)
+
+
+def make_space(sources: Sources, genome: Mapping[str, Gene]) -> Space:
+    """The space of `genome` (parameter -> gene) over a recipe; what is no gene stays as the recipe says.
 
     Raises:
-        InputError: for a parameter that cannot take the range.
+        InputError: for a parameter that cannot take the range, or slices that merge different numbers of models.
     """
-    parameters = {p.name: p for p in method.parameters}
-    for name in genome:
-        if parameters[name].kind != "float":
-            raise InputError(f"genome: `{name}` is on or off and cannot be searched; fix it in recipe.parameters")
-        low, high = genome[name].range
-        if name == "density" and not 0 <= low < high <= 1:
-            raise InputError(f"genome: density is a share of the elements; its range {[low, high]} must be in [0, 1]")
-    names: dict[str, tuple[float, float]] = {}
+    width = sources.num_inputs
+    parameters = {p.name: p for p in sources.method.parameters}
+    for name, gene in genome.items():
+        _check_range(name, parameters[name].kind, gene.range)
+    names: dict[str, int] = {}
     constants: dict[float, int] = {}
     index: dict[str, dict[str, np.ndarray]] = {}
-    for spec in specs:
+    for spec in sources.specs:
+        rows = [t for t in sources.tensors if t.spec is spec]
         index[spec.path] = {}
         for name, parameter in parameters.items():
-            values = np.asarray(fixed[spec.path][name])
-            where = np.empty(values.shape, np.int32)
-            for at in np.ndindex(values.shape):
+            fixed = sources.numbers[spec.path][name]
+            where = np.empty((len(rows), width if parameter.per_model else 1), np.int32)
+            for (row, i), value in np.ndenumerate(fixed.reshape(where.shape)):
                 if name in genome:
-                    layer = at[0] if spec.num_layers is not None else None
-                    parts = [group_of(spec, layer, genome[name])]
-                    parts += [sources[at[-1]]] if parameter.per_model else []
-                    gene = "/".join([*parts, name])
-                    names.setdefault(gene, genome[name].range)
-                    where[at] = list(names).index(gene)
+                    parts = [group_of(spec, rows[row].layer, genome[name])]
+                    parts += [rows[row].part.checkpoints[i].name] if parameter.per_model else []
+                    where[row, i] = names.setdefault("/".join([*parts, name]), len(names))
                 else:
                     # Negative for now: constants come after the genes, whose number is not known yet.
-                    where[at] = -1 - constants.setdefault(float(values[at]), len(constants))
-            index[spec.path][name] = where
-    ranges = np.array(list(names.values()), np.float32)
+                    where[row, i] = -1 - constants.setdefault(float(value), len(constants))
+            index[spec.path][name] = where.reshape(fixed.shape)
+    searched = [name.rpartition("/")[2] for name in names]
+    ranges = np.array([genome[name].range for name in searched], np.float32).reshape(-1, 2)
+    discrete = np.array([parameters[name].kind != "float" for name in searched], bool)
     return Space(
         low=jnp.asarray(ranges[:, 0]),
         high=jnp.asarray(ranges[:, 1]),
+        levels=jnp.asarray(np.where(discrete, ranges[:, 1] - ranges[:, 0] + 1, 0), jnp.float32),
         constants=jnp.asarray(list(constants), jnp.float32),
         index=jax.tree.map(lambda i: jnp.asarray(np.where(i < 0, len(names) - 1 - i, i), jnp.int32), index),
         names=tuple(names),
     )
 
 
+def _check_range(name: str, kind: str, bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    if name == "density" and not 0 <= low < high <= 1:
+        raise InputError(f"genome: density is a share of the elements; its range {[low, high]} must be in [0, 1]")
+    if kind == "bool" and (low, high) != (0, 1):
+        raise InputError(f"genome: `{name}` is on or off; its range must be [0, 1], not {[low, high]}")
+    if kind == "int" and (low % 1 or high % 1):
+        raise InputError(f"genome: `{name}` is a whole number; its range cannot be {[low, high]}")
+
+
+def start_of(space: Space, numbers: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+    """(n,) the genome that is nearest to a recipe's coefficients: a gene takes the mean over its group.
+
+    Raises:
+        InputError: for a coefficient outside its gene's range.
+    """
+    total, count = np.zeros(len(space.names)), np.zeros(len(space.names))
+    for path, parameters in space.index.items():
+        for name, index in parameters.items():
+            at = np.asarray(index)
+            mask = at < len(space.names)
+            np.add.at(total, at[mask], numbers[path][name][mask])
+            np.add.at(count, at[mask], 1)
+    values = total / count
+    low, high, levels = (np.asarray(x, np.float64) for x in (space.low, space.high, space.levels))
+    for name, value, bottom, top in zip(space.names, values, low, high, strict=True):
+        if not bottom - 1e-6 <= value <= top + 1e-6:
+            raise InputError(
+                f"start_from: the recipe has {value:g} for {name}, outside the gene's range [{bottom:g}, {top:g}]"
+            )
+    genome = np.where(levels > 0, (np.round(values) - low + 0.5) / np.maximum(levels, 1), (values - low) / (high - low))
+    return np.clip(genome, 0, 1)
+
+
 def group_of(spec: ParamSpec, layer: int | None, gene: Gene) -> str:
     """The group of a tensor: "model", or for example "embedding", "layers 4-7", "layers 4-7 mlp", "mlp", "head"."""
-    fine = gene.layers_per_group is not None or gene.components
-    if not fine:
-        return "model"
-    if layer is None:
-        return "embedding" if spec.path.startswith("embed") else "head"
     parts = []
-    if gene.layers_per_group is not None:
+    if gene.layers_per_group is not None and layer is not None:
         first = layer - layer % gene.layers_per_group
         last = min(first + gene.layers_per_group, spec.num_layers or 1) - 1
         parts.append(f"layers {first}-{last}" if last > first else f"layer {first}")
-    if gene.components:
+    elif layer is None and (gene.layers_per_group is not None or gene.by in ("component", "tensor")):
+        parts.append("embedding" if spec.path.startswith("embed") else "head")
+    name = spec.template.format(layer=layer)
+    if isinstance(gene.by, tuple):
+        parts.append(next((f for f in gene.by if f in name), "rest"))
+    elif gene.by == "component" and layer is not None:
         component = next((c for c in ("self_attn", "mlp") if f".{c}." in spec.path), "norms")
         parts.append("attention" if component == "self_attn" else component)
-    return " ".join(parts)
+    elif gene.by == "tensor":
+        parts.append(spec.path.removeprefix("layers.").removesuffix(".weight"))
+    return " ".join(parts) or "model"

@@ -2,6 +2,17 @@
 
 from jevomerge.merge.bank import Bank, Merge, build, in_scan, make_bank, merge_tensor
 from jevomerge.merge.method import MergeMethod, Parameter
-from jevomerge.merge.registry import get_method
+from jevomerge.merge.registry import get_method, register
 
-__all__ = ["Bank", "Merge", "MergeMethod", "Parameter", "build", "get_method", "in_scan", "make_bank", "merge_tensor"]
+__all__ = [
+    "Bank",
+    "Merge",
+    "MergeMethod",
+    "Parameter",
+    "build",
+    "get_method",
+    "in_scan",
+    "make_bank",
+    "merge_tensor",
+    "register",
+]

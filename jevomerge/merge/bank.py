@@ -10,7 +10,7 @@ nested form that the forward pass takes is made at the very end.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -50,21 +50,21 @@ def merge_tensor(
     return merge.method.merge(sources, base, coefficients, prepared, keys).astype(merge.dtype)
 
 
-def tensor_keys(spec: ParamSpec, names: Sequence[str], seed: int) -> np.ndarray:
-    """The keys of a leaf's random fields, ([L,] N, 2)."""
-    keys = np.stack([[merge_keys(seed, source, tensor) for source in names] for tensor in spec.names()])
+def tensor_keys(spec: ParamSpec, names: Sequence[Sequence[str]], seed: int) -> np.ndarray:
+    """The keys of a leaf's random fields, ([L,] N, 2); `names` are those of the N sources of each layer."""
+    rows = zip(names, spec.names(), strict=True)
+    keys = np.stack([[merge_keys(seed, source, tensor) for source in row] for row, tensor in rows])
     return keys if spec.num_layers is not None else keys[0]
 
 
 def make_bank(
     merge: Merge,
     specs: Sequence[ParamSpec],
-    names: Sequence[str],
     sources: Sequence[dict[str, Any]],
     base: dict[str, Any] | None,
-    seed: int,
+    keys: Mapping[str, Any],
 ) -> Bank:
-    """Collect the sources (nested trees, as `Checkpoint.load` gives them) and prepare the method once."""
+    """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once."""
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []  # (spec, prepared) of every tensor, so that methods may pool over the model
     for spec in specs:
@@ -79,8 +79,7 @@ def make_bank(
         leaf = values[start:stop]
         prepared[spec.path] = leaf[0] if spec.num_layers is None else jax.tree.map(lambda *x: jnp.stack(x), *leaf)
         start = stop
-    keys = {spec.path: jnp.asarray(tensor_keys(spec, names, seed)) for spec in specs}
-    return Bank(flat, flat_base, prepared, keys)
+    return Bank(flat, flat_base, prepared, {path: jnp.asarray(k) for path, k in keys.items()})
 
 
 def _row(leaves: Leaves, path: str, layer: int | None) -> Array:

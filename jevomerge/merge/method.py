@@ -1,4 +1,10 @@
-"""What a merge method is: two pure functions and a description of their parameters."""
+"""What a merge method is: two pure functions and a description of their parameters.
+
+An example of ten lines is in the README ("Your own").  Three rules keep a method usable everywhere (in jit, in the
+layer scan, under vmap, file by file): compute in float32 and do not branch in Python on a coefficient (`jnp.where`);
+put what is slow and does not depend on coefficients (norms, sorted values) into `prepare`; draw random numbers only
+from `uniform_field(keys[i], shape)`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,8 @@ class Parameter(NamedTuple):
     """A coefficient of a method.
 
     `per_model` ones arrive in `merge` as one value per source, (N,), the others as a scalar; all float32.
+    `linear` and the methods of `task_arithmetic` also take (N, 1, D) or (N, R, 1) for a tensor (R, D): a value
+    per column or row.
     """
 
     name: str
@@ -22,6 +30,7 @@ class Parameter(NamedTuple):
     per_model: bool = False
     domain: tuple[float, float] = (0.0, 1.0)  # where a gene for it lives unless the config says otherwise
     kind: Literal["float", "int", "bool"] = "float"  # a bool is 0 or 1
+    differentiable: bool = True  # a float whose gradient is that of the merge; elsewhere gradients are finite
 
 
 class MergeMethod(NamedTuple):
@@ -58,6 +67,11 @@ def weighted_sum(weights: Sequence[Array], arrays: Sequence[Array]) -> Array:
     for weight, array in zip(weights[1:], arrays[1:], strict=True):
         total = total + weight * array
     return total
+
+
+def task_vectors(sources: Sequence[Array], base: Array | None) -> list[Array]:
+    """x_i - base in float32; the sources themselves where there is no base."""
+    return [float32(x) if base is None else float32(x) - float32(base) for x in sources]
 
 
 def float32(x: Array) -> Array:

@@ -6,23 +6,50 @@ import difflib
 from importlib.metadata import entry_points
 
 from jevomerge.errors import InputError
-from jevomerge.merge.linear import LINEAR
+from jevomerge.merge.fusion import ARCEE_FUSION, NEARSWAP
+from jevomerge.merge.linear import LINEAR, PASSTHROUGH
 from jevomerge.merge.method import MergeMethod
-from jevomerge.merge.slerp import SLERP
+from jevomerge.merge.model_stock import MODEL_STOCK
+from jevomerge.merge.ram import RAM, RAMPLUS_TL
+from jevomerge.merge.sce import SCE, SCE_PAPER
+from jevomerge.merge.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
 from jevomerge.merge.task_arithmetic import (
+    BREADCRUMBS,
+    BREADCRUMBS_TIES,
     DARE_LINEAR,
     DARE_LINEAR_PAPER,
     DARE_TIES,
     DARE_TIES_PAPER,
+    DELLA,
+    DELLA_LINEAR,
+    DELLA_LINEAR_PAPER,
+    DELLA_PAPER,
     TASK_ARITHMETIC,
     TIES,
     TIES_PAPER,
 )
 
 SEMANTICS = ("mergekit", "paper")
-MERGEKIT = {m.name: m for m in (LINEAR, SLERP, TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES)}
-PAPER = MERGEKIT | {m.name: m for m in (TIES_PAPER, DARE_LINEAR_PAPER, DARE_TIES_PAPER)}
-
+_MERGEKIT = (
+    *(
+        LINEAR,
+        SLERP,
+        NUSLERP,
+        MULTISLERP,
+        KARCHER,
+        PASSTHROUGH,
+        MODEL_STOCK,
+        ARCEE_FUSION,
+        NEARSWAP,
+        SCE,
+        RAM,
+        RAMPLUS_TL,
+    ),
+    *(TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES, BREADCRUMBS, BREADCRUMBS_TIES, DELLA, DELLA_LINEAR),
+)
+_PAPER = (TIES_PAPER, DARE_LINEAR_PAPER, DARE_TIES_PAPER, DELLA_PAPER, DELLA_LINEAR_PAPER, SCE_PAPER)
+MERGEKIT = {m.name: m for m in _MERGEKIT}
+PAPER = MERGEKIT | {m.name: m for m in _PAPER}
 
 ENTRY_POINTS = "jevomerge.merge_methods"
 _registered: dict[str, MergeMethod] = {}

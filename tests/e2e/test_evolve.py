@@ -203,7 +203,7 @@ def with_run(siblings, tmp_path, old, new):
         ("checkpoint_every: 2", "strategy: pso, examples_per_generation: 4", "compares candidates across"),
         ("- model: front", "- model: nowhere", "neither a folder nor a hub name"),
         ("weight: {range", "wieght: {range", "has no parameter `wieght`"),
-        ("merge_method: linear", "merge_method: ties", "needs `base_model`"),
+        ("merge_method: linear", "merge_method: ties", "needs a `base_model`"),
     ],
 )
 def test_bad_runs(old, new, expected, siblings, tmp_path, capsys):
@@ -288,6 +288,47 @@ def test_seed_and_minibatches(siblings, tmp_path):
         assert len({tuple(x) for x in generations.values()}) > 1
         results.append(json.loads((tmp_path / str(seed) / "result.json").read_text()))
     assert results[0]["best"]["genome"] != results[1]["best"]["genome"]
+
+
+def test_the_search_starts_from_a_recipe(siblings, tmp_path):
+    """A stack of slices, whose coefficients in `start.yml` are where the first generation is drawn around."""
+    stack = """
+merge_method: linear
+slices:
+  - sources:
+      - {model: front, layer_range: [2, 5], parameters: {weight: 0.9}}
+      - {model: back, layer_range: [2, 5], parameters: {weight: 0.1}}
+  - sources:
+      - {model: front, layer_range: [0, 2], parameters: {weight: 0.2}}
+      - {model: back, layer_range: [0, 2], parameters: {weight: 0.8}}
+parameters: {normalize: false}
+dtype: float32
+"""
+    (siblings / "start.yml").write_text(stack)
+    (siblings / "started.yaml").write_text("""
+name: started
+start_from: start.yml
+genome:
+  weight: {range: [0, 1], layers_per_group: 3}
+  normalize: [0, 1]
+tasks: [task.yaml]
+search: {evaluations: 20, sigma: 0.01, population: 10}
+""")
+    folder = tmp_path / "run"
+    assert main(["evolve", str(siblings / "started.yaml"), "--output", str(folder), "--debug"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    genes = result["best"]["genome"]
+    expected = {"embedding": 0.9, "layers 0-2": 0.9, "layers 3-4": 0.2, "head": 0.2}  # of model `front`
+    for group, weight in expected.items():
+        np.testing.assert_allclose(genes[f"{group}/front/weight"], weight, atol=0.1)
+        np.testing.assert_allclose(genes[f"{group}/back/weight"], 1 - weight, atol=0.1)
+    assert [genes[f"{group}/normalize"] for group in ("model",)] == [0]
+    assert json.loads((folder / "best" / "config.json").read_text())["num_hidden_layers"] == 5
+    # The run folder says all that is needed to go on; start.yml may change or vanish.
+    (siblings / "start.yml").unlink()
+    config = read_run(folder / "config.yaml")
+    assert config.start_from == "recipe"
+    assert Setup(config).space.names == Setup(read_run(folder / "config.yaml")).space.names
 
 
 def test_several_members_at_once_score_the_same(run, siblings, tmp_path):

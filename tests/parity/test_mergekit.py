@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jevomerge.config import read_recipe
-from jevomerge.recipe import Sources, resolve
+from jevomerge.recipe import Sources, read_recipe
 from jevomerge.stream import merge_to_folder
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
@@ -19,7 +18,7 @@ def run(recipe: str, tmp_path: Path) -> dict[str, np.ndarray]:
     text = recipe.replace("MODELS", str(PARITY / "models"))
     (tmp_path / "recipe.yml").write_text(text)
     sources = Sources(read_recipe(tmp_path / "recipe.yml"))
-    merge_to_folder(sources, resolve(sources), tmp_path / "out")
+    merge_to_folder(sources, sources.numbers, tmp_path / "out")
     return load_file(tmp_path / "out" / "model.safetensors")
 
 

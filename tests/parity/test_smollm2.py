@@ -123,7 +123,7 @@ def test_logits_match_transformers(checkpoint, params, model, prompts):
 
 def test_round_trip_is_bit_exact(folder, checkpoint, params, tmp_path):
     with ExportFolder(tmp_path / "out") as out:
-        write_model(out, checkpoint, "float32", tensors_of(params))
+        write_model(out, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(params))
     written, original = (load_file(f / "model.safetensors") for f in (tmp_path / "out", folder))
     assert written.keys() == original.keys()
     for name, value in original.items():

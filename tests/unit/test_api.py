@@ -24,14 +24,13 @@ def test_the_docstring_example(tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     sources = jm.Sources(jm.read_recipe(tmp_path / "recipe.yaml"))
     merge = jm.Merge(sources.method, sources.dtype)
-    trees = [c.load() for c in sources.checkpoints]
-    bank = jm.make_bank(merge, sources.like.specs, sources.names, trees, sources.base.load(), seed=0)
-    params = jax.jit(jm.build, static_argnums=0)(merge, bank, jm.resolve(sources))
+    bank = jm.make_bank(merge, sources.specs, *sources.load(), sources.keys())
+    params = jax.jit(jm.build, static_argnums=0)(merge, bank, sources.numbers)
     expected = load_file(PARITY / "expected" / "ties.safetensors")["model.layers.2.mlp.up_proj.weight"]
     np.testing.assert_allclose(params["layers"]["mlp"]["up_proj"]["weight"][2], expected, atol=1e-5)
     tokens = jnp.arange(8, dtype=jnp.int32)[None]
-    hidden, _ = jm.apply(params, sources.like.config, tokens, jnp.ones((1, 8), bool))
-    assert jm.unembed(params, sources.like.config, hidden).shape == (1, 8, 96)
+    hidden, _ = jm.apply(params, sources.config, tokens, jnp.ones((1, 8), bool))
+    assert jm.unembed(params, sources.config, hidden).shape == (1, 8, 96)
 
 
 def test_help_does_not_import_jax():

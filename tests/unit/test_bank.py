@@ -9,58 +9,49 @@ import pytest
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.checkpoint.specs import flatten
-from jevomerge.config import Gene, Recipe
+from jevomerge.config import Gene
 from jevomerge.genome import express, make_space
-from jevomerge.merge import Merge, build, in_scan, make_bank
+from jevomerge.merge import Merge, build, get_method, in_scan, make_bank
+from jevomerge.merge.registry import MERGEKIT, PAPER
 from jevomerge.models import apply, unembed
-from jevomerge.recipe import Sources, resolve
+from jevomerge.recipe import Recipe, Sources
 from jevomerge.stream import merge_to_folder
 
 MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 96, (2, 12)), jnp.int32)
 VALID = jnp.ones((2, 12), bool)
-GENOME = {"weight": Gene(range=(0, 1), layers_per_group=2, components=True), "density": Gene(range=(0.2, 1))}
+METHODS = [(name, "mergekit") for name in MERGEKIT] + [(n, "paper") for n, m in PAPER.items() if m is not MERGEKIT[n]]
 
 
-def setup(method, semantics, dtype):
-    needs_base = method not in ("linear", "slerp")
-    models = ("a", "b") if method == "slerp" else ("a", "b", "c")
+def setup(name, semantics, dtype):
+    """A recipe of which every parameter is a gene, and a genome."""
+    method = get_method(name, semantics)
+    models = ("a", "b", "c")[: method.num_sources[1] or 3]
     recipe = Recipe.model_validate(
         {
-            "merge_method": method,
+            "merge_method": name,
             "models": [{"model": str(MODELS / m)} for m in models],
-            "base_model": str(MODELS / "base") if needs_base else None,
+            "base_model": str(MODELS / "base") if method.base in ("optional", "required") else None,
             "semantics": semantics,
             "out_dtype": dtype,
             "seed": 3,
         }
     )
-    sources = Sources(recipe)
-    wanted = {"t": GENOME["weight"]} if method == "slerp" else GENOME
-    genome = {p.name: wanted[p.name] for p in sources.method.parameters if p.name in wanted}
-    fixed = resolve(sources, searched=tuple(genome))
-    space = make_space(sources.method, sources.like.specs, sources.names, genome, fixed)
+    genome = {}
+    for i, p in enumerate(method.parameters):
+        low, high = (0, 1) if p.kind == "bool" else (1, 8) if p.kind == "int" else (0.2, 1)
+        genome[p.name] = Gene(range=(low, high), layers_per_group=2 if i == 0 else None, by="component")
+    sources = Sources(recipe, searched=tuple(genome))
+    space = make_space(sources, genome)
     merge = Merge(sources.method, dtype)
-    trees = [c.load() for c in sources.checkpoints]
-    base = sources.base.load() if sources.base else None
-    bank = make_bank(merge, sources.like.specs, sources.names, trees, base, recipe.seed)
+    bank = make_bank(merge, sources.specs, *sources.load(), sources.keys())
     genome_vector = jnp.asarray(np.random.default_rng(1).uniform(size=len(space.names)), jnp.float32)
     return sources, merge, bank, express(space, genome_vector)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("method", "semantics"),
-    [
-        ("linear", "mergekit"),
-        ("slerp", "mergekit"),
-        ("task_arithmetic", "mergekit"),
-        ("ties", "mergekit"),
-        ("ties", "paper"),
-        ("dare_linear", "paper"),
-        ("dare_ties", "mergekit"),
-        ("dare_ties", "paper"),
-    ],
+    ("method", "semantics", "dtype"),
+    [(*m, "float32") for m in METHODS] + [(n, "mergekit", "bfloat16") for n in ("linear", "karcher", "dare_ties")],
 )
 def test_all_ways_agree(method, semantics, dtype, tmp_path):
     sources, merge, bank, coefficients = setup(method, semantics, dtype)

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from jevomerge.checkpoint import Checkpoint, ExportFolder, export
+from jevomerge.checkpoint import Checkpoint, ExportFolder, export, param_specs, read_config
 from jevomerge.checkpoint.card import merged_licence, model_card
 from jevomerge.checkpoint.export import tensors_of
+from jevomerge.checkpoint.safetensors_file import all_finite, read_header
+from jevomerge.checkpoint.source import read_leaf
 from jevomerge.config import Recipe
 from jevomerge.errors import InputError
 from jevomerge.recipe import Sources
@@ -77,11 +82,109 @@ def test_large_finite_values_are_not_nan(model):
     Checkpoint(model).load()
 
 
-def test_truncated_file(model):
-    path = model / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="truncated or damaged"):
+def edit_header(path, change):
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data[8 + length :])
+
+
+NORM, FIRST = "model.norm.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "tensors take"),
+        (lambda p: p.write_bytes(p.read_bytes() + b"x"), "tensors take"),
+        (lambda p: p.write_bytes(p.read_bytes()[:500]), "header is incomplete"),
+        (lambda p: p.write_bytes(b""), "truncated or damaged"),
+        (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "header is incomplete"),
+        (lambda p: p.write_bytes((9).to_bytes(8, "little") + b"{not json"), "truncated or damaged"),
+        (lambda p: p.write_bytes((2).to_bytes(8, "little") + b"[]"), "truncated or damaged"),
+        (lambda p: edit_header(p, lambda h: h[NORM].pop("shape")), "truncated or damaged"),
+        (lambda p: edit_header(p, lambda h: h[NORM]["data_offsets"].reverse()), NORM),
+        (lambda p: edit_header(p, lambda h: h[NORM].update(data_offsets=[1 << 40, (1 << 40) + 256])), NORM),
+        (lambda p: edit_header(p, lambda h: h[NORM].update(shape=[63])), rf"{NORM} has 256 bytes"),
+        (lambda p: edit_header(p, lambda h: h[NORM].update(dtype="F64")), rf"{NORM} has 256 bytes"),
+        (lambda p: edit_header(p, lambda h: h.pop(FIRST)), "does not begin where"),
+        (lambda p: edit_header(p, lambda h: h[NORM].update(dtype="F8_E4M3")), "F8_E4M3, which is not read; save"),
+        (lambda p: edit_header(p, lambda h: h[NORM].update(dtype="I32")), "quantised weights cannot be merged"),
+    ],
+)
+def test_damaged_file(model, damage, expected):
+    damage(model / "model.safetensors")
+    with pytest.raises(InputError, match=expected) as error:
         Checkpoint(model)
+    assert str(model) in str(error.value)
+
+
+def test_file_that_shrinks_while_it_is_read(model):
+    checkpoint = Checkpoint(model)
+    (model / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"model\.safetensors became shorter"):
+        checkpoint.load()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_tensors_are_read_bit_for_bit_into_memory_that_jax_takes_over(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    written = {f"t{i}": rng.standard_normal(shape).astype(dtype) for i, shape in enumerate([(7,), (3, 5), (), (0, 2)])}
+    written["odd"] = rng.integers(0, 9, 3).astype(np.int8)  # what follows it in the file is not aligned
+    save_file(written, tmp_path / "x.safetensors")
+    header = read_header(tmp_path / "x.safetensors")
+    assert header.keys() == written.keys()
+    for name, expected in written.items():
+        found = header[name].read()
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert found.tobytes() == expected.tobytes()
+        if found.size and dtype != "float64":
+            assert jax.device_put(found).unsafe_buffer_pointer() == found.ctypes.data
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_all_finite(dtype):
+    largest = float(ml_dtypes.finfo(dtype).max)
+    for value in (0.0, -0.0, largest, -largest, float(ml_dtypes.finfo(dtype).tiny)):
+        assert all_finite(np.full((3, 4), value, dtype)), value
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        array = np.linspace(-2, 2, 12).reshape(3, 4).astype(dtype)
+        array[1, 2] = value
+        assert not all_finite(array), value
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    make("llama", tmp_path / "m", shard="20KB")
+    first, second, *_ = sorted((tmp_path / "m").glob("model-*.safetensors"))
+    name = min(load_file(first))
+    save_file(load_file(second) | {name: load_file(first)[name]}, second)
+    with pytest.raises(InputError, match=f"{name} is in two files"):
+        Checkpoint(tmp_path / "m")
+
+
+def test_layers_in_different_dtypes_are_promoted(model):
+    edit_weights(model, lambda w: w.update({k: w[k].astype(np.float16) for k in w if ".layers.3." in k}))
+    checkpoint = Checkpoint(model)
+    leaf = checkpoint.load()["layers"]["mlp"]["up_proj"]["weight"]
+    assert leaf.dtype == np.float32
+    for i in range(5):
+        np.testing.assert_array_equal(leaf[i], checkpoint.tensor(f"model.layers.{i}.mlp.up_proj.weight"))
+
+
+def test_memory_of_a_load_is_that_of_the_model(model):
+    """Nothing is mapped, and no leaf is held twice."""
+    checkpoint = Checkpoint(model)
+    leaf = next(s for s in checkpoint.specs if s.path == "layers.mlp.up_proj.weight")
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    array = read_leaf(leaf, [(checkpoint, name) for name in leaf.names()])
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert array.nbytes <= peak < 1.1 * array.nbytes + 20_000
+    assert str(model) not in Path("/proc/self/maps").read_text()
 
 
 def test_missing_shard(tmp_path):
@@ -179,8 +282,34 @@ def test_a_disk_without_room_is_noticed_before_writing(model, tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     checkpoint = Checkpoint(model)
     with pytest.raises(InputError, match="GB free"), ExportFolder(tmp_path / "out") as folder:
-        export.write_model(folder, checkpoint, "float32", tensors_of(checkpoint.load()))
+        export.write_model(folder, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(checkpoint.load()))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_written_need_not_have_the_shape_of_a_source(model, tmp_path):
+    (model / "generation_config.json").write_text('{"eos_token_id": 2}')
+    source = Checkpoint(model)
+    config_json = source.config_json | {"num_hidden_layers": 3, "vocab_size": 100}
+    specs = param_specs(read_config(config_json))
+    order = [4, 0, 0]
+
+    def tensor(name, path, layer):
+        spec = next(s for s in source.specs if s.path == path)
+        if layer is not None:
+            return source.tensor(spec.names()[order[layer]])
+        return source.tensor(spec.names()[0])[:100]
+
+    with ExportFolder(tmp_path / "out") as folder:
+        export.write_model(folder, config_json, specs, "float32", tensor)
+        assert not (folder / "tokenizer.json").exists()
+        export.copy_tokenizer(folder, source)
+    written = Checkpoint(tmp_path / "out")
+    assert (written.config.num_hidden_layers, written.config.vocab_size) == (3, 100)
+    for new, old in enumerate(order):
+        name = "model.layers.{}.mlp.up_proj.weight"
+        np.testing.assert_array_equal(written.tensor(name.format(new)), source.tensor(name.format(old)))
+    for copied in ("tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "out" / copied).read_bytes() == (model / copied).read_bytes()
 
 
 def test_large_models_are_sharded(model, tmp_path, monkeypatch):
@@ -189,7 +318,7 @@ def test_large_models_are_sharded(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "SHARD_BYTES", 300_000)
     checkpoint = Checkpoint(model)
     with ExportFolder(tmp_path / "out") as folder:
-        export.write_model(folder, checkpoint, "float32", tensors_of(checkpoint.load()))
+        export.write_model(folder, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(checkpoint.load()))
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     original, sharded = (AutoModelForCausalLM.from_pretrained(f) for f in (model, tmp_path / "out"))
     for (name, a), b in zip(original.state_dict().items(), sharded.state_dict().values(), strict=True):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from jevomerge.config import read_recipe, read_run, read_task
+from jevomerge.config import read_run, read_task
 from jevomerge.errors import InputError
+from jevomerge.recipe import read_recipe
 
 TASK = "name: t\nsearch: a.jsonl\nheldout: b.jsonl\nprompt: '{q}'\nanswer: '{a}'\n"
 RECIPE = "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1}\n"
@@ -66,7 +67,7 @@ def test_bad_runs(change, expected, tmp_path):
 
 def test_paths_are_relative_to_the_file_that_names_them(siblings):
     config = read_run(siblings / "run.yaml")
-    assert config.recipe.inputs[0].model == str(siblings / "front")
+    assert config.recipe.models[0].model == str(siblings / "front")
     assert config.tasks[0].search.path == str(siblings / "search.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Recipes and genomes: mergekit's rules for values, and the map from a vector to coefficients."""
+"""Genomes: the map from a vector in the unit box to coefficients, and back."""
 
 from pathlib import Path
 
@@ -8,89 +8,36 @@ import numpy as np
 import pytest
 import yaml
 
-from jevomerge.config import Gene, Recipe
+from jevomerge.config import Gene
 from jevomerge.errors import InputError
-from jevomerge.genome import express, make_space
-from jevomerge.recipe import Sources, resolve, write_recipe
+from jevomerge.genome import express, make_space, start_of
+from jevomerge.recipe import Recipe, Sources, write_recipe
 
 MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
 
 
-def sources(**changes):
+def sources(searched=(), **changes):
     recipe = {
         "merge_method": "ties",
         "base_model": str(MODELS / "base"),
         "models": [{"model": str(MODELS / m), "parameters": {"weight": 1.0}} for m in "ab"],
     }
-    return Sources(Recipe.model_validate(recipe | changes))
-
-
-def weights(*settings):
-    """Resolve `weight` settings of sources a and b: {path: ([L,] 2)}."""
-    models = [{"model": str(MODELS / m), "parameters": {"weight": s}} for m, s in zip("ab", settings, strict=True)]
-    return {path: n["weight"] for path, n in resolve(sources(models=models)).items()}
-
-
-def test_gradient_over_four_layers():
-    found = weights([0, 1], 0.5)
-    np.testing.assert_allclose(found["layers.mlp.up_proj.weight"][:, 0], [0, 1 / 3, 2 / 3, 1], atol=1e-7)
-    # mergekit plans embeddings, final norm and head at the first layer's position
-    for path in ("embed_tokens.weight", "norm.weight", "lm_head.weight"):
-        assert found[path].tolist() == [0, 0.5]
-
-
-def test_documented_gradient():
-    """mergekit's own example: [0, .5, .3, .7, 1] over 40 layers at layers 0, 10, 20, 30, 39."""
-    from jevomerge.recipe import _at
-
-    values = [_at((0, 0.5, 0.3, 0.7, 1), i / 39) for i in (0, 10, 20, 30, 39)]
-    one_hot = [_at(tuple(float(j == 8) for j in range(26)), i / 25) for i in range(26)]
-    assert one_hot == [float(i == 8) for i in range(26)]  # a gradient of one value per layer is exactly that
-    np.testing.assert_allclose(values, [0, 0.4949, 0.3205, 0.7231, 1], atol=5e-5)
-
-
-def test_first_matching_filter_wins_and_no_match_falls_through():
-    found = weights([{"filter": "q_proj", "value": 0.1}, {"filter": "self_attn", "value": 0.2}, {"value": 1}], 1.0)
-    assert found["layers.self_attn.q_proj.weight"][0, 0] == np.float32(0.1)
-    assert found["layers.self_attn.k_proj.weight"][0, 0] == np.float32(0.2)
-    with_scope = resolve(
-        sources(
-            models=[
-                {"model": str(MODELS / "a"), "parameters": {"density": [{"filter": "mlp", "value": 0.3}], "weight": 1}},
-                {"model": str(MODELS / "b"), "parameters": {"weight": 1}},
-            ],
-            parameters={"density": 0.6},
-        )
-    )
-    assert with_scope["layers.mlp.up_proj.weight"]["density"][0].tolist() == [np.float32(0.3), np.float32(0.6)]
-    assert with_scope["norm.weight"]["density"].tolist() == [np.float32(0.6)] * 2
-
-
-def test_missing_weight_names_the_tensor():
-    with pytest.raises(InputError, match=r"`weight` of .*b is missing for tensor"):
-        resolve(
-            sources(models=[{"model": str(MODELS / "a"), "parameters": {"weight": 1}}, {"model": str(MODELS / "b")}])
-        )
-
-
-def test_unknown_parameter():
-    with pytest.raises(InputError, match="ties has no `wieght`"):
-        resolve(sources(parameters={"wieght": 1}))
+    return Sources(Recipe.model_validate(recipe | changes), searched)
 
 
 GENES = {
     "whole": ({"weight": [0, 2]}, 2),
     "layers": ({"weight": {"range": [0, 2], "layers_per_group": 3}}, 2 * (1 + 2 + 1)),
-    "components": ({"weight": {"range": [0, 2], "components": True}}, 2 * (1 + 3 + 1)),
-    "both": ({"weight": {"range": [0, 2], "layers_per_group": 2, "components": True}}, 2 * (1 + 2 * 3 + 1)),
+    "components": ({"weight": {"range": [0, 2], "by": "component"}}, 2 * (1 + 3 + 1)),
+    "both": ({"weight": {"range": [0, 2], "layers_per_group": 2, "by": "component"}}, 2 * (1 + 2 * 3 + 1)),
     "two": ({"weight": [0, 2], "density": {"range": [0.1, 1], "layers_per_group": 4}, "lambda": [0, 1]}, 2 + 2 * 3 + 1),
 }
 
 
 def space_of(name):
     genes = {k: Gene.model_validate(v) for k, v in GENES[name][0].items()}
-    s = sources(parameters={"density": 0.7})
-    return s, make_space(s.method, s.like.specs, s.names, genes, resolve(s, searched=tuple(genes)))
+    s = sources(tuple(genes), parameters={"density": 0.7})
+    return s, make_space(s, genes)
 
 
 @pytest.mark.parametrize("name", GENES)
@@ -120,7 +67,7 @@ def test_a_genome_as_a_recipe_is_the_same_coefficients(name):
     s, space = space_of(name)
     genome = jnp.asarray(np.random.default_rng(0).uniform(size=len(space.names)), jnp.float32)
     numbers = jax.tree.map(np.asarray, express(space, genome))
-    again = resolve(Sources(Recipe.model_validate(yaml.safe_load(write_recipe(s, numbers)))))
+    again = Sources(Recipe.model_validate(yaml.safe_load(write_recipe(s, numbers)))).numbers
     jax.tree.map(np.testing.assert_array_equal, again, numbers)
 
 
@@ -128,13 +75,52 @@ def test_a_genome_as_a_recipe_is_the_same_coefficients(name):
     ("genes", "expected"),
     [
         ({"wieght": [0, 1]}, "has no parameter `wieght`"),
-        ({"normalize": [0, 1]}, "on or off"),
+        ({"normalize": [0, 2]}, "on or off"),
         ({"density": [0, 1.5]}, "must be in"),
     ],
 )
 def test_impossible_genes(genes, expected):
-    s = sources()
     with pytest.raises(InputError, match=expected):
-        make_space(
-            s.method, s.like.specs, s.names, {k: Gene(range=v) for k, v in genes.items()}, resolve(s, tuple(genes))
-        )
+        make_space(sources(tuple(genes)), {k: Gene(range=v) for k, v in genes.items()})
+
+
+def test_switches_and_whole_numbers_are_genes_too():
+    s = sources(merge_method="karcher", models=[{"model": str(MODELS / m)} for m in "ab"])
+    space = make_space(s, {"max_iter": Gene(range=(2, 5)), "tol": Gene(range=(0, 1))})
+    found = [
+        float(express(space, jnp.float32([x, 0.5]))["norm.weight"]["max_iter"]) for x in (0, 0.24, 0.26, 0.6, 0.99, 1)
+    ]
+    assert found == [2, 2, 3, 4, 5, 5]
+    space = make_space(sources(), {"normalize": Gene(range=(0, 1)), "weight": Gene(range=(0, 1))})
+    for value, expected in ((0.0, 0), (0.49, 0), (0.5, 1), (1.0, 1)):
+        genome = jnp.full(len(space.names), value)
+        assert float(express(space, genome)["norm.weight"]["normalize"]) == expected
+        assert space.values(np.asarray(genome))["model/normalize"] == expected
+
+
+def test_groups_by_filter_go_to_the_first_that_matches():
+    s = sources(("weight",))
+    space = make_space(s, {"weight": Gene(range=(0, 1), by=("q_proj", "self_attn", "lm_head"))})
+    assert {n.split("/")[0] for n in space.names} == {"q_proj", "self_attn", "lm_head", "rest"}
+    genome = np.zeros(len(space.names))
+    genome[space.names.index("self_attn/a/weight")] = 1
+    found = express(space, jnp.asarray(genome, jnp.float32))
+    on = {path for path, values in found.items() if np.asarray(values["weight"])[..., 0].any()}
+    assert on == {f"layers.self_attn.{x}_proj.weight" for x in "kvo"}
+
+
+@pytest.mark.parametrize("name", [n for n in GENES if n != "two"])
+def test_the_recipe_as_a_genome(name):
+    """Where the groups can tell a recipe's numbers apart, expressing its genome gives the recipe back."""
+    genes = {k: Gene.model_validate(v) for k, v in GENES[name][0].items()}
+    value = {"layers": [{"filter": "embed", "value": 0.1}, {"value": 0.7}]}.get(name, 0.3)
+    s = sources(models=[{"model": str(MODELS / m), "parameters": {"weight": value}} for m in "ab"])
+    space = make_space(s, genes)
+    again = express(space, jnp.asarray(start_of(space, s.numbers), jnp.float32))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, s.numbers)
+
+
+def test_a_start_outside_the_range_is_refused():
+    s = sources()  # weights are 1
+    with pytest.raises(InputError, match=r"start_from: the recipe has 1 for model/a/weight, outside"):
+        start_of(make_space(s, {"weight": Gene(range=(0, 0.5))}), s.numbers)

@@ -1,0 +1,52 @@
+"""From what a user writes to files on this machine: folders, hub names, adapters behind a plus."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jevomerge.errors import InputError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file, or an `InputError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; is {path.parent} a Hugging Face checkpoint?") from None
+    except ValueError as error:  # not JSON, not even text
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def split_adapter(reference: str) -> tuple[str, str | None]:
+    """`model+adapter` -> (model, adapter); a folder whose name has a plus in it wins over the notation."""
+    if _is_folder(reference) or "+" not in reference:
+        return reference, None
+    splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
+    folders = [(model, adapter) for model, adapter in splits if _is_folder(model) and _is_folder(adapter)]
+    return folders[0] if folders else splits[-1]
+
+
+def _is_folder(reference: str) -> bool:
+    return Path(reference).expanduser().is_dir()
+
+
+def resolve(reference: str) -> Path:
+    """The local folder of a reference, downloading only if it can be nothing but a hub name."""
+    if _is_folder(reference):
+        return Path(reference).expanduser()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) or reference.startswith("."):
+        raise InputError(f"{reference} is neither a folder nor a hub name (owner/name[@revision])")
+    from huggingface_hub import snapshot_download  # imported late: only hub names need it
+
+    name, _, revision = reference.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:
+        raise InputError(
+            f"{reference} is not a folder here, and downloading it from the hub failed: "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error

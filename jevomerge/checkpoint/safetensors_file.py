@@ -1,0 +1,143 @@
+"""The safetensors format: a length, a JSON header, the bytes.
+
+Read with plain byte ranges, never mapped: touched pages of a mapping count as resident memory, and a merge of
+many large models would seem (and, with a memory limit, be) as large as all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from jevomerge.errors import InputError
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that models are written in
+# The dtypes that are read: of weights the floating ones, of buffers that are ignored any.
+NUMPY: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+}  # fmt: skip
+FLOATING = ("F64", "F32", "BF16", "F16")
+ALIGNMENT = 64  # what XLA asks of host memory that it is to use in place
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies: nothing of it has been read."""
+
+    path: Path
+    code: str  # its dtype as the format spells it: "BF16"
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its NumPy dtype."""
+        return NUMPY[self.code]
+
+    def read(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Its values, in `out` (of this shape and dtype, contiguous) or in a new aligned array.
+
+        Raises:
+            InputError: if the file has changed since its header was read.
+        """
+        out = aligned_empty(self.shape, self.dtype) if out is None else out
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            left = out.reshape(-1).view(np.uint8).data
+            while left and (done := file.readinto(left)):  # Linux reads at most 2 GiB at once
+                left = left[done:]
+        if left:
+            raise InputError(f"{self.path} became shorter while it was read; is it still being written?")
+        return out
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An uninitialised array that `jax.device_put` takes over on a CPU without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """{name: where it lies} of a file's tensors.
+
+    Raises:
+        InputError: for a file that is truncated, damaged, or in a dtype that is not read.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            start, end = 8 + length, path.stat().st_size
+            if start > end:
+                raise ValueError("its header is incomplete")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {}
+        last = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            code, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            if code not in NUMPY:
+                raise InputError(
+                    f"{path}: {name} is stored as {code}, which is not read; save the model as {', '.join(DTYPES)}"
+                )
+            if begin != last:
+                raise ValueError(f"{name} does not begin where the tensor before it ends")
+            if any(n < 0 for n in shape) or stop - begin != math.prod(shape) * NUMPY[code].itemsize:
+                raise ValueError(f"{name} has {stop - begin} bytes, not those of {code} {list(shape)}")
+            tensors[name] = StoredTensor(path, code, shape, start + begin)
+            last = stop
+        if last != end - start:
+            raise ValueError(f"its tensors take {last} bytes, it has {end - start}")
+        return tensors
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); it is truncated or damaged, download it again") from None
+
+
+def stream_safetensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensor: Callable[[str], Any]
+) -> None:
+    """Write a file, holding a single tensor in memory at a time; a `tensor` that is None stays a hole, zeros."""
+    itemsize = NUMPY[DTYPES[dtype]].itemsize
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb", buffering=0) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, shape in shapes.items():
+            if (array := tensor(name)) is None:
+                file.seek(math.prod(shape) * itemsize, os.SEEK_CUR)
+                continue
+            array = np.asarray(array)
+            if array.shape != shape or array.dtype.name != dtype:
+                raise ValueError(f"{name}: got {array.dtype} {array.shape}, planned {dtype} {shape}")
+            left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            while left:  # Linux writes at most 2 GiB at once
+                left = left[file.write(left) :]
+        file.truncate(len(encoded) + 8 + end)
+        os.fsync(file.fileno())
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite.
+
+    Floating-point numbers are ordered like their bits, negative ones like their bits without a sign: two maxima
+    of integers tell, at the speed of memory and without a temporary array.
+    """
+    size = array.dtype.itemsize
+    infinity = np.array(np.inf, array.dtype)
+    largest = array.view(f"i{size}").max(initial=0)
+    smallest = array.view(f"u{size}").max(initial=0)
+    return bool(largest < infinity.view(f"i{size}") and smallest < (-infinity).view(f"u{size}"))

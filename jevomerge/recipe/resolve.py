@@ -1,0 +1,122 @@
+"""A recipe's settings -> coefficients: {leaf path: {parameter: ([L,][N,]) float32}}.
+
+The rules are mergekit's: a list is a gradient over the layers of a slice, `filter` is a substring of the
+tensor's name, the first filter that matches wins, a source's value beats the slice's, the module's, the
+recipe's and the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from jevomerge.merge import MergeMethod
+from jevomerge.merge.registry import MERGEKIT
+from jevomerge.recipe.schema import Conditional, Parameters, Recipe, Setting, Value
+from jevomerge.strict import Location, Problems
+
+if TYPE_CHECKING:
+    from jevomerge.recipe.sources import Sources
+
+Numbers = dict[str, dict[str, np.ndarray]]
+# Without effect on mergekit's result either: the first only ever changed a dtype inside, the second is gone.
+IGNORED = ("int8_mask", "embed_slerp")
+
+
+def resolve(sources: Sources, searched: Sequence[str], problems: Problems) -> Numbers:
+    """The coefficients of every tensor; what is wrong goes to `problems`."""
+    _check_filters(sources, problems)
+    width = max(len(p.inputs) for p in sources.parts)
+    missing: dict[tuple[Location, str], list[str]] = {}
+    numbers: Numbers = {spec.path: {} for spec in sources.specs}
+    for spec in sources.specs:
+        rows = [t for t in sources.tensors if t.spec is spec]
+        for parameter in sources.method.parameters:
+            table = np.zeros((len(rows), width if parameter.per_model else 1), np.float32)
+            for values, tensor in zip(table, rows, strict=True):
+                part = tensor.part
+                for i in range(len(part.inputs) if parameter.per_model else 1):
+                    own = [part.inputs[i].parameters] if parameter.per_model else []
+                    name = tensor.input_name(i) if parameter.per_model else tensor.name
+                    scopes = [*own, *(scope for _, scope in part.scopes)]
+                    found = (_lookup(scope.get(parameter.name), name, tensor.position) for scope in scopes)
+                    value = next((v for v in found if v is not None), parameter.default)
+                    if value is None and parameter.name not in searched:
+                        where = part.where[i] if parameter.per_model else ("parameters",)
+                        missing.setdefault((where, parameter.name), []).append(tensor.name)
+                    values[i] = 0.0 if value is None else value
+            shape = (*([spec.num_layers] if spec.num_layers else []), *([width] if parameter.per_model else []))
+            numbers[spec.path][parameter.name] = table.reshape(shape)
+    for (where, name), tensors in missing.items():
+        more = f" (and {len(tensors) - 1} more)" if len(tensors) > 1 else ""
+        problems.add(where, f"`{name}` is missing for tensor {tensors[0]}{more}")
+    return numbers
+
+
+def check_names(
+    recipe: Recipe, method: MergeMethod, searched: Sequence[str], problems: Problems, notes: list[str]
+) -> None:
+    """Parameters that the method does not have: those of other methods to `notes`, unheard-of ones to `problems`."""
+    known = [p.name for p in method.parameters]
+    elsewhere = {p.name for m in MERGEKIT.values() for p in m.parameters}
+    for name in searched:
+        if name not in known:
+            problems.add(None, f"genome: {method.name} has no parameter `{name}`; it has {', '.join(known) or 'none'}")
+    for where, name in dict.fromkeys((where, name) for where, parameters in _scopes(recipe) for name in parameters):
+        if name in known or name in IGNORED:
+            continue
+        if name in elsewhere:
+            notes.append(recipe.origin.at(*where, name) + f"{method.name} does not use it")
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(known) or 'none'}"
+            problems.add((*where, name), f"{method.name} has no such parameter; {hint}")
+
+
+def _scopes(recipe: Recipe) -> Iterator[tuple[Location, Parameters]]:
+    for layered in recipe.stack:
+        yield from (((*layered.where, i, "parameters"), m.parameters) for i, m in enumerate(layered.sources))
+        yield from layered.scopes
+
+
+def _check_filters(sources: Sources, problems: Problems) -> None:
+    """Filters that match no tensor."""
+    scopes: dict[Location, tuple[Parameters, list[str]]] = {}
+    for tensor in sources.tensors:
+        part = tensor.part
+        inputs = [tensor.input_name(i) for i in range(len(part.inputs))]
+        for where, model, name in zip(part.where, part.inputs, inputs, strict=True):
+            scopes.setdefault((*where, "parameters"), (model.parameters, []))[1].append(name)
+        for where, parameters in part.scopes:
+            scopes.setdefault(where, (parameters, []))[1].extend([tensor.name, *inputs])
+    for where, (parameters, tensors) in scopes.items():
+        for name, setting in parameters.items():
+            for i, case in enumerate(_cases(setting)):
+                if case.filter not in (None, "*") and not any(case.filter in t for t in tensors):
+                    problems.add((*where, name, i), f"filter `{case.filter}` matches no tensor, such as {tensors[0]}")
+
+
+def _cases(setting: Setting) -> list[Conditional]:
+    return [c for c in setting if isinstance(c, Conditional)] if isinstance(setting, tuple) else []
+
+
+def _lookup(setting: Setting | None, name: str, position: float) -> float | None:
+    """A setting's value for the tensor `name` at `position` in [0, 1], None if it has none."""
+    if setting is None:
+        return None
+    if not (cases := _cases(setting)):
+        return _at(cast(Value, setting), position)
+    return next((_at(c.value, position) for c in cases if c.filter in (None, "*") or c.filter in name), None)
+
+
+def _at(value: Value, position: float) -> float:
+    """A scalar, or the point `position` of a gradient."""
+    if not isinstance(value, tuple):
+        return float(value)
+    exact = round(position * (len(value) - 1), 9)  # 7 / 25 * 25 is not 7
+    low = int(exact)
+    high = min(len(value) - 1, low + 1)
+    return (1 - (exact - low)) * float(value[low]) + (exact - low) * float(value[high])

@@ -1,0 +1,224 @@
+"""Recipes as mergekit writes them: the YAML schema, and one normal form for its three ways to list models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+
+from jevomerge.checkpoint.vocabulary import TokenizerSpec
+from jevomerge.errors import InputError
+from jevomerge.merge.registry import SEMANTICS
+from jevomerge.strict import Dtype, Location, Origin, Strict, anchor, load_one, load_yaml, validate
+
+MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
+Scalar = bool | int | float
+Value = Scalar | Annotated[tuple[Scalar, ...], Field(min_length=1)]  # a list is a gradient over the layers
+
+
+class Conditional(Strict):
+    """A value for the tensors whose name contains `filter` (None or "*": all)."""
+
+    filter: str | None = None
+    value: Value
+
+
+def _one_condition(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+Conditionals = Annotated[tuple[Conditional, ...], Field(min_length=1)]
+Setting = Annotated[Value | Conditionals, BeforeValidator(_one_condition)]
+Parameters = dict[str, Setting]
+
+
+def _reference(value: Any) -> Any:
+    """mergekit's long form {model: {path, revision}, lora: {path, revision}} -> "path@revision+lora@revision"."""
+    if not isinstance(value, dict) or "model" not in value:
+        return value
+    parts = [value["model"], *([value["lora"]] if value.get("lora") else [])]
+    texts = [p if isinstance(p, str) else "@".join(filter(None, (p.get("path"), p.get("revision")))) for p in parts]
+    return "+".join(texts)
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+
+
+class RecipeModel(Strict):
+    """A model in a recipe, and the parameters that apply to it alone."""
+
+    model: Reference
+    parameters: Parameters = Field(default_factory=dict)
+    layer_range: tuple[int, int] | None = None  # [first, one past the last); None: all
+
+    @field_validator("layer_range")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError(f"{list(value)} is not a range of layers: give [first, one past the last)")
+        return value
+
+
+class RecipeSlice(Strict):
+    """A range of layers made from ranges of equal length of several models."""
+
+    sources: tuple[RecipeModel, ...] = Field(min_length=1)
+    base_model: Reference | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    residual_weight: float | None = None  # declared by mergekit, which never uses it
+
+
+class RecipeModule(Strict):
+    """A part of a model; decoders have just one."""
+
+    models: tuple[RecipeModel, ...] = ()
+    slices: tuple[RecipeSlice, ...] = ()
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class Layered(NamedTuple):
+    """The normal form of a slice: which layers of which models, and whose parameters apply."""
+
+    sources: tuple[RecipeModel, ...]
+    where: Location  # of `sources` in the file
+    base_model: str | None
+    scopes: tuple[tuple[Location, Parameters], ...]  # innermost first
+
+
+class Recipe(Strict):
+    """A merge as mergekit's YAML writes it; `semantics` and `seed` are ours."""
+
+    name: str | None = None  # of a stage that later documents of the file refer to
+    merge_method: str
+    models: tuple[RecipeModel, ...] = ()
+    slices: tuple[RecipeSlice, ...] = ()
+    modules: dict[str, RecipeModule] = Field(default_factory=dict)
+    base_model: Reference | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    tokenizer_source: Reference | None = None  # union | base | a model
+    tokenizer: TokenizerSpec | None = None
+    chat_template: str | None = None  # auto | a name | jinja
+    semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]
+    seed: int = 0
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Recipe:
+        if sum(map(bool, (self.models, self.slices, self.modules))) != 1:
+            raise ValueError("give one of `models`, `slices` and `modules`")
+        if len(self.modules) > 1:
+            raise ValueError("`modules`: the supported models have one module, not several")
+        for module in self.modules.values():
+            if bool(module.models) == bool(module.slices):
+                raise ValueError("give either `models` or `slices` in a module")
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise ValueError("give either `tokenizer_source` or `tokenizer`")
+        return self
+
+    @property
+    def origin(self) -> Origin:
+        """Where the recipe was read from."""
+        return self._origin
+
+    def read_from(self, origin: Origin) -> Recipe:
+        """The recipe, knowing the file it was read from."""
+        self._origin = origin
+        return self
+
+    def with_models(self, paths: Mapping[str, str]) -> Recipe:
+        """The recipe with the models named in `paths` read from there."""
+
+        def visit(value: Any, key: str = "") -> Any:
+            if isinstance(value, dict):
+                return {k: visit(v, k) for k, v in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [visit(v) for v in value]
+            return paths.get(value, value) if key in MODEL_KEYS and isinstance(value, str) else value
+
+        return Recipe.model_validate(visit(self.model_dump())).read_from(self.origin)
+
+    @property
+    def stack(self) -> list[Layered]:
+        """The slices, bottom to top, whichever way the models are listed."""
+        scopes: tuple[tuple[Location, Parameters], ...] = ((("parameters",), self.parameters),)
+        part: Recipe | RecipeModule = self
+        where: Location = ()
+        for name, module in self.modules.items():
+            part, where = module, ("modules", name)
+            scopes = (((*where, "parameters"), module.parameters), *scopes)
+        if part.models:
+            return [Layered(part.models, (*where, "models"), self.base_model, scopes)]
+        return [
+            Layered(
+                s.sources,
+                (*where, "slices", i, "sources"),
+                s.base_model or self.base_model,
+                (((*where, "slices", i, "parameters"), s.parameters), *scopes),
+            )
+            for i, s in enumerate(part.slices)
+        ]
+
+    @property
+    def spec(self) -> TokenizerSpec | None:
+        """The `tokenizer` block, which `tokenizer_source` is short for."""
+        if self.tokenizer_source is not None:
+            return TokenizerSpec(source=self.tokenizer_source)
+        return self.tokenizer
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A mergekit recipe; model paths are relative to it or else, as mergekit's are, to the working directory."""
+    data, origin = load_one(Path(path))
+    return validate(Recipe, anchor_recipe(data, Path(path).parent), origin).read_from(origin)
+
+
+def read_stages(path: str | Path) -> list[Recipe]:
+    """The documents of a recipe: every one but the last has a `name`, by which later ones use its result.
+
+    Raises:
+        InputError: for a name that is missing, doubled, or also a folder.
+    """
+    path = Path(path)
+    stages: list[Recipe] = []
+    documents = load_yaml(path)
+    for data, origin in documents:
+        names = [s.name for s in stages if s.name is not None]
+        recipe = validate(Recipe, anchor_recipe(data, path.parent, names), origin).read_from(origin)
+        if recipe.name is None and len(stages) < len(documents) - 1:
+            raise InputError(f"{origin.at()}a document that others follow needs a `name`")
+        if (name := recipe.name) is not None:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise InputError(f"{origin.at('name')}`{name}` must be of letters, digits, dots and dashes")
+            if name in names or (path.parent / name).exists() or Path(name).exists():
+                raise InputError(f"{origin.at('name')}`{name}` is taken already; choose another name")
+        stages.append(recipe)
+    return stages
+
+
+def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
+    """A recipe's mapping with the paths of its models made absolute; the names in `stages` stay as they are."""
+
+    def visit(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: visit(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [visit(v) for v in value]
+        if key in MODEL_KEYS and isinstance(value, str):
+            return value if value in (*stages, "union", "base") else anchor_model(value, folder)
+        return value
+
+    return visit(data)
+
+
+def anchor_model(reference: str, folder: Path) -> str:
+    """A model, or both halves of "model+lora", as absolute paths where they are folders."""
+    if "+" not in reference or anchor(reference, folder) != reference:
+        return anchor(reference, folder)
+    pluses = [i for i, c in enumerate(reference) if c == "+"]
+    halves = [(anchor(reference[:i], folder), anchor(reference[i + 1 :], folder)) for i in pluses]
+    return "+".join(next((h for h in halves if all(Path(x).is_absolute() for x in h)), halves[-1]))

@@ -1,0 +1,123 @@
+"""Coefficients -> a recipe in mergekit's YAML, and -> a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import yaml
+
+from jevomerge.merge.method import Parameter
+from jevomerge.recipe.resolve import Numbers
+from jevomerge.recipe.sources import Part, Sources, Tensor
+
+
+def write_recipe(sources: Sources, numbers: Numbers) -> str:
+    """The YAML that reads back as exactly these coefficients; mergekit reads it too."""
+    recipe, method = sources.recipe, sources.method
+    out: dict[str, Any] = {"merge_method": method.name}
+    if sources.plain:
+        part = sources.parts[0]
+        out["models"] = _models(sources, part, numbers)
+        shared = _shared(sources, part, numbers)
+    else:
+        out["slices"] = []
+        for part in sources.parts:
+            models = _models(sources, part, numbers)
+            for model, first in zip(models, (*part.first, part.base_first), strict=False):
+                model["layer_range"] = [first, first + part.length]
+            base = {} if part.base is None else {"base_model": part.base.reference}
+            parameters = _shared(sources, part, numbers)
+            out["slices"].append({"sources": models, **base, **({"parameters": parameters} if parameters else {})})
+        shared = {}
+    if recipe.base_model is not None:
+        out["base_model"] = recipe.base_model
+    elif method.base == "first":
+        out["base_model"] = sources.parts[0].inputs[0].model
+    out |= {"parameters": shared} if shared else {}
+    out |= {"dtype": "float32", "out_dtype": sources.dtype}
+    given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template"})
+    out |= {key: value for key, value in given.items() if value is not None}
+    out |= {"semantics": recipe.semantics, "seed": recipe.seed}
+    return yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+def _models(sources: Sources, part: Part, numbers: Numbers) -> list[dict[str, Any]]:
+    """The `models` (or a slice's `sources`) with their own parameters; a slice's base model comes last."""
+    models = []
+    for i, source in enumerate(part.inputs):
+        own = {
+            p.name: _setting(part, [(t, _number(_at(numbers, t, p)[i], p)) for t in _tensors(sources, part)])
+            for p in sources.method.parameters
+            if p.per_model
+        }
+        models.append({"model": source.model, **({"parameters": own} if own else {})})
+    if part.base is not None and not sources.plain:
+        models.append({"model": part.base.reference})
+    return models
+
+
+def _shared(sources: Sources, part: Part, numbers: Numbers) -> dict[str, Any]:
+    return {
+        p.name: _setting(part, [(t, _number(_at(numbers, t, p), p)) for t in _tensors(sources, part)])
+        for p in sources.method.parameters
+        if not p.per_model
+    }
+
+
+def _tensors(sources: Sources, part: Part) -> list[Tensor]:
+    return [t for t in sources.tensors if t.part is part]
+
+
+def _at(numbers: Numbers, tensor: Tensor, parameter: Parameter) -> Any:
+    values = numbers[tensor.spec.path][parameter.name]
+    return values if tensor.layer is None else values[tensor.layer]
+
+
+def _number(value: Any, parameter: Parameter) -> bool | int | float:
+    """A plain number, the shortest decimals that read back exactly."""
+    if parameter.kind != "float":
+        return bool(value) if parameter.kind == "bool" else int(value)
+    return float(str(np.float32(value)))
+
+
+def _setting(part: Part, values: list[tuple[Tensor, bool | int | float]]) -> Any:
+    """The shortest setting with these values: a number, else filters by tensor name with gradients."""
+    if len({v for _, v in values}) == 1:
+        return values[0][1]
+    leaves: dict[str, list[Any]] = {}
+    for tensor, value in values:
+        # What filters match on is the same in every layer of every model.
+        leaves.setdefault(tensor.spec.template.replace("model.layers.{layer}.", ""), []).append(value)
+    cases = [{"filter": name, "value": v[0] if len(set(v)) == 1 else v} for name, v in leaves.items()]
+    common = max((c["value"] for c in cases), key=lambda v: sum(c["value"] == v for c in cases))
+    # The most frequent value goes last and without a filter; layer norms' names contain "norm.weight".
+    rest = sorted((c for c in cases if c["value"] != common), key=lambda c: -len(c["filter"]))
+    return [*rest, {"value": common}]
+
+
+def explain(sources: Sources) -> Iterator[str]:
+    """What `jevomerge merge` would do, line by line, without reading a weight."""
+    recipe, method = sources.recipe, sources.method
+    count, layers = sum(int(np.prod(t.spec.shape)) for t in sources.tensors), sources.config.num_hidden_layers
+    yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
+    for checkpoint in sources.checkpoints:
+        roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
+        roles += ["lends config.json and tokenizer" if checkpoint is sources.like else ""]
+        yield f"  {checkpoint.name}: {checkpoint.reference}" + "".join(f" ({r})" for r in roles if r)
+    if sources.alignment is not None:
+        yield from (f"  {line}" for line in sources.alignment.explain())
+    for tensor in sources.tensors:
+        own = [p for p in method.parameters if p.per_model]
+        inputs = []
+        for i, checkpoint in enumerate(tensor.part.checkpoints):
+            layer = f":{tensor.part.first[i] + tensor.row}" if tensor.layer is not None else ""
+            values = [f"{p.name}={_number(_at(sources.numbers, tensor, p)[i], p):g}" for p in own]
+            inputs.append(f"{checkpoint.name}{layer}" + (f"({', '.join(values)})" if values else ""))
+        if tensor.part.base is not None:
+            layer = f":{tensor.part.base_first + tensor.row}" if tensor.layer is not None else ""
+            inputs.append(f"on {tensor.part.base.name}{layer}")
+        shared = [p for p in method.parameters if not p.per_model]
+        inputs += [f"{p.name}={_number(_at(sources.numbers, tensor, p), p):g}" for p in shared]
+        yield f"{tensor.name} {list(tensor.spec.shape)} = " + " ".join(inputs)

@@ -1,0 +1,150 @@
+"""Laws that hold for any tensor, and inputs at the edges of float32."""
+
+import hypothesis
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jevomerge.merge.registry import MERGEKIT
+from tests.unit.test_merge import KEYS, METHODS, SETTINGS, SHAPES, inputs, run
+
+# Without denormal numbers, which XLA flushes to zero.
+tensors = arrays(np.float32, (4, 6), elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False))
+SHAPE = SHAPES["matrix"]
+PER_MODEL = {name: [p.name for p in m.parameters if p.per_model] for name, m in MERGEKIT.items()}
+SYMMETRIC = [(n, s) for n, s in METHODS if MERGEKIT[n].base != "first" and MERGEKIT[n].num_sources[1] != 1]
+ON_DELTAS = [(n, s) for n, s in METHODS if MERGEKIT[n].base == "required"]
+
+
+@settings(max_examples=25, deadline=None)
+@hypothesis.given(st.lists(tensors, min_size=3, max_size=3), st.integers(0, 2))
+def test_one_hot_weight_returns_that_source_bit_for_bit(xs, i):
+    weight = np.eye(3, dtype=np.float32)[i]
+    np.testing.assert_array_equal(run("linear", "mergekit", xs, None, weight=weight), xs[i])
+    np.testing.assert_array_equal(run("passthrough", "mergekit", xs[:1], None), xs[0])
+
+
+@settings(max_examples=25, deadline=None)
+@hypothesis.given(st.lists(tensors, min_size=3, max_size=3), st.integers(0, 2))
+def test_one_hot_weight_returns_that_source(xs, i):
+    weight = np.eye(3, dtype=np.float32)[i]
+    close = {"atol": 1e-5 * max(1.0, float(np.abs(xs).max()))}
+    for name in ("task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "multislerp"):
+        base = None if name == "multislerp" else xs[0] / 2
+        np.testing.assert_allclose(run(name, "mergekit", xs, base, weight=weight), xs[i], **close, err_msg=name)
+    for name, ends in (("slerp", [{"t": 0}, {"t": 1}]), ("nuslerp", [{"weight": [1, 0]}, {"weight": [0, 1]}])):
+        for end, x in zip(ends, xs, strict=False):
+            np.testing.assert_allclose(run(name, "mergekit", xs[:2], None, **end), x, **close, err_msg=name)
+
+
+@settings(max_examples=20, deadline=None)
+@hypothesis.given(tensors)
+def test_merging_a_model_with_itself_changes_nothing(x):
+    """With a base too, wherever nothing is dropped."""
+    close = {"rtol": 0, "atol": 2e-5 * max(1.0, float(np.abs(x).max()))}
+    same, base = [x, x], x / 2
+    for name, given in [
+        ("linear", {"weight": [0.3, 0.6]}),
+        ("slerp", {"t": 0.3}),
+        ("nuslerp", {"weight": [0.3, 0.6]}),
+        ("nuslerp", {"weight": [0.3, 0.6], "nuslerp_flatten": 0}),
+        ("multislerp", {"weight": [0.3, 0.6]}),
+        ("karcher", {"tol": 1e-30}),
+    ]:
+        np.testing.assert_allclose(run(name, "mergekit", same, None, **given), x, **close, err_msg=name)
+    for name in ("ties", "dare_ties", "della", "breadcrumbs"):
+        found = run(name, "mergekit", same, base, weight=[0.3, 0.6], normalize=1)
+        np.testing.assert_allclose(found, x, **close, err_msg=name)
+    for name in ("ram", "sce"):
+        found = run(name, "mergekit", same, base, epsilon=0.0)
+        np.testing.assert_allclose(found, x, **close, err_msg=name)
+    np.testing.assert_allclose(run("nearswap", "mergekit", [x], base, t=2e3), x, **close)
+
+
+@pytest.mark.parametrize(("name", "semantics"), ON_DELTAS)
+def test_sources_that_are_the_base_give_the_base(name, semantics):
+    sources, base = inputs(name, SHAPE, 0.3)
+    found = run(name, semantics, [base] * len(sources), base, **SETTINGS[name][0])
+    np.testing.assert_allclose(found, base, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "semantics"), SYMMETRIC)
+def test_order_of_sources_does_not_matter(name, semantics):
+    sources, base = inputs(name, SHAPE, 0.3)
+    order = [2, 0, 1] if len(sources) == 3 else [1, 0]
+    for given in SETTINGS[name]:
+        moved = given | {k: np.asarray(given[k])[order] for k in PER_MODEL[name] if np.ndim(given.get(k, 0))}
+        first = run(name, semantics, sources, base, **given)
+        keys = KEYS[jnp.asarray(order)]  # keys follow the sources' names
+        found = run(name, semantics, [sources[i] for i in order], base, keys=keys, **moved)
+        np.testing.assert_allclose(found, first, atol=3e-6, rtol=3e-6)
+
+
+def test_slerp_backwards():
+    (a, b), _ = inputs("slerp", SHAPE, 0.3)
+    there, back = run("slerp", "mergekit", [a, b], None, t=0.3), run("slerp", "mergekit", [b, a], None, t=0.7)
+    np.testing.assert_allclose(there, back, atol=1e-6)
+
+
+# Those with an absolute number in them scale with it: t of nearswap, epsilon of ram, tol and eps of the means; not
+# mergekit's sce and model_stock, whose thresholds are part of the formula, nor the softmax of arcee_fusion.
+@pytest.mark.parametrize(("name", "semantics"), [m for m in METHODS if m[0] != "arcee_fusion"])
+@pytest.mark.parametrize("scale", [2.0**-12, 2.0**40])
+def test_scaling_all_tensors_scales_the_merge(name, semantics, scale):
+    if scale < 1 and (name, semantics) in {("sce", "mergekit"), ("model_stock", "mergekit"), ("nearswap", "mergekit")}:
+        pytest.skip("mergekit has an absolute threshold here")
+    if scale > 1 and name == "ramplus_tl":
+        pytest.skip("epsilon is compared with a number of elements as well")
+    sources, base = inputs(name, SHAPE, 0.3)
+    for given in SETTINGS[name]:
+        absolute = {"nearswap": ("t",), "ram": ("epsilon",), "ramplus_tl": ("epsilon",)}.get(name, ())
+        small = {"multislerp": {"eps": 1e-30}, "karcher": {"tol": 1e-30}}.get(name, {})
+        defaults = {p.name: p.default for p in MERGEKIT[name].parameters}
+        scaled = given | {k: given.get(k, defaults[k]) * scale for k in absolute}
+        before = run(name, semantics, sources, base, **given | small)
+        shrunk = [np.float32(scale) * s for s in sources], None if base is None else np.float32(scale) * base
+        after = run(name, semantics, *shrunk, **scaled | small)
+        np.testing.assert_allclose(after / scale, before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "semantics"), METHODS)
+def test_extreme_inputs_stay_finite(name, semantics):
+    ones = np.ones(SHAPE, np.float32)
+    noise = np.random.default_rng(3).normal(size=SHAPE).astype(np.float32)
+    count = 1 if MERGEKIT[name].num_sources[1] == 1 else 2
+    for a, b in [
+        (0 * ones, 0 * ones),
+        (0 * ones, noise),
+        (ones, 2 * ones),
+        (ones, -ones),
+        (noise, -noise),
+        (noise, -noise + 1e-4),
+        (np.eye(*SHAPE, dtype=np.float32), 0 * ones),
+        (1e-40 * ones, 1e-39 * ones),
+        (1e-20 * noise, -1e-20 * noise),
+        (1e30 * ones, -3e30 * ones),
+        (1e30 * noise, 1e-30 * noise),
+    ]:
+        for given in SETTINGS[name]:
+            cut = {k: v[:2] if np.ndim(v) else v for k, v in given.items()}
+            for origin in (0 * ones, noise)[: 1 if given is not SETTINGS[name][0] else 2]:
+                base = origin if MERGEKIT[name].base in ("required", "optional") else None
+                merged = run(name, semantics, [a, b][:count], base, **cut)
+                assert np.isfinite(merged).all(), (a.flat[0], b.flat[0], given)
+
+
+def test_opposite_models():
+    """Where there is no direction to go: the mean for slerp, nuslerp and multislerp, the base for model_stock."""
+    (a,), base = inputs("passthrough", SHAPE, 1.0)[0], np.float32(0.5) * np.ones(SHAPE, np.float32)
+    opposite = [a, -a]
+    np.testing.assert_allclose(run("slerp", "mergekit", opposite, None, t=0.25), a / 2, atol=1e-6)
+    np.testing.assert_allclose(run("nuslerp", "mergekit", opposite, None, weight=[3, 1]), a / 2, atol=1e-6)
+    np.testing.assert_allclose(run("multislerp", "mergekit", opposite, None, weight=[3, 1]), a, atol=1e-5)
+    np.testing.assert_allclose(run("multislerp", "mergekit", opposite, None, weight=[1, 1]), 0 * a, atol=1e-6)
+    np.testing.assert_allclose(run("karcher", "mergekit", opposite, None), a, atol=1e-5)
+    for filter_wise in (0, 1):
+        found = run("model_stock", "mergekit", [base + a, base - a], base, filter_wise=filter_wise)
+        np.testing.assert_allclose(found, base, atol=1e-6)

@@ -1,0 +1,103 @@
+"""What the README says of merge methods: its table, and its example of a method of one's own."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from jevomerge.cli import main
+from jevomerge.errors import InputError
+from jevomerge.merge import get_method, register, registry
+from jevomerge.merge.registry import MERGEKIT
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
+
+
+def test_the_table_of_methods():
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| .*? \| (.*?) \| (.*?) \| (.*?) \| ", README, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(MERGEKIT)
+    for name, parameters, gradients, random in rows:
+        method = MERGEKIT[name]
+        defaults = {
+            p.name: "" if p.default is None else ("off", "on")[int(p.default)] if p.kind == "bool" else f"{p.default:g}"
+            for p in method.parameters
+        }
+        assert parameters == ", ".join(f"{p} ({default})" if default else p for p, default in defaults.items())
+        smooth = [p.name for p in method.parameters if p.kind == "float" and p.differentiable]
+        assert gradients == ", ".join(smooth)
+        assert (random == "yes") == draws_numbers(method), name
+
+
+def draws_numbers(method):
+    """Whether the keys of the random field make a difference."""
+    rng = np.random.default_rng(0)
+    base, *xs = (jnp.asarray(rng.normal(size=(16, 16)), jnp.float32) for _ in range(3))
+    xs = xs[: method.num_sources[1] or 2]
+    coefficients = {
+        p.name: jnp.full((len(xs),) if p.per_model else (), {"density": 0.5}.get(p.name, p.default or 0.3), jnp.float32)
+        for p in method.parameters
+    }
+    origin = base if method.base == "required" else None
+    prepared = method.prepare(xs, origin)
+    one, other = (
+        method.merge(xs, origin, coefficients, prepared, jnp.full((len(xs), 2), key, jnp.uint32)) for key in (1, 2)
+    )
+    return not np.array_equal(one, other)
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The README's method, by the README's code."""
+    monkeypatch.setattr(registry, "_registered", {})
+    code = re.search(r"```python\n(import jax.numpy as jnp\nimport jevomerge.*?)```", README, re.DOTALL)[1]
+    names = {}
+    exec(code, names)
+    return names["MEDIAN"]
+
+
+def test_your_own_method_merges_by_its_name(example, tmp_path):
+    recipe = {
+        "merge_method": "median",
+        "base_model": str(MODELS / "base"),
+        "models": [{"model": str(MODELS / m)} for m in "abc"],
+        "parameters": {"lambda": [0.5, 1.5]},
+    }
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    assert main(["merge", str(tmp_path / "recipe.yml"), str(tmp_path / "out"), "--debug"]) == 0
+    found, base = (load_file(p / "model.safetensors") for p in (tmp_path / "out", MODELS / "base"))
+    sources = [load_file(MODELS / m / "model.safetensors") for m in "abc"]
+    for layer, factor in enumerate((0.5, 5 / 6, 7 / 6, 1.5)):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        expected = base[name] + factor * np.median([s[name] - base[name] for s in sources], axis=0)
+        np.testing.assert_allclose(found[name], expected, atol=1e-6)
+
+
+def test_your_own_method_is_pure(example):
+    xs = [jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 4, 6))]
+    base = jnp.ones((4, 6))
+    merge = jax.jit(jax.vmap(lambda c: get_method("median").merge(xs, base, {"lambda": c}, (), ())))
+    found = np.asarray(merge(jnp.asarray([0.0, 1.0])))
+    np.testing.assert_array_equal(found[0], np.ones((4, 6)))
+    np.testing.assert_allclose(found[1], np.median(np.stack(xs), axis=0), atol=1e-6)
+
+
+def test_entry_points_make_methods_known(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    entry = importlib.metadata.EntryPoint("mean", "jevomerge.merge.linear:LINEAR", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group, name: [e for e in [entry] if e.name == name])
+    assert get_method("mean") is MERGEKIT["linear"]
+    with pytest.raises(InputError, match="is not known"):
+        get_method("meen")
+
+
+def test_names_are_taken_once(example):
+    with pytest.raises(ValueError, match="there is a merge method 'median' already"):
+        register(example._replace(num_sources=(1, None)))
+    assert register(example) is example
