@@ -6,9 +6,12 @@ The numbers are those of a merge in memory: the same `merge_tensor` runs on the 
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import functools
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,6 @@ def merge_to_folder(
     for checkpoint in sources.checkpoints:
         checkpoint.check_head()
     keys = sources.keys()
-    by_place = {(t.spec.path, t.layer): t for t in sources.tensors}
 
     pooled: dict[str, Any] = {}
     if method.pool is not None:  # a first pass over all tensors
@@ -58,27 +60,30 @@ def merge_to_folder(
         pooled = dict(zip((t.name for t in sources.tensors), method.pool(rows), strict=True))
 
     kernel = jax.jit(functools.partial(merge_tensor, Merge(method, sources.dtype)))
-    done = 0
 
-    def tensor(name: str, path: str, layer: int | None) -> np.ndarray:
-        nonlocal done
-        place = by_place[path, layer]
-        arrays, base = _read(sources, place)
-        prepared = pooled[name] if pooled else method.prepare(arrays, base)
+    def merged(tensor: Tensor) -> np.ndarray:
+        path, layer = tensor.spec.path, tensor.layer
+        arrays, base = _read(sources, tensor)
+        prepared = pooled[tensor.name] if pooled else method.prepare(arrays, base)
 
         def here(values: np.ndarray, per_model: bool) -> np.ndarray:
             row = np.asarray(values if layer is None else values[layer])
             return row[: len(arrays)] if per_model else row
 
         coefficients = {p.name: here(numbers[path][p.name], p.per_model) for p in method.parameters}
-        merged = np.asarray(kernel(arrays, base, coefficients, prepared, here(keys[path], True)))
-        done += 1
-        progress(done, len(sources.tensors))
-        return merged
+        return np.asarray(kernel(arrays, base, coefficients, prepared, here(keys[path], True)))
+
+    results = enumerate(ahead(merged, sources.tensors, [int(np.prod(t.spec.shape)) for t in sources.tensors]))
+
+    def following(name: str, *_: Any) -> np.ndarray:
+        i, array = next(results)
+        assert sources.tensors[i].name == name  # files are written in this order
+        progress(i + 1, len(sources.tensors))
+        return array
 
     text = recipe or write_recipe(sources, numbers)
     with target as folder:
-        write_model(folder, sources.config_json, sources.specs, sources.dtype, tensor)
+        write_model(folder, sources.config_json, sources.specs, sources.dtype, following)
         write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text)
         card = model_card(title or Path(out).name, text, sources.checkpoints, score(folder) if score else None)
@@ -97,6 +102,22 @@ def write_beside_weights(folder: Path, sources: Sources) -> None:
             (folder / path.name).write_text(json.dumps(values, indent=2) + "\n")
     if sources.chat_template is not None:
         write_chat_template(folder, sources.chat_template)
+
+
+def ahead(
+    work: Callable[[Tensor], np.ndarray], tensors: Sequence[Tensor], sizes: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """`work` of every tensor in order, done for as many at once as are together no larger than the largest."""
+    room, begun = max(sizes), 0
+    running: collections.deque[concurrent.futures.Future[np.ndarray]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for size in sizes:
+            while begun < len(tensors) and sizes[begun] <= room:
+                running.append(pool.submit(work, tensors[begun]))
+                room -= sizes[begun]
+                begun += 1
+            yield running.popleft().result()
+            room += size
 
 
 def _read(sources: Sources, tensor: Tensor) -> tuple[list[jax.Array], jax.Array | None]:

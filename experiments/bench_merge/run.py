@@ -92,7 +92,7 @@ def contest(contenders: dict[str, Callable[[Path], Sequence[Any]]], work: Path, 
                 pair = [Path(outputs) / name / "model.safetensors" for name in ("mergekit", "jevomerge")]
                 found = subprocess.check_output([sys.executable, HERE / "tools.py", "compare", *pair])
                 values["apart"] = json.loads(found)
-    return values | {name: median(runs) for name, runs in taken.items()}
+    return values | {"rounds": rounds} | {name: median(runs) for name, runs in taken.items()}
 
 
 def summary(values: dict[str, Any], inputs: int, leaf_mb: float) -> dict[str, float]:
@@ -143,7 +143,7 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])  # before XLA and PyTorch count cores
     args.work.mkdir(parents=True, exist_ok=True)
     machine = {"cores": args.cores, "load_before": os.getloadavg()[0], "python": platform.python_version()}
-    record("machine", machine | {"rounds": args.rounds}, args.results)
+    record("machine", machine, args.results)
     python = Path(sys.executable)
     tools = [python, HERE / "tools.py"]
     for short in args.dtypes:
