@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; messages go to standard error."""
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if argv is None:  # a command of its own: when it is terminated it cleans up
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         COMMANDS[args.command](args)
         return 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jevomerge.checkpoint import write_model
-from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.checkpoint.export import refuse_existing, scratch_folder
 from jevomerge.console import Terminal
 from jevomerge.recipe import Recipe, Sources, explain, write_recipe
 from jevomerge.stream import merge_to_folder, write_beside_weights
@@ -27,17 +27,16 @@ def merge_stages(stages: Sequence[Recipe], out: str | Path, terminal: Terminal) 
     if len(stages) == 1:
         merge_to_folder(sources, sources.numbers, out, progress=terminal.tensors("merged"))
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.stages-", dir=out.parent) as work:
+    with scratch_folder(out) as work:
         text = ""
         for stage in stages:
-            sources = Sources(stage.with_models(_paths(stages, Path(work))))
+            sources = Sources(stage.with_models(_paths(stages, work)))
             text += "---\n" if text else ""
             text += (f"name: {stage.name}\n" if stage.name else "") + write_recipe(sources, sources.numbers)
-            for name, path in _paths(stages, Path(work)).items():
+            for name, path in _paths(stages, work).items():
                 text = text.replace(path, name)
             last = stage is stages[-1]
-            target = out if last else Path(work) / str(stage.name)
+            target = out if last else work / str(stage.name)
             label = stage.name or out.name
             progress = terminal.tensors(f"{label}: merged")
             merge_to_folder(sources, sources.numbers, target, recipe=text, title=label, progress=progress)

@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jevomerge.checkpoint import ExportFolder, copy_tokenizer, write_model
+from jevomerge.checkpoint import copy_tokenizer, export_folder, write_model
 from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.chat import write_chat_template
+from jevomerge.checkpoint.export import refuse_existing
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.vocabulary import write_tokenizer
 from jevomerge.merge import Merge, merge_tensor
@@ -48,7 +49,7 @@ def merge_to_folder(
         score: called with the folder when its weights are written, gives {model: {column: score}} for the card.
         progress: called with (tensors written, tensors in all).
     """
-    target = ExportFolder(out)  # refuses an existing folder before anything is read
+    refuse_existing(Path(out))
     method = sources.method
     for checkpoint in sources.checkpoints:
         checkpoint.check_head()
@@ -82,7 +83,7 @@ def merge_to_folder(
         return array
 
     text = recipe or write_recipe(sources, numbers)
-    with target as folder:
+    with export_folder(out) as folder:
         write_model(folder, sources.config_json, sources.specs, sources.dtype, following)
         write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from transformers import PreTrainedTokenizerFast
 
-from jevomerge.checkpoint import Checkpoint, ExportFolder, param_specs, read_config
+from jevomerge.checkpoint import Checkpoint, export_folder, param_specs, read_config
 from jevomerge.checkpoint.export import tensors_of
 from jevomerge.checkpoint.safetensors_file import stream_safetensors
 from jevomerge.checkpoint.specs import tensor_names
@@ -104,7 +104,7 @@ def train(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
 
 def write(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """An ordinary Hugging Face folder in bfloat16."""
-    with ExportFolder(MODELS / name) as folder:
+    with export_folder(MODELS / name) as folder:
         tokenizer.save_pretrained(folder)
         (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
         ends = {key: CONFIG[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import json
 import math
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, stream_safetensors
@@ -19,32 +22,44 @@ from jevomerge.errors import InputError
 SHARD_BYTES = 5 * 10**9
 
 
-class ExportFolder:
-    """A folder that appears under its name only when its `with` block ends well.
+@contextlib.contextmanager
+def export_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into that appears as `path` only when the `with` block ends well."""
+    path = Path(path)
+    refuse_existing(path)
+    with scratch_folder(path) as folder:
+        yield folder
+        refuse_existing(path)
+        folder.rename(path)
 
-    Everything is written to a hidden sibling first.  On an error the sibling, which nobody else wrote, is
-    removed, so a failed or killed export never leaves something that looks like a model.
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for what is not finished, removed at the end.
+
+    It is locked while its process lives; those that killed processes left behind are removed here.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(BlockingIOError), _locked(stale):
+            shutil.rmtree(stale)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    folder.chmod(0o755)
+    with _locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def __init__(self, path: str | Path):
-        """Refuse a `path` that exists."""
-        self.path = Path(path)
-        refuse_existing(self.path)
 
-    def __enter__(self) -> Path:
-        """The folder to write into."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.partial-", dir=self.path.parent))
-        self.partial.chmod(0o755)
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Rename into place, or clean up."""
-        if error is None:
-            refuse_existing(self.path)
-            self.partial.rename(self.path)
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(path: Path) -> None:
@@ -63,7 +78,7 @@ def write_model(
     """Write config.json and the weights of a model into `folder`.
 
     Args:
-        folder: an existing folder, usually from `ExportFolder`.
+        folder: an existing folder, usually from `export_folder`.
         config_json: the contents of config.json; the dtype in it is replaced.
         specs: the parameter table of the model that is written.
         dtype: of the weights: float32, bfloat16 or float16.

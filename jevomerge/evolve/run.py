@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -139,8 +138,6 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     with locked(folder):
         if not resume:
             record_run(setup, folder)
-        for stale in folder.glob(".best.partial-*"):  # of a killed export: ours, for we hold the lock
-            shutil.rmtree(stale)
         with Archive(folder / "evaluations.jsonl") as archive:
             return _evolve(setup, *weights, archive, folder, observer)
 

@@ -50,6 +50,7 @@ class MergeMethod(NamedTuple):
             vectors, not one of them; "optional": the same if it is given; "first": one of the sources, which
             then comes first; "none": nothing, it only lends its configuration and tokenizer.
         num_sources: the fewest and the most sources (None: no limit), not counting the base.
+        stochastic: whether `merge` draws from the random field.
     """
 
     name: str
@@ -59,6 +60,7 @@ class MergeMethod(NamedTuple):
     pool: Callable[[list[tuple[Any, int]]], list[Any]] | None = None
     base: Literal["none", "first", "optional", "required"] = "none"
     num_sources: tuple[int, int | None] = (1, None)
+    stochastic: bool = False
 
 
 def weighted_sum(weights: Sequence[Array], arrays: Sequence[Array]) -> Array:

@@ -103,7 +103,7 @@ TIES = _method("ties", trim, **_TIES)
 TIES_PAPER = _method("ties", trim, **_TIES, pool=pool_magnitudes)
 
 DARE_LINEAR, DARE_LINEAR_PAPER, DARE_TIES, DARE_TIES_PAPER = (
-    _method(name, dare, elect_sign=elect, normalize=False, rescale=True, preserve_l1=l1)
+    _method(name, dare, elect_sign=elect, normalize=False, rescale=True, preserve_l1=l1, stochastic=True)
     for name, elect in (("dare_linear", False), ("dare_ties", True))
     for l1 in (True, False)
 )
@@ -118,6 +118,7 @@ _DELLA: dict[str, Any] = {
     "rescale": True,
     "more": (Parameter("epsilon", 0.15, per_model=True, domain=(0.0, 0.5), differentiable=False),),
     "prepare": prepare_ranks,
+    "stochastic": True,
 }
 DELLA, DELLA_PAPER, DELLA_LINEAR, DELLA_LINEAR_PAPER = (
     _method(name, della(1.0 if l1 else 0.5), elect_sign=elect, normalize=elect, preserve_l1=l1, **_DELLA)

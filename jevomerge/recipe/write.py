@@ -9,12 +9,13 @@ import numpy as np
 import yaml
 
 from jevomerge.merge.method import Parameter
+from jevomerge.merge.registry import MERGEKIT
 from jevomerge.recipe.resolve import Numbers
 from jevomerge.recipe.sources import Part, Sources, Tensor
 
 
 def write_recipe(sources: Sources, numbers: Numbers) -> str:
-    """The YAML that reads back as exactly these coefficients; mergekit reads it too."""
+    """The YAML that reads back as exactly these coefficients; its first line says what mergekit makes of it."""
     recipe, method = sources.recipe, sources.method
     out: dict[str, Any] = {"merge_method": method.name}
     if sources.plain:
@@ -40,7 +41,19 @@ def write_recipe(sources: Sources, numbers: Numbers) -> str:
     given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template"})
     out |= {key: value for key, value in given.items() if value is not None}
     out |= {"semantics": recipe.semantics, "seed": recipe.seed}
-    return yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    text = yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return f"# {_in_mergekit(sources)}\n{text}"
+
+
+def _in_mergekit(sources: Sources) -> str:
+    method = sources.method
+    if MERGEKIT.get(method.name) is None:
+        return f"mergekit has no method {method.name}."
+    if method is not MERGEKIT[method.name]:
+        return f"mergekit has {method.name} only in its own semantics: it makes another model of this."
+    if method.stochastic:
+        return "mergekit draws other random masks: it makes a sibling of this model."
+    return "mergekit makes the same model of this."
 
 
 def _models(sources: Sources, part: Part, numbers: Numbers) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from jevomerge.checkpoint import Checkpoint, ExportFolder, write_model
+from jevomerge.checkpoint import Checkpoint, export_folder, write_model
 from jevomerge.checkpoint.export import tensors_of
 from jevomerge.models import Cache, apply, unembed
 from tests.families import FAMILIES, SIZES, make
@@ -71,7 +71,7 @@ def test_round_trip_is_bit_exact_and_opens_in_transformers(family, dtype, tmp_pa
     make(family, tmp_path / "m", getattr(torch, dtype), shard="20KB")
     source = Checkpoint(tmp_path / "m")
     assert len({tensor.path for tensor in source.tensors.values()}) > 1
-    with ExportFolder(tmp_path / "out") as folder:
+    with export_folder(tmp_path / "out") as folder:
         write_model(folder, source.config_json, source.specs, dtype, tensors_of(source.load()))
     written = load_file(tmp_path / "out" / "model.safetensors")
     originals = {k: v for f in (tmp_path / "m").glob("*.safetensors") for k, v in load_file(f).items()}

@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jevomerge.checkpoint import Checkpoint, ExportFolder, write_model
+from jevomerge.checkpoint import Checkpoint, export_folder, write_model
 from jevomerge.checkpoint.export import tensors_of
 from jevomerge.fitness.rollout import Batch, generate
 from jevomerge.models import apply, unembed
@@ -122,7 +122,7 @@ def test_logits_match_transformers(checkpoint, params, model, prompts):
 
 
 def test_round_trip_is_bit_exact(folder, checkpoint, params, tmp_path):
-    with ExportFolder(tmp_path / "out") as out:
+    with export_folder(tmp_path / "out") as out:
         write_model(out, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(params))
     written, original = (load_file(f / "model.safetensors") for f in (tmp_path / "out", folder))
     assert written.keys() == original.keys()

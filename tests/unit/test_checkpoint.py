@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from jevomerge.checkpoint import Checkpoint, ExportFolder, export, param_specs, read_config
+from jevomerge.checkpoint import Checkpoint, export, export_folder, param_specs, read_config
 from jevomerge.checkpoint.card import merged_licence, model_card
 from jevomerge.checkpoint.export import tensors_of
 from jevomerge.checkpoint.safetensors_file import all_finite, read_header
@@ -263,7 +266,7 @@ def test_same_name_twice(model):
 
 def test_a_failed_export_leaves_nothing(tmp_path):
     def fail():
-        with ExportFolder(tmp_path / "out") as folder:
+        with export_folder(tmp_path / "out") as folder:
             (folder / "config.json").write_text("{}")
             raise RuntimeError
 
@@ -273,15 +276,54 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 
 
 def test_existing_output_is_refused(tmp_path):
-    with pytest.raises(InputError, match="exists already"):
-        ExportFolder(tmp_path)
+    with pytest.raises(InputError, match="exists already"), export_folder(tmp_path):
+        pass
+
+
+KILLED = """
+import os, signal, sys
+from jevomerge.recipe import Sources, read_recipe
+from jevomerge.stream import merge_to_folder
+sources = Sources(read_recipe(sys.argv[1]))
+stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == total // 2 else None
+merge_to_folder(sources, sources.numbers, sys.argv[2], progress=stop)
+"""
+
+
+def test_a_killed_merge_leaves_nothing_that_looks_like_a_model(model, tmp_path):
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {model}}}]\n")
+    work = tmp_path / "work"
+    killed = subprocess.run([sys.executable, "-c", KILLED, recipe, work / "out"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = work.iterdir()
+    assert left.name.startswith(".out.partial-")  # hidden, and gone with the next merge to that place ...
+    with export_folder(work / "out") as mine:
+        assert not left.exists()
+        with export.scratch_folder(work / "out"):
+            assert mine.exists()  # ... but not what a process that is alive works on
+    assert sorted(p.name for p in work.iterdir()) == ["out"]
+
+
+def test_a_terminated_merge_cleans_up(model, tmp_path):
+    """On SIGTERM, as schedulers send it, between the first tensors of a merge that waits for more of its recipe."""
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {model}}}]\n")
+    code = "import sys, time; from jevomerge import stream, cli; real = stream.ahead\n"
+    code += "stream.ahead = lambda *a: (x for x in real(*a) if time.sleep(1) is None); sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "merge", str(recipe), str(tmp_path / "work" / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert "merged 1/" in process.stdout.readline()
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_disk_without_room_is_noticed_before_writing(model, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     checkpoint = Checkpoint(model)
-    with pytest.raises(InputError, match="GB free"), ExportFolder(tmp_path / "out") as folder:
+    with pytest.raises(InputError, match="GB free"), export_folder(tmp_path / "out") as folder:
         export.write_model(folder, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(checkpoint.load()))
     assert not (tmp_path / "out").exists()
 
@@ -299,7 +341,7 @@ def test_what_is_written_need_not_have_the_shape_of_a_source(model, tmp_path):
             return source.tensor(spec.names()[order[layer]])
         return source.tensor(spec.names()[0])[:100]
 
-    with ExportFolder(tmp_path / "out") as folder:
+    with export_folder(tmp_path / "out") as folder:
         export.write_model(folder, config_json, specs, "float32", tensor)
         assert not (folder / "tokenizer.json").exists()
         export.copy_tokenizer(folder, source)
@@ -317,7 +359,7 @@ def test_large_models_are_sharded(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "SHARD_BYTES", 300_000)
     checkpoint = Checkpoint(model)
-    with ExportFolder(tmp_path / "out") as folder:
+    with export_folder(tmp_path / "out") as folder:
         export.write_model(folder, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(checkpoint.load()))
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     original, sharded = (AutoModelForCausalLM.from_pretrained(f) for f in (model, tmp_path / "out"))

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jevomerge.checkpoint import Checkpoint, ExportFolder, write_model
+from jevomerge.checkpoint import Checkpoint, export_folder, write_model
 from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.export import tensors_of
 from jevomerge.errors import InputError
@@ -144,7 +144,7 @@ def test_one_rounding_to_the_dtype_of_the_model(dtype, tmp_path):
 
 def test_the_exported_model_computes_what_the_adapted_one_does(adapter, tmp_path):
     checkpoint = Checkpoint(f"{LLAMA}+{adapter}")
-    with ExportFolder(tmp_path / "out") as folder:
+    with export_folder(tmp_path / "out") as folder:
         write_model(folder, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(checkpoint.load()))
     merged, plain, hooked = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "out", LLAMA, LLAMA))
     tensors = {k: torch.from_numpy(v) for k, v in load_file(adapter / "adapter_model.safetensors").items()}

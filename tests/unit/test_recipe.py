@@ -158,6 +158,31 @@ def test_a_written_recipe_reads_back_exactly(changes):
             np.testing.assert_array_equal(again.numbers[path][name], value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "makes the same model"),
+        ({"semantics": "paper"}, "makes another model"),
+        ({"merge_method": "della"}, "makes a sibling"),
+    ],
+)
+def test_a_written_recipe_says_what_mergekit_makes_of_it(changes, expected):
+    found = sources(**changes)
+    assert expected in write_recipe(found, found.numbers).splitlines()[0]
+
+
+def test_a_single_model_of_a_slice_is_kept_as_it_is_by_slerp(tmp_path):
+    slices = [{"sources": [{"model": A, "layer_range": [0, 2]}]},
+              {"sources": [{"model": m, "layer_range": [2, 4]} for m in (A, B)]}]  # fmt: skip
+    recipe = {"merge_method": "slerp", "slices": slices, "base_model": A, "parameters": {"t": 1.0}}
+    found = Sources(Recipe.model_validate(recipe))
+    merge_to_folder(found, found.numbers, tmp_path / "out")
+    out, a, b = (load_file(Path(p) / "model.safetensors") for p in (tmp_path / "out", A, B))
+    np.testing.assert_array_equal(out["model.layers.1.mlp.up_proj.weight"], a["model.layers.1.mlp.up_proj.weight"])
+    expected = b["model.layers.2.mlp.up_proj.weight"]
+    np.testing.assert_allclose(out["model.layers.2.mlp.up_proj.weight"], expected, atol=1e-6)
+
+
 def test_explain_names_inputs_and_coefficients(tmp_path, capsys):
     (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": STACK}))
     assert main(["merge", str(tmp_path / "r.yml"), "--explain"]) == 0
