@@ -70,9 +70,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run_evolve(args: argparse.Namespace) -> None:
     """`jevomerge evolve`."""
-    from jevomerge.config import read_run
+    from jevomerge.config import read_config
     from jevomerge.console import Terminal
-    from jevomerge.evolve.run import evolve
+    from jevomerge.evolve.staged import evolve_config
 
     if (args.config is None) == (args.resume is None):
         raise InputError("evolve: give either a CONFIG to start or --resume RUN to continue")
@@ -82,12 +82,12 @@ def run_evolve(args: argparse.Namespace) -> None:
         folder = Path(args.resume)
         if not (folder / "config.yaml").exists():
             raise InputError(f"--resume: {folder} is not a run folder, it has no config.yaml")
-        evolve(read_run(folder / "config.yaml"), folder, Terminal(), resume=True)
+        evolve_config(read_config(folder / "config.yaml"), folder, Terminal(), resume=True)
         return
-    config = read_run(args.config)
+    config = read_config(args.config)
     if args.seed is not None:
         config = config.model_copy(update={"seed": args.seed})
-    evolve(config, Path(args.output or Path("runs") / config.name), Terminal())
+    evolve_config(config, Path(args.output or Path("runs") / config.name), Terminal())
 
 
 def run_merge(args: argparse.Namespace) -> None:
@@ -138,7 +138,6 @@ def run_export(args: argparse.Namespace) -> None:
     from jevomerge.console import Terminal
     from jevomerge.evolve.archive import read_archive
     from jevomerge.evolve.run import Setup
-    from jevomerge.stream import merge_to_folder
 
     records = read_archive(Path(args.run) / "evaluations.jsonl")
     if args.genome == "best":
@@ -151,8 +150,8 @@ def run_export(args: argparse.Namespace) -> None:
     else:
         raise InputError(f"--genome: `{args.genome}` is neither `best` nor a number from 0 to {len(records) - 1}")
     setup = Setup(read_run(Path(args.run) / "config.yaml"))
-    numbers = setup.numbers(np.asarray(records[number]["genome"]))
-    merge_to_folder(setup.sources, numbers, args.out, progress=Terminal().tensors("merged"))
+    genome = np.asarray(records[number]["genome"])
+    setup.problem.export(genome, Path(args.out), progress=Terminal().tensors("merged"))
 
 
 COMMANDS = {"evolve": run_evolve, "merge": run_merge, "evaluate": run_evaluate, "export": run_export}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jevomerge.errors import InputError
 from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe
-from jevomerge.strict import Dtype, Strict, anchor, load_one, validate
+from jevomerge.strict import Dtype, Origin, Strict, anchor, load_one, validate
 
 # --- tasks --------------------------------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class Gene(Strict):
     A parameter of kind int takes the whole numbers of its range, one of kind bool is on or off.
     """
 
-    range: tuple[float, float]
+    range: tuple[float, float] | None = None  # None: the parameter's own domain
     layers_per_group: int | None = Field(None, gt=0)  # None: one value for all layers
     by: Literal["component", "tensor"] | tuple[str, ...] | None = None
     # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; a list of filters: a
@@ -91,8 +92,8 @@ class Gene(Strict):
 
     @field_validator("range")
     @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not value[0] < value[1]:
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
             raise ValueError(f"the range {list(value)} is empty: give [low, high] with low < high")
         return value
 
@@ -117,45 +118,142 @@ class Search(Strict):
     checkpoint_every: int = Field(10, gt=0)  # generations
 
 
-class RunConfig(Strict):
-    """One evolution: a recipe, which of its numbers are genes, and the tasks that judge."""
+class PathSearch(Strict):
+    """Data-flow space: which layers of which models a token passes through, and how its stream is scaled.
+
+    With a `recipe` beside it, model A is the merge and `models` are the others.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)  # the first is A, whose embedding, head and tokenizer are used
+    repeats: int = Field(3, gt=0)  # how often all layers are laid out
+    scaling: Literal["none", "per_hop", "matrix", "network"] = "per_hop"  # where the scales come from
+    scale_range: tuple[float, float] = (0.5, 1.5)
+    scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output
+    dtype: Dtype | None = None  # of the exported model; None: model A's
+
+
+class Stage(Strict):
+    """One search: a recipe and which of its numbers are genes, or a path, or both."""
 
     name: str
-    recipe: Recipe
+    recipe: Recipe | None = None
     start_from: Literal["recipe"] | None = None  # the search begins at the recipe's own numbers, not at search.mean
-    genome: dict[str, Gene] = Field(min_length=1)
-    tasks: tuple[Task, ...] = Field(min_length=1)
+    genome: dict[str, Gene] = Field(default_factory=dict)
+    path: PathSearch | None = None
     search: Search = Field(default_factory=lambda: Search.model_validate({}))
+
+    @model_validator(mode="after")
+    def _something(self) -> Stage:
+        if self.recipe is None and self.path is None:
+            raise ValueError("give a `recipe` with a `genome`, or a `path`, or both")
+        if (self.recipe is None) != (not self.genome):
+            raise ValueError("`recipe` and `genome` go together: which of the recipe's numbers are searched?")
+        return self
+
+
+class Judging(Strict):
+    """The tasks that judge, and how candidates are scored on them."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1)
     seed: int = 0
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
     members_per_batch: int = Field(1, gt=0)  # candidates merged and scored at once (1 is fastest on a CPU)
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
 
 
+class RunConfig(Stage, Judging):
+    """One evolution: what is searched, and what judges."""
+
+
+class StagedConfig(Judging):
+    """Several searches, each of which may use the winners of those before by their stages' names."""
+
+    name: str
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _named(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        names = [s.name for s in stages]
+        for name in names:
+            if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
+                raise ValueError(f"stage names are folders, each its own: `{name}` will not do")
+        return stages
+
+    def run_of(self, stage: Stage, winners: Mapping[str, str]) -> RunConfig:
+        """A stage as a run, with the winners of earlier stages, {name: folder}, in place of their names."""
+        shared = {k: getattr(self, k) for k in Judging.model_fields}
+        own = {k: getattr(stage, k) for k in Stage.model_fields}
+        if stage.recipe is not None:
+            own["recipe"] = stage.recipe.with_models(winners)
+        if stage.path is not None:
+            models = tuple(winners.get(m, m) for m in stage.path.models)
+            own["path"] = stage.path.model_copy(update={"models": models})
+        return RunConfig.model_construct(**shared, **own)
+
+
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def read_run(path: str | Path) -> RunConfig:
-    """A run's YAML; its paths, and its tasks given as files, are relative to that file."""
+def read_config(path: str | Path) -> RunConfig | StagedConfig:
+    """The YAML of a run or of several stages; its paths, and tasks given as files, are relative to that file."""
     path = Path(path)
     data, origin = load_one(path)
-    for i, task in enumerate(data["tasks"] if isinstance(data.get("tasks"), list) else []):
+    for i, task in enumerate(_list(data, "tasks")):
         if isinstance(task, str):
             data["tasks"][i] = read_task(path.parent / task).model_dump()
         else:
             _anchor_task(task, path.parent)
-    start, recipe_origin = data.get("start_from"), origin.inside("recipe")
-    if isinstance(start, str) and start != "recipe":
-        if "recipe" in data:
-            raise InputError(f"{origin.at('start_from')}a file replaces `recipe`: give one of them, or `recipe` here")
-        recipe = read_recipe(path.parent / start if (path.parent / start).exists() else start)
-        data |= {"recipe": recipe.model_dump(), "start_from": "recipe"}
-        recipe_origin = recipe.origin
-    elif isinstance(data.get("recipe"), dict):
-        data["recipe"] = anchor_recipe(data["recipe"], path.parent)
-    config = validate(RunConfig, data, origin)
-    config.recipe.read_from(recipe_origin)
+    if "stages" not in data:
+        recipe_origin = _anchor_search(data, origin, path.parent, ())
+        config = validate(RunConfig, data, origin)
+        if config.recipe is not None:
+            config.recipe.with_origin(recipe_origin)
+        return config
+    origins, names = [], list[str]()
+    for i, stage in enumerate(_list(data, "stages")):
+        if isinstance(stage, dict):
+            origins.append(_anchor_search(stage, origin.inside("stages", i), path.parent, names))
+            names.append(str(stage.get("name")))
+    staged = validate(StagedConfig, data, origin)
+    for stage, recipe_origin in zip(staged.stages, origins, strict=True):
+        if stage.recipe is not None:
+            stage.recipe.with_origin(recipe_origin)
+    return staged
+
+
+def read_run(path: str | Path) -> RunConfig:
+    """The YAML of a run.
+
+    Raises:
+        InputError: also for several stages, each of which has a run folder of its own.
+    """
+    config = read_config(path)
+    if isinstance(config, StagedConfig):
+        raise InputError(f"{path} has stages: {', '.join(s.name for s in config.stages)}; name the folder of one")
     return config
+
+
+def _anchor_search(data: dict[str, Any], origin: Origin, folder: Path, stages: Sequence[str]) -> Origin:
+    """Make the paths of a stage's models absolute; says where its recipe was read from."""
+    start = data.get("start_from")
+    if isinstance(start, str) and start != "recipe":
+        if data.get("recipe") is not None:
+            raise InputError(f"{origin.at('start_from')}a file replaces `recipe`: give one of them, or `recipe` here")
+        recipe = read_recipe(folder / start if (folder / start).exists() else start)
+        data |= {"recipe": recipe.model_dump(), "start_from": "recipe"}
+        return recipe.origin
+    if isinstance(data.get("recipe"), dict):
+        data["recipe"] = anchor_recipe(data["recipe"], folder, stages)
+    if isinstance(data.get("path"), dict):
+        models = [m if m in stages else anchor(m, folder) for m in _list(data["path"], "models")]
+        data["path"] = data["path"] | ({"models": models} if models else {})
+    return origin.inside("recipe")
+
+
+def _list(data: dict[str, Any], key: str) -> list[Any]:
+    value = data.get(key)
+    return value if isinstance(value, list) else []
 
 
 def read_task(path: str | Path) -> Task:

@@ -60,7 +60,7 @@ def rehearse(stages: Sequence[Recipe]) -> Iterator[Sources]:
             if stage is not stages[-1]:
                 folder = Path(paths[str(stage.name)])
                 folder.mkdir()
-                write_model(folder, sources.config_json, sources.specs, sources.dtype, lambda *_: None)
+                write_model(folder, sources.config_json, sources.specs, sources.dtype, None)
                 write_beside_weights(folder, sources)
             yield sources
 

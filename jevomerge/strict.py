@@ -6,15 +6,18 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from jevomerge.errors import InputError
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
+]
 Location = tuple[Any, ...]  # of a value in a file: ("models", 0, "parameters")
 
 
@@ -74,13 +77,13 @@ def load_yaml(path: Path) -> list[tuple[dict[str, Any], Origin]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     try:
-        nodes = [n for n in yaml.compose_all(text, Loader=yaml.SafeLoader) if n is not None]
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
-    except yaml.YAMLError as error:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        documents = [(d, n) for d, n in zip(yaml.safe_load_all(text), nodes, strict=True) if d is not None]
+        if not documents or not all(isinstance(d, dict) for d, _ in documents):
+            raise InputError(f"{path} must be a mapping of keys to values")
+        return [(d, Origin(path, _lines(n, path))) for d, n in documents]
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
-    if not documents or not all(isinstance(d, dict) for d in documents):
-        raise InputError(f"{path} must be a mapping of keys to values")
-    return [(d, Origin(path, _lines(n, path))) for d, n in zip(documents, nodes, strict=True)]
 
 
 def load_one(path: Path) -> tuple[dict[str, Any], Origin]:
@@ -127,10 +130,10 @@ def validate(schema: type[Schema], data: dict[str, Any], origin: Origin) -> Sche
             message = e["msg"].removeprefix("Value error, ")
             if e["type"] == "extra_forbidden":
                 close = difflib.get_close_matches(str(e["loc"][-1]), _keys(schema, e["loc"][:-1]), n=1)
-                message = "unknown key" + (f", did you mean `{close[0]}`?" if close else "")
+                message = f"unknown key `{e['loc'][-1]}`" + (f", did you mean `{close[0]}`?" if close else "")
             elif e["type"] == "missing":
                 where, message = e["loc"], "is required"
-            problems.setdefault(where, (origin.at(*where) if where else f"{origin.path}: ") + message)
+            problems.setdefault(where, origin.at(*where) + message)
         raise InputError("\n".join(problems.values())) from None
 
 

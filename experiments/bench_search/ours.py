@@ -11,7 +11,6 @@ from jevomerge.config import RunConfig
 from jevomerge.evolve.run import Setup
 from jevomerge.fitness.data import make_batches
 from jevomerge.fitness.judge import score_members
-from jevomerge.merge import make_bank
 
 
 def configuration(problem: Problem, method: str) -> dict[str, Any]:
@@ -37,9 +36,8 @@ class Ours:
     def __init__(self, problem: Problem, method: str):
         """Read models and data."""
         self.setup = Setup(RunConfig.model_validate(configuration(problem, method)))
-        sources = self.setup.sources
-        self.bank = make_bank(self.setup.merge, sources.specs, *sources.load(), sources.keys())
-        self.judge, self.config = self.setup.judge, sources.config
+        self.candidates = self.setup.problem.load()
+        self.judge, self.config = self.setup.judge, self.setup.problem.config
         (self.task,) = self.judge.tasks
         self.batches = make_batches(
             self.task, self.judge.examples["search"]["two_skills"], self.judge.layouts["two_skills"], self.judge.pad
@@ -48,7 +46,7 @@ class Ours:
 
     def members(self, population: np.ndarray) -> np.ndarray:
         """(P, n) likelihoods: one generation, or a part of one."""
-        groups = self.judge.members(self.setup.merge, self.bank, self.setup.space, population)
+        groups = self.judge.members(self.candidates, population)
         return np.stack([scores.primary["two_skills"] for (scores,) in groups])
 
     def traces(self) -> dict[str, Any]:
@@ -64,6 +62,6 @@ class Ours:
 def describe(ours: Ours) -> dict[str, Any]:
     """The work in one candidate."""
     shapes = [layout._asdict() for layout, *_ in ours.batches]
-    parameters = sum(int(np.prod(spec.leaf_shape)) for spec in ours.setup.sources.specs)
+    parameters = sum(int(np.prod(spec.leaf_shape)) for spec in ours.setup.problem.sources.specs)
     real = sum(int(batch.valid.sum()) for *_, batch in ours.batches)
     return {"parameters": parameters, "batches": json.loads(json.dumps(shapes)), "tokens_without_padding": real}

@@ -21,8 +21,6 @@ from rivals import Mergekit, TorchLoop, score
 from jevomerge.fitness.data import Layout
 from jevomerge.fitness.judge import generate_batch, score_members, score_model
 from jevomerge.fitness.rollout import Batch, answer_likelihood
-from jevomerge.genome import express
-from jevomerge.merge import build
 from jevomerge.models import DecoderConfig
 
 
@@ -99,13 +97,13 @@ def peak(problem: Problem) -> dict[str, Any]:
     ours = Ours(problem, "linear")
     layout = Layout(16, 129, 16)
     batch = random_batch(ours.config, layout.rows, layout.length, layout.answer_slots)
-    params = jax.jit(build, static_argnums=0)(ours.setup.merge, ours.bank, express(ours.setup.space, jnp.full(3, 0.5)))
+    params = ours.candidates.whole(jnp.full(3, 0.5)).params
     model = TorchLoop(problem).model
     size = 2048
     a = np.random.default_rng(0).standard_normal((size, size), np.float32)
     at, aj = torch.from_numpy(a), jnp.asarray(a)
     multiply = jax.jit(lambda x: x @ x)
-    merged = {"merge": ours.setup.merge, "config": ours.config, "layout": layout, "dtype": "float32"}
+    merged = {"config": ours.config, "layout": layout, "dtype": "float32"}
     works = {
         "sgemm_jax": lambda: multiply(aj).block_until_ready(),
         "sgemm_torch": lambda: at @ at,
@@ -113,7 +111,7 @@ def peak(problem: Problem) -> dict[str, Any]:
             score_model(params, batch, config=ours.config, layout=layout, dtype="float32")
         ),
         "score_members": lambda: jax.block_until_ready(
-            score_members(ours.bank, ours.setup.space, jnp.full((1, 3), 0.5), batch, **merged)
+            score_members(ours.candidates, jnp.full((1, 3), 0.5), batch, **merged)
         ),
         "torch_score": lambda: score(model, [(layout, np.arange(layout.rows), batch)]),
     }
@@ -141,23 +139,22 @@ def merge_in_scan(problem: Problem) -> dict[str, Any]:
     for method in METHODS:
         ours = Ours(problem, method)
         batch = random_batch(ours.config, layout.rows, layout.length, layout.answer_slots)
-        merge, bank, space, config = ours.setup.merge, ours.bank, ours.setup.space, ours.config
+        candidates, config = ours.candidates, ours.config
         genome = jnp.asarray(ours.population[:1], jnp.float32)
-        params = jax.jit(build, static_argnums=0)(merge, bank, express(space, genome[0]))
+        params = candidates.whole(genome[0]).params
 
         @jax.jit
-        def first(bank: Any, space: Any, genome: Any, batch: Batch, merge: Any = merge, config: Any = config) -> Any:
-            merged = build(merge, bank, express(space, genome[0]))
-            return answer_likelihood(merged, config, batch, layout.answer_slots)
+        def first(candidates: Any, genome: Any, batch: Batch, config: Any = config) -> Any:
+            return answer_likelihood(candidates.whole(genome[0]), config, batch, layout.answer_slots)
 
         static = {"config": config, "layout": layout, "dtype": "float32"}
         programs = {
             "plain": (score_model.lower(params, batch, **static).compile(), (params, batch)),
             "in_scan": (
-                score_members.lower(bank, space, genome, batch, merge=merge, **static).compile(),
-                (bank, space, genome, batch),
+                score_members.lower(candidates, genome, batch, **static).compile(),
+                (candidates, genome, batch),
             ),
-            "merge_first": (first.lower(bank, space, genome, batch).compile(), (bank, space, genome, batch)),
+            "merge_first": (first.lower(candidates, genome, batch).compile(), (candidates, genome, batch)),
         }
         works = {k: lambda p=p, a=a: jax.block_until_ready(p(*a)) for k, (p, a) in programs.items()}
         times = interleave(works, rounds=5)
@@ -174,9 +171,7 @@ def merge_in_scan(problem: Problem) -> dict[str, Any]:
 def generation(problem: Problem) -> dict[str, Any]:
     """Greedy tokens per second; nobody may stop early."""
     ours, model = Ours(problem, "linear"), TorchLoop(problem).model
-    params = jax.jit(build, static_argnums=0)(
-        ours.setup.merge, ours.bank, express(ours.setup.space, jnp.asarray([1.0, 0.0, 0.0]))
-    )
+    params = ours.candidates.whole(jnp.asarray([1.0, 0.0, 0.0])).params
     new, results = 16, {}
     for rows in (1, 8, 32):
         layout = Layout(rows, 64, new)
@@ -185,8 +180,8 @@ def generation(problem: Problem) -> dict[str, Any]:
 
         def ours_tokens(batch: Batch = batch, layout: Layout = layout) -> Any:
             nothing = jnp.asarray([-1], jnp.int32)  # no token ends a text
-            static = {"config": ours.config, "layout": layout, "dtype": "float32"}
-            return np.asarray(generate_batch(params, batch, jnp.int32(new), nothing, **static))
+            static = {"config": ours.config, "scale": "stream", "layout": layout, "dtype": "float32"}
+            return np.asarray(generate_batch(params, None, batch, jnp.int32(new), nothing, **static))
 
         def theirs(ids: torch.Tensor = ids) -> Any:
             limits = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}

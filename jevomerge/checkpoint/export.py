@@ -73,7 +73,7 @@ def write_model(
     config_json: Mapping[str, Any],
     specs: Sequence[ParamSpec],
     dtype: str,
-    tensor: Callable[[str, str, int | None], Any],
+    tensor: Callable[[str, str, int | None], Any] | None,
 ) -> None:
     """Write config.json and the weights of a model into `folder`.
 
@@ -82,7 +82,8 @@ def write_model(
         config_json: the contents of config.json; the dtype in it is replaced.
         specs: the parameter table of the model that is written.
         dtype: of the weights: float32, bfloat16 or float16.
-        tensor: (name, leaf path, layer or None) -> that tensor, called once per tensor in file order.
+        tensor: (name, leaf path, layer or None) -> that tensor, called once per tensor in file order; None: the files
+            have headers and holes.
 
     Raises:
         InputError: if the disk has no room, before anything is written.
@@ -92,7 +93,7 @@ def write_model(
     shapes = {name: spec.shape for name, spec, _ in tensor_names(specs)}
     sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
     free = shutil.disk_usage(folder).free
-    if (needed := sum(sizes.values()) + (1 << 20)) > free:
+    if (needed := sum(sizes.values()) + (1 << 20)) > free and tensor is not None:
         raise InputError(
             f"{folder.parent}: the model needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free"
         )
@@ -113,7 +114,7 @@ def write_model(
             folder / file,
             {name: shapes[name] for name in names},
             dtype,
-            lambda name: tensor(name, *where[name]),
+            lambda name: None if tensor is None else tensor(name, *where[name]),
         )
     if len(shards) > 1:
         index = {

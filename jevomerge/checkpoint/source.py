@@ -46,7 +46,7 @@ class Checkpoint:
         model, adapter = split_adapter(self.reference)
         self.parts = {part: resolve(part) for part in (model, adapter) if part is not None}
         self.folder = self.parts[model]
-        self.name = "+".join(part.rstrip("/").rsplit("/", 1)[-1] for part in self.parts)
+        self.name = "+".join(map(short_name, self.parts))
         if (self.folder / ADAPTER_CONFIG).exists() and not (self.folder / "config.json").exists():
             base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
@@ -163,9 +163,15 @@ class Checkpoint:
     def origins(self) -> list[tuple[str, str | None]]:
         """What it is made of, the model and its adapter, as (name, licence) for a reader on another machine."""
         return [
-            (part.rstrip("/").rsplit("/", 1)[-1] if Path(part).expanduser().is_dir() else part, licence(folder))
+            (short_name(part) if Path(part).expanduser().is_dir() else part, licence(folder))
             for part, folder in self.parts.items()
         ]
+
+
+def short_name(reference: str) -> str:
+    """The last component of a reference; the winner of a run, RUN/best, is called after the run."""
+    *_, parent, name = ("", *reference.rstrip("/").split("/"))
+    return parent if name == "best" and (Path(reference).parent / "evaluations.jsonl").exists() else name
 
 
 def read_leaf(spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]]) -> jax.Array:

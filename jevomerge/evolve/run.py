@@ -21,15 +21,18 @@ import yaml
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.checkpoint.export import refuse_existing
 from jevomerge.checkpoint.source import TOKENIZER_FILES
-from jevomerge.config import RunConfig
+from jevomerge.checkpoint.specs import unflatten
+from jevomerge.config import RunConfig, Search
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import Archive, locked, write_atomically
+from jevomerge.evolve.paths import PathStrategy, make_path_strategy
+from jevomerge.evolve.problem import JointProblem, PathProblem, Problem, WeightProblem, make_problem
 from jevomerge.evolve.strategies import Strategy, make_strategy
+from jevomerge.fitness.candidates import Candidates, Merged
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
-from jevomerge.genome import Space, express, make_space, start_of
-from jevomerge.merge import Bank, Merge, build, get_method, make_bank
-from jevomerge.recipe import Numbers, Sources
-from jevomerge.stream import merge_to_folder, write_beside_weights
+from jevomerge.merge import Bank, Merge, build, get_method
+from jevomerge.models import DecoderConfig
+from jevomerge.stream import write_beside_weights
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
 
@@ -54,18 +57,12 @@ class Setup:
     """Everything a run needs that can be made, and checked, without reading a weight."""
 
     def __init__(self, config: RunConfig):
-        """Open the sources, build the search space, read the tasks' data."""
+        """Open the models, build the search space, read the tasks' data."""
         self.config = config
-        # A recipe that the search starts from must have a number for everything.
-        self.sources = Sources(config.recipe, searched=() if config.start_from else tuple(config.genome))
-        self.merge = Merge(self.sources.method, self.sources.dtype)
-        self.space: Space = make_space(self.sources, config.genome)
-        search = config.search
-        mean = start_of(self.space, self.sources.numbers) if config.start_from else search.mean
+        self.problem: Problem = make_problem(config)
+        problem, search = self.problem, config.search
         try:
-            self.strategy: Strategy = make_strategy(
-                search.strategy, len(self.space.names), search.population, mean, search.sigma
-            )
+            self.strategy = make_strategy_for(problem, search)
         except ValueError as error:
             raise InputError(f"search: {error}") from None
         if search.strategy in ("de", "pso") and search.examples_per_generation is not None:
@@ -77,16 +74,20 @@ class Setup:
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
         self.judge = Judge(
             config.tasks,
-            merged_tokenizer(self.sources),
-            self.sources.config,
+            problem_tokenizer(problem),
+            problem.config,
             tokens_per_batch=config.tokens_per_batch,
             examples_at_once=search.examples_per_generation,
             dtype=config.compute_dtype,
         )
 
-    def numbers(self, genome: np.ndarray) -> Numbers:
-        """The recipe's coefficients for a genome, as the search itself expresses it."""
-        return jax.tree.map(np.asarray, express(self.space, jnp.asarray(genome, jnp.float32)))
+
+def make_strategy_for(problem: Problem, search: Search) -> Strategy | PathStrategy:
+    """The strategy of a config: paths have some of their own."""
+    settings = (search.population, problem.mean, search.sigma)
+    if isinstance(problem, PathProblem):
+        return make_path_strategy(search.strategy, problem.space, *settings)
+    return make_strategy(search.strategy, len(problem.names), *settings)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -102,8 +103,11 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def merged_tokenizer(sources: Sources) -> Any:
-    """The tokenizer that the merged model will have."""
+def problem_tokenizer(problem: Problem) -> Any:
+    """The tokenizer that the exported model will have."""
+    if isinstance(problem, PathProblem):
+        return load_tokenizer(problem.checkpoints[0].folder)
+    sources = problem.weights.sources if isinstance(problem, JointProblem) else problem.sources
     if sources.alignment is None:
         return load_tokenizer(sources.like.folder)
     with tempfile.TemporaryDirectory(prefix="jevomerge-") as folder:
@@ -129,17 +133,17 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     setup = Setup(config)
     if resume:
         check_unchanged(setup, folder)
-    for note in setup.sources.notes:
+    for note in setup.problem.notes:
         observer.note(note)
     observer.stage("loading models")
-    weights = setup.sources.load()  # broken ones (NaN, truncated files) are refused here
+    candidates = setup.problem.load()  # broken ones (NaN, truncated files) are refused here
     if not resume:
         folder.mkdir(parents=True)
     with locked(folder):
         if not resume:
             record_run(setup, folder)
         with Archive(folder / "evaluations.jsonl") as archive:
-            return _evolve(setup, *weights, archive, folder, observer)
+            return _evolve(setup, candidates, archive, folder, observer)
 
 
 def record_run(setup: Setup, folder: Path) -> None:
@@ -150,10 +154,10 @@ def record_run(setup: Setup, folder: Path) -> None:
         "platform": platform.platform(),
         "devices": [str(d) for d in jax.devices()],
         "command": sys.argv,
-        "genes": list(setup.space.names),
+        "genes": list(setup.problem.names),
         "population": setup.strategy.population_size,
         "seed": setup.config.seed,
-        "sources": {c.reference: fingerprint_of(c) for c in setup.sources.checkpoints},
+        "sources": {c.reference: fingerprint_of(c) for c in setup.problem.checkpoints},
         "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
     }
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
@@ -169,7 +173,7 @@ def fingerprint_of(checkpoint: Checkpoint) -> dict[str, int]:
 def check_unchanged(setup: Setup, folder: Path) -> None:
     """A resumed run must see the models and the data it began with."""
     environment = json.loads((folder / "environment.json").read_text())
-    for source in setup.sources.checkpoints:
+    for source in setup.problem.checkpoints:
         if environment["sources"].get(source.reference) != fingerprint_of(source):
             raise InputError(f"{source.reference}: its weights have changed since {folder} began; start a new run")
     began = environment["data"]
@@ -179,26 +183,17 @@ def check_unchanged(setup: Setup, folder: Path) -> None:
                 raise InputError(f"task {task}: its {split} data has changed since {folder} began; start a new run")
 
 
-def _evolve(
-    setup: Setup,
-    trees: list[dict[str, Any]],
-    base: dict[str, Any] | None,
-    archive: Archive,
-    folder: Path,
-    observer: Observer,
-) -> dict[str, Any]:
+def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path, observer: Observer) -> dict[str, Any]:
     began = time.perf_counter()
-    config, judge, strategy = setup.config, setup.judge, setup.strategy
-    sources = setup.sources
-    baselines = score_baselines(setup, trees, observer)
-    bank = make_bank(setup.merge, sources.specs, trees, base, sources.keys())
+    config, judge, problem = setup.config, setup.judge, setup.problem
+    baselines = score_baselines(setup, candidates, observer)
 
     earlier = sum(r["seconds"] for r in archive.records)  # spent before this process
-    generations = config.search.evaluations // strategy.population_size
-    search(setup, bank, archive, folder / "checkpoints", generations, observer)
+    generations = config.search.evaluations // setup.strategy.population_size
+    search(setup, candidates, archive, folder / "checkpoints", generations, observer)
 
     observer.stage("choosing the best")
-    best = choose(setup, bank, archive)
+    best = choose(setup, candidates, archive)
     genome = np.asarray(best["genome"])
     observer.stage("exporting and scoring the best")
     export = folder / "best"
@@ -206,18 +201,18 @@ def _evolve(
 
     def score(path: Path) -> dict[str, dict[str, float]]:
         """What is reported is what the exported files score."""
-        scored.update(score_model(judge, Checkpoint(path).load()))
+        exported = Checkpoint(path)
+        scored.update(score_model(judge, exported.load(), exported.config))
         average = {} if baselines["average"] is None else {"plain average": baselines["average"]}
         return {**baselines["sources"], **average, "**this model**": scored}
 
     if export.exists():  # the run was killed right after exporting
         score(export)
     else:
-        title = f"{config.name}: {sources.method.name} of {', '.join(sources.names)}"
-        merge_to_folder(sources, setup.numbers(genome), export, title=title, score=score)
+        problem.export(genome, export, title=f"{config.name}: {problem.title}", score=score)
     result = {
         **baselines,
-        "best": {**scored, "genome": setup.space.values(genome), "evaluation": archive.records.index(best)},
+        "best": {**scored, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
         "evaluations": len(archive.records),
         "seconds": round(earlier + time.perf_counter() - began, 2),
         "export": export.name,
@@ -227,34 +222,49 @@ def _evolve(
     return result
 
 
-def score_baselines(setup: Setup, trees: list[dict[str, Any]], observer: Observer) -> dict[str, Any]:
-    """Every source's score and that of their plain average; of a stack of slices no model is whole."""
-    sources = setup.sources
-    if not sources.plain:
-        return {"average": None, "sources": {}}
-    merge = Merge(get_method("linear"), setup.merge.dtype)
-    bank = make_bank(merge, sources.specs, trees, None, sources.keys())
+def score_baselines(setup: Setup, candidates: Candidates, observer: Observer) -> dict[str, Any]:
+    """Every source's score and, of whole models that are merged, that of their plain average."""
+    problem, judge = setup.problem, setup.judge
+    scores: dict[str, dict[str, float]] = {}
+    average = None
+    if isinstance(problem, WeightProblem) and problem.sources.plain:
+        assert isinstance(candidates, Merged)
+        trees = dict(zip(problem.sources.names, map(unflatten, candidates.bank.sources), strict=True))
+        observer.stage("scoring the plain average")
+        average = score_model(judge, plain_average(problem, candidates.bank))
+        for name, tree in trees.items():
+            observer.stage(f"scoring {name}")
+            scores[name] = score_model(judge, tree)
+    elif isinstance(problem, PathProblem):
+        for checkpoint in problem.checkpoints:
+            observer.stage(f"scoring {checkpoint.name}")
+            scores[checkpoint.name] = score_model(judge, checkpoint.load(), checkpoint.config)
+    return {"average": average, "sources": scores}
+
+
+def plain_average(problem: WeightProblem, bank: Bank) -> dict[str, Any]:
+    """The sources' average."""
+    count = len(bank.sources)
     equal = {
         s.path: {
-            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), len(trees))),
+            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), count)),
             "normalize": jnp.ones([s.num_layers] if s.num_layers else []),
         }
-        for s in sources.specs
+        for s in problem.sources.specs
     }
-    average = jax.jit(build, static_argnums=0)(merge, bank, equal)
-    scores = {}
-    for name, tree in zip((*sources.names, "plain average"), (*trees, average), strict=True):
-        observer.stage(f"scoring {name}")
-        scores[name] = score_model(setup.judge, tree)
-    return {"average": scores.pop("plain average"), "sources": scores}
+    nothing = dict.fromkeys(bank.sources[0], ())
+    merge = Merge(get_method("linear"), problem.merge.dtype)
+    return jax.jit(build, static_argnums=0)(merge, Bank(bank.sources, None, nothing, bank.keys), equal)
 
 
-def score_model(judge: Judge, params: dict[str, Any]) -> dict[str, float]:
-    """The fitness of one model on both splits."""
-    return {split: judge.fitness(judge.model(params, split))[0] for split in SPLITS}
+def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> dict[str, float]:
+    """The fitness of one model on both splits; `config` as for `Judge.model`."""
+    return {split: judge.fitness(judge.model(params, split, config))[0] for split in SPLITS}
 
 
-def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, generations: int, observer: Observer) -> None:
+def search(
+    setup: Setup, candidates: Candidates, archive: Archive, checkpoints: Path, generations: int, observer: Observer
+) -> None:
     """Ask, evaluate, tell; every evaluation is in the archive before the next one starts.
 
     All randomness comes from (seed, generation), evaluations found in the archive are not made again, and the
@@ -275,7 +285,7 @@ def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, genera
         for generation in range(first, generations):
             keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
             population, state = strategy.ask(keys[0], state)
-            done = evaluate(setup, bank, archive, generation, population, keys[1], generations, observer)
+            done = evaluate(setup, candidates, archive, generation, population, keys[1], generations, observer)
             fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
             tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
             state = strategy.tell(keys[2], state, population, fitness, tie_break)
@@ -285,7 +295,7 @@ def search(setup: Setup, bank: Bank, archive: Archive, checkpoints: Path, genera
 
 def evaluate(
     setup: Setup,
-    bank: Bank,
+    candidates: Candidates,
     archive: Archive,
     generation: int,
     population: np.ndarray,
@@ -302,7 +312,7 @@ def evaluate(
     total, best = generations * len(population), best_fitness(archive.records)
     group = config.members_per_batch
     before = time.perf_counter()
-    outputs = judge.members(setup.merge, bank, setup.space, population[missing], subset, group)
+    outputs = judge.members(candidates, population[missing], subset, group)
     for start, scores in zip(range(0, len(missing), group), outputs, strict=True):
         now = time.perf_counter()
         members = missing[start : start + group]
@@ -348,7 +358,7 @@ def make_record(
     }
 
 
-def choose(setup: Setup, bank: Bank, archive: Archive) -> dict[str, Any]:
+def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:
     """The best record: by fitness, then by the second criterion, then the earliest.
 
     With minibatches a high fitness may be luck, so the best few are scored again on the whole search split.
@@ -363,6 +373,6 @@ def choose(setup: Setup, bank: Bank, archive: Archive) -> dict[str, Any]:
         return ranked[0]
     finalists = ranked[: setup.config.search.finalists]
     genomes = np.array([r["genome"] for r in finalists])
-    scored = [s for group in setup.judge.members(setup.merge, bank, setup.space, genomes) for s in group]
+    scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
     fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]
     return finalists[max(range(len(finalists)), key=lambda i: fitness[i])]

@@ -97,19 +97,28 @@ def make_strategy(
         raise ValueError(f"unknown strategy {name!r}: {hint}the strategies are {', '.join(METHODS)}")
     if num_genes < 1:
         raise ValueError(f"num_genes is {num_genes}: a search needs at least one gene")
+    size, center, sigma = checked_settings(name, METHODS[name].fewest, num_genes, population_size, mean, sigma)
+    if name == "open_es" and size % 2:
+        if population_size is not None:
+            raise ValueError(f"open_es samples +/- pairs: use population_size {size + 1}, not {size}")
+        size += 1
+    return Strategy(name, size, center, sigma)
+
+
+def checked_settings(
+    name: str, fewest: int, num_genes: int, population_size: int | None, mean: ArrayLike, sigma: float
+) -> tuple[int, np.ndarray, float]:
+    """Population size, mean (n,) and sigma of a strategy. Raises ValueError, with the remedy."""
     if population_size is None:
         population_size = 4 + math.floor(3 * math.log(num_genes))
-        population_size += name == "open_es" and population_size % 2
-    if population_size < (fewest := METHODS[name].fewest):
+    if population_size < fewest:
         raise ValueError(f"population_size {population_size} is too small for {name}: use {fewest} or more")
-    if name == "open_es" and population_size % 2:
-        raise ValueError(f"open_es samples +/- pairs: use population_size {population_size + 1}, not {population_size}")
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma is {sigma}: use a positive number in units of the box, such as 1/6")
     center = np.asarray(mean, np.float64)
     if center.shape not in ((), (num_genes,)) or not np.all((center >= 0) & (center <= 1)):
         raise ValueError(f"mean is {mean!r}: use a number or {num_genes} numbers in [0, 1]")
-    return Strategy(name, population_size, np.broadcast_to(center, num_genes), float(sigma))
+    return population_size, np.broadcast_to(center, num_genes), float(sigma)
 
 
 class Strategy:
@@ -167,28 +176,22 @@ class Strategy:
         Equal fitness is ordered by `tie_break` (P,), higher is better, then at random; NaN ranks below -inf. A
         generation that failed entirely, all NaN, teaches nothing and leaves the state as it was.
         """
-        size, genes = self.population_size, self.num_genes
-        population, fitness = np.asarray(population, np.float64), np.asarray(fitness, np.float64)
-        tie_break = np.zeros(size) if tie_break is None else np.asarray(tie_break, np.float64)
-        if population.shape != (size, genes) or not fitness.shape == tie_break.shape == (size,):
-            raise ValueError(
-                f"tell wants population ({size}, {genes}), fitness ({size},) and tie_break ({size},) or None, "
-                f"got {population.shape}, {fitness.shape} and {tie_break.shape}"
-            )
-        if np.isnan(fitness).all():
+        size = self.population_size
+        population, scores = checked_scores(size, self.num_genes, population, fitness, tie_break)
+        if np.isnan(scores[0]).all():
             return dict(state)
         with self._host() as cpu:
             key = jax.device_put(key, cpu)
-            scores, luck = np.stack([fitness, tie_break]), np.asarray(jax.random.permutation(key, size))
+            luck = np.asarray(jax.random.permutation(key, size))
             if self._memory:
                 both = np.concatenate([scores, state["remembered"]], axis=1)
-                ranks, old_ranks = np.split(_ranks(both, np.concatenate([luck, size + luck])), 2)
+                ranks, old_ranks = np.split(strict_ranks(both, np.concatenate([luck, size + luck])), 2)
                 state = state | {
                     self._memory: old_ranks,
                     "remembered": np.where(ranks < old_ranks, scores, state["remembered"]),
                 }
             else:
-                ranks = _ranks(scores, luck)
+                ranks = strict_ranks(scores, luck)
             dtype = self._mean.dtype
             told = self._jitted_tell(key, population.astype(dtype), ranks.astype(dtype), self._to_evosax(state))
             return state | self._from_evosax(told)
@@ -245,7 +248,21 @@ class Strategy:
         return {name: np.asarray(leaf, first.dtype) for (name, first), leaf in leaves if not name.startswith("best_")}
 
 
-def _ranks(scores: np.ndarray, luck: np.ndarray) -> np.ndarray:
+def checked_scores(
+    size: int, genes: int, population: ArrayLike, fitness: ArrayLike, tie_break: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `tell` is told, as population (P, n) and scores (2, P): fitness and tie-break. Raises ValueError."""
+    population, fitness = np.asarray(population, np.float64), np.asarray(fitness, np.float64)
+    tie_break = np.zeros(size) if tie_break is None else np.asarray(tie_break, np.float64)
+    if population.shape != (size, genes) or not fitness.shape == tie_break.shape == (size,):
+        raise ValueError(
+            f"tell wants population ({size}, {genes}), fitness ({size},) and tie_break ({size},) or None, "
+            f"got {population.shape}, {fitness.shape} and {tie_break.shape}"
+        )
+    return population, np.stack([fitness, tie_break])
+
+
+def strict_ranks(scores: np.ndarray, luck: np.ndarray) -> np.ndarray:
     """Ranks 0 (best) to N - 1 by the rows of `scores` (fitness, tie-break), higher first, NaN last; then by `luck`."""
     fitness, tie_break = scores
     return np.argsort(np.lexsort((luck, -tie_break, -fitness))).astype(np.float64)

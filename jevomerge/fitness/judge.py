@@ -18,6 +18,7 @@ from jax import Array
 
 from jevomerge.config import Task
 from jevomerge.errors import InputError
+from jevomerge.fitness.candidates import Candidates, Model
 from jevomerge.fitness.data import (
     Example,
     Layout,
@@ -29,9 +30,7 @@ from jevomerge.fitness.data import (
 )
 from jevomerge.fitness.extract import is_correct
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
-from jevomerge.genome import Space, express
-from jevomerge.merge import Bank, Merge, build, in_scan
-from jevomerge.models import DecoderConfig, Params
+from jevomerge.models import DecoderConfig, Params, Path, Scaling
 
 SPLITS = ("search", "heldout")
 
@@ -46,27 +45,18 @@ class Scores(NamedTuple):
 # --- on the device ------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("merge", "config", "layout", "dtype"))
+@functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
 def score_members(
-    bank: Bank,
-    space: Space,
-    genomes: Array,
-    batch: Batch,
-    *,
-    merge: Merge,
-    config: DecoderConfig,
-    layout: Layout,
-    dtype: str,
+    candidates: Candidates, genomes: Array, batch: Batch, *, config: DecoderConfig, layout: Layout, dtype: str
 ) -> tuple[Array, Array]:
-    """(M, n) genomes -> (M, B) likelihoods and matches, each member merged inside its own layer scan."""
+    """(M, n) genomes -> (M, B) likelihoods and matches, each member made inside its own forward pass."""
 
     def member(genome: Array) -> tuple[Array, Array]:
-        params, layer = in_scan(merge, bank, express(space, genome))
-        return answer_likelihood(params, config, batch, layout.answer_slots, layer=layer, dtype=dtype)
+        return answer_likelihood(candidates.lazy(genome), config, batch, layout.answer_slots, dtype=dtype)
 
     if genomes.shape[0] == 1:
         return jax.tree.map(lambda x: x[None], member(genomes[0]))
-    return jax.vmap(member)(genomes)
+    return jax.vmap(member)(genomes) if candidates.batched else jax.lax.map(member, genomes)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
@@ -74,28 +64,25 @@ def score_model(
     params: Params, batch: Batch, *, config: DecoderConfig, layout: Layout, dtype: str
 ) -> tuple[Array, Array]:
     """(B,) likelihoods and matches of one model."""
-    return answer_likelihood(params, config, batch, layout.answer_slots, dtype=dtype)
+    return answer_likelihood(Model(params), config, batch, layout.answer_slots, dtype=dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("merge",))
-def merge_member(bank: Bank, space: Space, genome: Array, *, merge: Merge) -> Params:
-    """The merged model of one genome."""
-    return build(merge, bank, express(space, genome))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
+@functools.partial(jax.jit, static_argnames=("config", "scale", "layout", "dtype"))
 def generate_batch(
     params: Params,
+    path: Path | None,
     batch: Batch,
     max_new_tokens: Array,
     eos: Array,
     *,
     config: DecoderConfig,
+    scale: Scaling,
     layout: Layout,
     dtype: str,
 ) -> Array:
     """(B, new) generated tokens of one model."""
-    return generate(params, config, batch, max_new_tokens, eos, layout.answer_slots, dtype=dtype)
+    model = Model(params, path=path, scale=scale)
+    return generate(model, config, batch, max_new_tokens, eos, layout.answer_slots, dtype=dtype)
 
 
 # --- on the host --------------------------------------------------------------------------------------------
@@ -169,9 +156,7 @@ class Judge:
 
     def members(
         self,
-        merge: Merge,
-        bank: Bank,
-        space: Space,
+        candidates: Candidates,
         genomes: np.ndarray,
         subset: Mapping[str, np.ndarray] | None = None,
         members_per_batch: int = 1,
@@ -186,39 +171,37 @@ class Judge:
             group = np.concatenate([group, np.repeat(group[-1:], members_per_batch - count, axis=0)])
             on_device = jnp.asarray(group.astype(np.float32))
             scores = [Scores({}, {}) for _ in range(count)]
-            models: dict[int, Params] = {}  # the last one merged as a whole, which only generation needs
+            models: dict[int, Model] = {}  # the last one merged as a whole, which only generation needs
             for task in self.tasks:
                 if task.score == "generation":
                     for m in range(count):
                         if m not in models:
-                            models = {m: merge_member(bank, space, on_device[m], merge=merge)}
-                        self._put(scores[m], task, self._generation(task, "search", subset, models[m]))
+                            models = {m: candidates.whole(on_device[m])}
+                        self._put(scores[m], task, self._generation(task, "search", subset, models[m], self.config))
                     continue
-                score = functools.partial(
-                    score_members, bank, space, on_device, merge=merge, config=self.config, dtype=self.dtype
-                )
+                score = functools.partial(score_members, candidates, on_device, config=self.config, dtype=self.dtype)
                 outputs = self._likelihoods(task, "search", subset, score)
                 for m in range(count):
                     self._put(scores[m], task, outputs[:, m])
             yield scores
 
-    def model(self, params: Params, split: str) -> Scores:
-        """Score one model on a whole split."""
-        scores = Scores({}, {})
+    def model(self, params: Params, split: str, config: DecoderConfig | None = None) -> Scores:
+        """Score one model on a whole split; `config` if it is not of the judge's architecture."""
+        scores, config = Scores({}, {}), config or self.config
         for task in self.tasks:
             if task.score == "generation":
-                self._put(scores, task, self._generation(task, split, None, params))
+                self._put(scores, task, self._generation(task, split, None, Model(params), config))
             else:
-                score = functools.partial(score_model, params, config=self.config, dtype=self.dtype)
+                score = functools.partial(score_model, params, config=config, dtype=self.dtype)
                 self._put(scores, task, self._likelihoods(task, split, None, score))
         return scores
 
     def _generation(
-        self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None, params: Params
+        self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None, model: Model, config: DecoderConfig
     ) -> np.ndarray:
         """(2, n) scores of generated answers; nothing breaks their ties."""
         chosen = self._chosen(task, split, subset)
-        texts = self._texts(task, chosen, params)
+        texts = self._texts(task, chosen, model, config)
         correct = [float(is_correct(task, t, e.answer)) for t, e in zip(texts, chosen, strict=True)]
         return np.stack([correct, np.zeros(len(correct))])
 
@@ -239,11 +222,12 @@ class Judge:
         scores = np.concatenate(parts, axis=-1)[..., np.argsort(np.concatenate(order))]
         return scores if task.score == "likelihood" else scores[::-1]
 
-    def _texts(self, task: Task, examples: Sequence[Example], params: Params) -> list[str]:
+    def _texts(self, task: Task, examples: Sequence[Example], model: Model, config: DecoderConfig) -> list[str]:
         texts = [""] * len(examples)
         limit = jnp.asarray(task.max_new_tokens, jnp.int32)
         for layout, index, batch in make_batches(task, examples, self.layouts[task.name], self.pad):
-            tokens = generate_batch(params, batch, limit, self.eos, config=self.config, layout=layout, dtype=self.dtype)
+            static = {"config": config, "scale": model.scale, "layout": layout, "dtype": self.dtype}
+            tokens = generate_batch(model.params, model.path, batch, limit, self.eos, **static)
             real = index >= 0
             decoded = self.tokenizer.batch_decode(np.asarray(tokens)[real], skip_special_tokens=True)
             for i, text in zip(index[real], decoded, strict=True):

@@ -5,7 +5,7 @@ Pure functions of parameters and a batch; prompts are padded on the left, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.struct
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jevomerge.models import Cache, DecoderConfig, Params, apply, unembed
+from jevomerge.fitness.candidates import Model
+from jevomerge.models import Cache, DecoderConfig, apply, unembed
 
 LOGITS_CHUNK = 512  # positions whose logits exist at a time: 100 MB at a vocabulary of 49,152
 
@@ -31,29 +32,30 @@ class Batch:
 
 
 def answer_likelihood(
-    params: Params,
+    model: Model,
     config: DecoderConfig,
     batch: Batch,
     answer_slots: int,
     *,
-    layer: Callable[[Any], Params] = lambda p: p,
     dtype: Any = jnp.float32,
 ) -> tuple[Array, Array]:
     """Score the reference answers in one forward pass; only their positions meet the vocabulary.
 
     Args:
-        params: of the model, or of a merge that `layer` completes (see `jevomerge.models.apply`).
+        model: its parameters, and how they are to be read.
         config: the architecture.
         batch: prompts with their answers.
         answer_slots: static A, at least as long as the longest answer.
-        layer: see `params`.
         dtype: of the activations.
 
     Returns:
         (B,) mean log-probability per answer token, in nats, and (B,) whether greedy decoding from the prompt
         would give exactly the answer.
     """
-    hidden, _ = apply(params, config, batch.tokens[:, :-1], batch.valid[:, :-1], layer=layer, dtype=dtype)
+    params, layer, path, scale = model
+    hidden, _ = apply(
+        params, config, batch.tokens[:, :-1], batch.valid[:, :-1], layer=layer, path=path, scale=scale, dtype=dtype
+    )
     hidden = hidden[:, -answer_slots:]  # the state before token t predicts token t
     targets = batch.tokens[:, -answer_slots:]
     slots = jnp.arange(answer_slots, dtype=jnp.int32)[None, :]
@@ -72,7 +74,7 @@ def answer_likelihood(
 
 
 def generate(
-    params: Params,
+    model: Model,
     config: DecoderConfig,
     batch: Batch,
     max_new_tokens: Array,
@@ -84,7 +86,7 @@ def generate(
     """Continue every prompt greedily until it ends itself or `max_new_tokens` are written.
 
     Args:
-        params: of one model, already merged.
+        model: one model, already merged.
         config: the architecture.
         batch: prompts.
         max_new_tokens: () int32, at most `new_slots`; dynamic, so that changing it compiles nothing.
@@ -96,17 +98,19 @@ def generate(
         (B, new_slots) int32: the new tokens, from the end on the first id of `eos`.
     """
     rows, length = batch.tokens.shape
+    params, _, path, scale = model
+    run = functools.partial(apply, params, config, path=path, scale=scale, dtype=dtype)
 
-    def pick(params: Params, hidden: Array) -> Array:
+    def pick(hidden: Array) -> Array:
         return jnp.argmax(unembed(params, config, hidden[:, -1]), axis=-1).astype(jnp.int32)
 
     def ends(token: Array) -> Array:
         return jnp.any(token[:, None] == eos[None, :], axis=1)
 
-    cache = Cache.empty(config, rows, length + new_slots, dtype)
-    hidden, filled = apply(params, config, batch.tokens, batch.valid, cache, dtype=dtype)
+    cache = Cache.empty(config, rows, length + new_slots, dtype, path)
+    hidden, filled = run(batch.tokens, batch.valid, cache)
     assert filled is not None
-    token = pick(params, hidden)
+    token = pick(hidden)
     written = jnp.full((rows, new_slots), eos[0], jnp.int32).at[:, 0].set(token)
 
     def unfinished(state: Any) -> Array:
@@ -115,8 +119,8 @@ def generate(
 
     def body(state: Any) -> Any:
         step, token, done, written, cache = state
-        hidden, cache = apply(params, config, token[:, None], ~done[:, None], cache, dtype=dtype)
-        token = jnp.where(done, eos[0], pick(params, hidden))
+        hidden, cache = run(token[:, None], ~done[:, None], cache)
+        token = jnp.where(done, eos[0], pick(hidden))
         written = jax.lax.dynamic_update_slice(written, token[:, None], (jnp.zeros_like(step), step))
         return step + 1, token, done | ends(token), written, cache
 

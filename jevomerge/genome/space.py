@@ -60,8 +60,12 @@ def make_space(sources: Sources, genome: Mapping[str, Gene]) -> Space:
     """
     width = sources.num_inputs
     parameters = {p.name: p for p in sources.method.parameters}
+    bounds = {name: gene.range or parameters[name].domain for name, gene in genome.items()}
     for name, gene in genome.items():
-        _check_range(name, parameters[name].kind, gene.range)
+        _check_range(name, parameters[name].kind, bounds[name])
+        for text in gene.by if isinstance(gene.by, tuple) else ():
+            if not any(text in t.name for t in sources.tensors):
+                raise InputError(f"genome: `{name}`: the filter `{text}` matches no tensor")
     names: dict[str, int] = {}
     constants: dict[float, int] = {}
     index: dict[str, dict[str, np.ndarray]] = {}
@@ -81,7 +85,7 @@ def make_space(sources: Sources, genome: Mapping[str, Gene]) -> Space:
                     where[row, i] = -1 - constants.setdefault(float(value), len(constants))
             index[spec.path][name] = where.reshape(fixed.shape)
     searched = [name.rpartition("/")[2] for name in names]
-    ranges = np.array([genome[name].range for name in searched], np.float32).reshape(-1, 2)
+    ranges = np.array([bounds[name] for name in searched], np.float32).reshape(-1, 2)
     discrete = np.array([parameters[name].kind != "float" for name in searched], bool)
     return Space(
         low=jnp.asarray(ranges[:, 0]),

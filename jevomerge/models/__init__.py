@@ -1,6 +1,8 @@
 """Flax forward passes."""
 
-from jevomerge.models.decoder import AttentionKind, Cache, DecoderConfig, Params, apply, init, unembed
+from jevomerge.models.decoder import AttentionKind, Cache, DecoderConfig, Params, Path, Scaling, apply, init, unembed
 from jevomerge.models.rope import Rope
 
-__all__ = ["AttentionKind", "Cache", "DecoderConfig", "Params", "Rope", "apply", "init", "unembed"]
+__all__ = [
+    "AttentionKind", "Cache", "DecoderConfig", "Params", "Path", "Rope", "Scaling", "apply", "init", "unembed",
+]  # fmt: skip

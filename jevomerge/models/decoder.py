@@ -9,17 +9,18 @@ linear map is `(out, in)`), except that the blocks are stacked on a leading laye
      "lm_head": {"weight": (V, D)}}            # absent when the embeddings are tied
 
 Flax (Linen) modules give shape, initialisation, names and logical axes of one block; `apply` is a plain
-`jax.lax.scan` over the stack.  Nothing here holds state: the key/value cache is an argument.
+`jax.lax.scan` over the stack, or follows a `Path` through it.  Nothing here holds state: the key/value cache is
+an argument.
 
 Dimensions in comments: B batch, T new tokens, S key/value slots, L layers, D hidden, N query heads,
-K key/value heads, H head size, V vocabulary.
+K key/value heads, H head size, V vocabulary, P slots of a path.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -30,6 +31,7 @@ from jax import Array
 from jevomerge.models.rope import Rope
 
 Params = dict[str, Any]
+Scaling = Literal["stream", "delta"]  # what a path's scales multiply, see `Path`
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
@@ -73,6 +75,31 @@ class DecoderConfig:
 
 
 @flax.struct.dataclass
+class Path:
+    """A token's way through the stack: hop t runs block `layers[t]`, for t < `length` (Akiba et al., 2024).
+
+    Blocks may repeat, be left out and come in any order.  The input of hop t is multiplied by `scales[t]`: all of
+    it ("stream", the paper's text), or only what the MLP of the hop before added, at hop 0 the embedding ("delta",
+    the inference code of the released EvoLLM-JP-10B).  Slots from `length` on are never run.
+    """
+
+    layers: Array  # (P,) int32
+    scales: Array  # (P,) float32
+    length: Array  # () int32, at most P
+
+    @classmethod
+    def of(cls, layers: Sequence[int], scales: Sequence[float] | None = None, slots: int | None = None) -> Path:
+        """The path along `layers`, with scales of 1 unless given, in `slots` slots, as many as hops unless given."""
+        spare = 0 if slots is None else slots - len(layers)
+        scales = [1.0] * len(layers) if scales is None else scales
+        return cls(
+            layers=jnp.asarray([*layers, *[0] * spare], jnp.int32),
+            scales=jnp.asarray([*scales, *[1.0] * spare], jnp.float32),
+            length=jnp.asarray(len(layers), jnp.int32),
+        )
+
+
+@flax.struct.dataclass
 class Cache:
     """Keys and values of the tokens seen so far; slot s of every row was written at the same step.
 
@@ -84,15 +111,18 @@ class Cache:
     A slot's position is the number of valid slots before it, so padding shifts nothing.
     """
 
-    keys: Array  # (L, B, S, K, H)
-    values: Array  # (L, B, S, K, H)
+    keys: Array  # (L, B, S, K, H), with a path (P, B, S, K, H): a block has other keys at every visit
+    values: Array  # like keys
     valid: Array  # (B, S) bool
     length: Array  # () int32: slots written
 
     @classmethod
-    def empty(cls, config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
-        """A cache with room for `slots` tokens per row."""
-        shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+    def empty(
+        cls, config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32, path: Path | None = None
+    ) -> Cache:
+        """A cache with room for `slots` tokens per row, for `apply` with this path or none."""
+        depth = config.num_hidden_layers if path is None else path.layers.shape[0]
+        shape = (depth, batch, slots, config.num_key_value_heads, config.head_dim)
         return cls(
             keys=jnp.zeros(shape, dtype),
             values=jnp.zeros(shape, dtype),
@@ -200,16 +230,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x: Array, rope: tuple[Array, Array], mask: Array, remember: Callable[..., Any]
-    ) -> tuple[Array, Any]:
-        """(B, T, D) -> (B, T, D), and the layer's new cache entries."""
+    ) -> tuple[Array, Array, Any]:
+        """(B, T, D) -> two (B, T, D) whose sum is the output, the second from the MLP; and new cache entries."""
         c = self.config
         y, kept = Attention(c, name="self_attn")(Norm(c, name="input_layernorm")(x), rope, mask, remember)
         if c.sandwich_norms:
             x = x + Norm(c, name="post_attention_layernorm")(y)
             y = Mlp(c, name="mlp")(Norm(c, name="pre_feedforward_layernorm")(x))
-            return x + Norm(c, name="post_feedforward_layernorm")(y), kept
+            return x, Norm(c, name="post_feedforward_layernorm")(y), kept
         x = x + y
-        return x + Mlp(c, name="mlp")(Norm(c, name="post_attention_layernorm")(x)), kept
+        return x, Mlp(c, name="mlp")(Norm(c, name="post_attention_layernorm")(x)), kept
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -275,6 +305,8 @@ def apply(
     cache: Cache | None = None,
     *,
     layer: Callable[[Any], Params] = lambda p: p,
+    path: Path | None = None,
+    scale: Scaling = "stream",
     dtype: Any = jnp.float32,
 ) -> tuple[Array, Cache | None]:
     """Run the decoder over new tokens.
@@ -287,6 +319,10 @@ def apply(
         valid: (B, T) bool, False for padding (on either side).
         cache: what came before, or None for a forward pass that nothing follows.
         layer: see `params`.
+        path: which blocks to run, by default all in order.  Its length is dynamic: another one compiles nothing,
+            and a hop that is not made costs nothing (under `vmap` all members would make as many hops as the
+            longest: use `lax.map`).  No gradient through it.
+        scale: static, what the path's scales multiply.
         dtype: of the activations.
 
     Returns:
@@ -310,28 +346,46 @@ def apply(
     embedding = params["embed_tokens"]["weight"]
     x = jnp.take(embedding, tokens, axis=0).astype(dtype) * jnp.asarray(c.embed_scale, dtype)
     block = Block(c)
+    kinds = jnp.asarray(c.layer_kinds, jnp.int32)
 
-    def body(carry: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[tuple[Array, Any], None]:
-        x, kv = carry
-        layer_params, index, kind = xs
-
+    def run(x: Array, kv: Any, slot: Array, layer_params: Any, kind: Array) -> tuple[Array, Array, Any]:
         def remember(k: Array, v: Array) -> tuple[Array, Array, Any]:
             if kv is None:
                 return k, v, None
-            at = (index, jnp.zeros_like(index), start, jnp.zeros_like(index), jnp.zeros_like(index))
+            at = (slot, jnp.zeros_like(slot), start, jnp.zeros_like(slot), jnp.zeros_like(slot))
             keys, values = (
                 jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
                 for old, new in zip(kv, (k, v), strict=True)
             )
-            return keys[index].astype(k.dtype), values[index].astype(v.dtype), (keys, values)
+            return keys[slot].astype(k.dtype), values[slot].astype(v.dtype), (keys, values)
 
         rope = (ropes[0][kind], ropes[1][kind])
-        return block.apply({"params": layer(layer_params)}, x, rope, masks[kind], remember), None
+        result: Any = block.apply({"params": layer(layer_params)}, x, rope, masks[kind], remember)
+        return result
 
-    indices = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
+    def body(carry: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[tuple[Array, Any], None]:
+        x, kv = carry
+        layer_params, slot, kind = xs
+        x, y, kv = run(x, kv, slot, layer_params, kind)
+        return (x + y, kv), None
+
     kv = None if cache is None else (cache.keys, cache.values)
-    xs = (params["layers"], indices, jnp.asarray(c.layer_kinds, jnp.int32))
-    (x, kv), _ = jax.lax.scan(body, (x, kv), xs)
+    if path is None:
+        slots = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
+        (x, kv), _ = jax.lax.scan(body, (x, kv), (params["layers"], slots, kinds))
+    else:
+
+        def hop(t: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+            rest, scaled, kv = carry  # the stream is their sum; the next scale multiplies the second
+            # In float32 whatever the activations: folding divides by this very number, not by its bfloat16.
+            x = rest.astype(jnp.float32) + scaled.astype(jnp.float32) * path.scales[t]
+            at = path.layers[t]
+            layer_params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, at, keepdims=False), params["layers"])
+            x, y, kv = run(x.astype(dtype), kv, t, layer_params, kinds[at])
+            return (jnp.zeros_like(x), x + y, kv) if scale == "stream" else (x, y, kv)
+
+        rest, x, kv = jax.lax.fori_loop(jnp.zeros_like(path.length), path.length, hop, (jnp.zeros_like(x), x, kv))
+        x = rest + x
     x = rms_norm(x, params["norm"]["weight"], c.rms_norm_eps, c.norm_plus_one)
     if kv is None:
         return x, None

@@ -42,7 +42,8 @@ def resolve(sources: Sources, searched: Sequence[str], problems: Problems) -> Nu
                     own = [part.inputs[i].parameters] if parameter.per_model else []
                     name = tensor.input_name(i) if parameter.per_model else tensor.name
                     scopes = [*own, *(scope for _, scope in part.scopes)]
-                    found = (_lookup(scope.get(parameter.name), name, tensor.position) for scope in scopes)
+                    settings = (scope.get(parameter.name) for scope in scopes)
+                    found = (_lookup(s, name, tensor.position, parameter.kind) for s in settings)
                     value = next((v for v in found if v is not None), parameter.default)
                     if value is None and parameter.name not in searched:
                         where = part.where[i] if parameter.per_model else ("parameters",)
@@ -57,7 +58,7 @@ def resolve(sources: Sources, searched: Sequence[str], problems: Problems) -> Nu
 
 
 def check_names(
-    recipe: Recipe, method: MergeMethod, searched: Sequence[str], problems: Problems, notes: list[str]
+    recipe: Recipe, method: MergeMethod, searched: Sequence[str], problems: Problems, notes: dict[str, None]
 ) -> None:
     """Parameters that the method does not have: those of other methods to `notes`, unheard-of ones to `problems`."""
     known = [p.name for p in method.parameters]
@@ -65,58 +66,73 @@ def check_names(
     for name in searched:
         if name not in known:
             problems.add(None, f"genome: {method.name} has no parameter `{name}`; it has {', '.join(known) or 'none'}")
-    for where, name in dict.fromkeys((where, name) for where, parameters in _scopes(recipe) for name in parameters):
-        if name in known or name in IGNORED:
-            continue
-        if name in elsewhere:
-            notes.append(recipe.origin.at(*where, name) + f"{method.name} does not use it")
-        else:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(known) or 'none'}"
-            problems.add((*where, name), f"{method.name} has no such parameter; {hint}")
+    parameters = {p.name: p for p in method.parameters}
+    for where, settings, of_model in _scopes(recipe):
+        for name, setting in settings.items():
+            if name in parameters:
+                _check_kind(setting, parameters[name].kind, (*where, name), problems)
+                if of_model and not parameters[name].per_model:
+                    notes[recipe.origin.at(*where, name) + "is shared by all models and has no effect under one"] = None
+            elif name in elsewhere or name in IGNORED:
+                if name not in IGNORED:
+                    notes[recipe.origin.at(*where, name) + f"{method.name} does not use it"] = None
+            else:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(known) or 'none'}"
+                problems.add((*where, name), f"{method.name} has no such parameter; {hint}")
 
 
-def _scopes(recipe: Recipe) -> Iterator[tuple[Location, Parameters]]:
+def _check_kind(setting: Setting, kind: str, where: Location, problems: Problems) -> None:
+    """Switches are on or off, whole numbers whole."""
+    for value in [c.value for c in _cases(setting)] or [cast(Value, setting)]:
+        for x in value if isinstance(value, tuple) else (value,):
+            if kind == "bool" and x not in (0, 1):
+                problems.add(where, f"is on or off, not {x}")
+            elif kind == "int" and (isinstance(x, bool) or x % 1):
+                problems.add(where, f"is a whole number, not {x}")
+
+
+def _scopes(recipe: Recipe) -> Iterator[tuple[Location, Parameters, bool]]:
+    """All settings: where they stand, and whether that is under a model."""
     for layered in recipe.stack:
-        yield from (((*layered.where, i, "parameters"), m.parameters) for i, m in enumerate(layered.sources))
-        yield from layered.scopes
+        yield from (((*layered.where, i, "parameters"), m.parameters, True) for i, m in enumerate(layered.sources))
+        yield from ((where, parameters, False) for where, parameters in layered.scopes)
 
 
 def _check_filters(sources: Sources, problems: Problems) -> None:
-    """Filters that match no tensor."""
-    scopes: dict[Location, tuple[Parameters, list[str]]] = {}
-    for tensor in sources.tensors:
-        part = tensor.part
-        inputs = [tensor.input_name(i) for i in range(len(part.inputs))]
-        for where, model, name in zip(part.where, part.inputs, inputs, strict=True):
-            scopes.setdefault((*where, "parameters"), (model.parameters, []))[1].append(name)
-        for where, parameters in part.scopes:
-            scopes.setdefault(where, (parameters, []))[1].extend([tensor.name, *inputs])
-    for where, (parameters, tensors) in scopes.items():
+    """Filters that match no tensor of the recipe (in one slice they may: a setting can be meant for several)."""
+    names = {t.name for t in sources.tensors}
+    names |= {t.input_name(i) for t in sources.tensors for i in range(len(t.part.inputs))}
+    for where, parameters, _ in _scopes(sources.recipe):
         for name, setting in parameters.items():
             for i, case in enumerate(_cases(setting)):
-                if case.filter not in (None, "*") and not any(case.filter in t for t in tensors):
-                    problems.add((*where, name, i), f"filter `{case.filter}` matches no tensor, such as {tensors[0]}")
+                if case.filter not in (None, "*") and not any(case.filter in t for t in names):
+                    problems.add(
+                        (*where, name, i),
+                        f"filter `{case.filter}` matches no tensor, such as {sources.tensors[0].name}",
+                    )
 
 
 def _cases(setting: Setting) -> list[Conditional]:
     return [c for c in setting if isinstance(c, Conditional)] if isinstance(setting, tuple) else []
 
 
-def _lookup(setting: Setting | None, name: str, position: float) -> float | None:
+def _lookup(setting: Setting | None, name: str, position: float, kind: str = "float") -> float | None:
     """A setting's value for the tensor `name` at `position` in [0, 1], None if it has none."""
     if setting is None:
         return None
     if not (cases := _cases(setting)):
-        return _at(cast(Value, setting), position)
-    return next((_at(c.value, position) for c in cases if c.filter in (None, "*") or c.filter in name), None)
+        return _at(cast(Value, setting), position, kind)
+    return next((_at(c.value, position, kind) for c in cases if c.filter in (None, "*") or c.filter in name), None)
 
 
-def _at(value: Value, position: float) -> float:
-    """A scalar, or the point `position` of a gradient."""
+def _at(value: Value, position: float, kind: str = "float") -> float:
+    """A scalar, or the point `position` of a gradient; switches and whole numbers are not interpolated."""
     if not isinstance(value, tuple):
         return float(value)
     exact = round(position * (len(value) - 1), 9)  # 7 / 25 * 25 is not 7
     low = int(exact)
+    if kind != "float":
+        return float(value[low])
     high = min(len(value) - 1, low + 1)
     return (1 - (exact - low)) * float(value[low]) + (exact - low) * float(value[high])

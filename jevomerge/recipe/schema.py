@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
 
 from jevomerge.checkpoint.vocabulary import TokenizerSpec
 from jevomerge.errors import InputError
@@ -16,7 +18,7 @@ from jevomerge.strict import Dtype, Location, Origin, Strict, anchor, load_one, 
 
 MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
 Scalar = bool | int | float
-Value = Scalar | Annotated[tuple[Scalar, ...], Field(min_length=1)]  # a list is a gradient over the layers
+Value = Scalar | tuple[Scalar, ...]  # a list is a gradient over the layers
 
 
 class Conditional(Strict):
@@ -26,12 +28,41 @@ class Conditional(Strict):
     value: Value
 
 
-def _one_condition(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
+def _scalar(value: Any) -> Scalar:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return value
 
 
-Conditionals = Annotated[tuple[Conditional, ...], Field(min_length=1)]
-Setting = Annotated[Value | Conditionals, BeforeValidator(_one_condition)]
+def _value(value: Any) -> Value:
+    if not isinstance(value, (list, tuple)):
+        return _scalar(value)
+    if not value:
+        raise ValueError("an empty list has no values")
+    return tuple(map(_scalar, value))
+
+
+def _setting(value: Any) -> Value | tuple[Conditional, ...]:
+    """A number, a list of numbers, or conditions on the tensor's name."""
+    cases = value if isinstance(value, (list, tuple)) else [value]
+    if not any(isinstance(case, (dict, Conditional)) for case in cases):
+        return _value(value)
+    conditions = []
+    for case in cases:
+        if isinstance(case, Conditional):
+            conditions.append(case)
+        elif isinstance(case, dict) and "value" in case and case.keys() <= {"filter", "value"}:
+            name = case.get("filter")
+            conditions.append(Conditional(filter=None if name is None else str(name), value=_value(case["value"])))
+        else:
+            raise ValueError(f"{case!r} is not a condition: it has a `value` and mostly a `filter`")
+    return tuple(conditions)
+
+
+Setting = Annotated[Any, PlainValidator(_setting)]  # Value or tuple[Conditional, ...], with messages of our own
 Parameters = dict[str, Setting]
 
 
@@ -39,12 +70,16 @@ def _reference(value: Any) -> Any:
     """mergekit's long form {model: {path, revision}, lora: {path, revision}} -> "path@revision+lora@revision"."""
     if not isinstance(value, dict) or "model" not in value:
         return value
-    parts = [value["model"], *([value["lora"]] if value.get("lora") else [])]
-    texts = [p if isinstance(p, str) else "@".join(filter(None, (p.get("path"), p.get("revision")))) for p in parts]
-    return "+".join(texts)
+    texts = []
+    for part in (value["model"], value.get("lora")):
+        names = [part.get("path"), part.get("revision")] if isinstance(part, dict) else [part]
+        if any(name is not None and not isinstance(name, str) for name in names):
+            raise ValueError(f"{value!r} does not name a model")
+        texts.append("@".join(name for name in names if name))
+    return "+".join(filter(None, texts))
 
 
-Reference = Annotated[str, BeforeValidator(_reference)]
+Reference = Annotated[str, BeforeValidator(_reference), Field(min_length=1)]
 
 
 class RecipeModel(Strict):
@@ -85,6 +120,7 @@ class Layered(NamedTuple):
     sources: tuple[RecipeModel, ...]
     where: Location  # of `sources` in the file
     base_model: str | None
+    base_where: Location
     scopes: tuple[tuple[Location, Parameters], ...]  # innermost first
 
 
@@ -125,10 +161,15 @@ class Recipe(Strict):
         """Where the recipe was read from."""
         return self._origin
 
-    def read_from(self, origin: Origin) -> Recipe:
+    def with_origin(self, origin: Origin) -> Recipe:
         """The recipe, knowing the file it was read from."""
         self._origin = origin
         return self
+
+    @property
+    def references(self) -> set[str]:
+        """The models it names."""
+        return {m.model for s in self.stack for m in s.sources} | {s.base_model for s in self.stack if s.base_model}
 
     def with_models(self, paths: Mapping[str, str]) -> Recipe:
         """The recipe with the models named in `paths` read from there."""
@@ -138,9 +179,11 @@ class Recipe(Strict):
                 return {k: visit(v, k) for k, v in value.items()}
             if isinstance(value, (list, tuple)):
                 return [visit(v) for v in value]
-            return paths.get(value, value) if key in MODEL_KEYS and isinstance(value, str) else value
+            if key in MODEL_KEYS and isinstance(value, str) and (head := _head(value)) in paths:
+                return paths[head] + value[len(head) :]
+            return value
 
-        return Recipe.model_validate(visit(self.model_dump())).read_from(self.origin)
+        return Recipe.model_validate(visit(self.model_dump())).with_origin(self.origin)
 
     @property
     def stack(self) -> list[Layered]:
@@ -152,12 +195,13 @@ class Recipe(Strict):
             part, where = module, ("modules", name)
             scopes = (((*where, "parameters"), module.parameters), *scopes)
         if part.models:
-            return [Layered(part.models, (*where, "models"), self.base_model, scopes)]
+            return [Layered(part.models, (*where, "models"), self.base_model, ("base_model",), scopes)]
         return [
             Layered(
                 s.sources,
                 (*where, "slices", i, "sources"),
                 s.base_model or self.base_model,
+                ((*where, "slices", i) if s.base_model else ()) + ("base_model",),
                 (((*where, "slices", i, "parameters"), s.parameters), *scopes),
             )
             for i, s in enumerate(part.slices)
@@ -174,7 +218,7 @@ class Recipe(Strict):
 def read_recipe(path: str | Path) -> Recipe:
     """A mergekit recipe; model paths are relative to it or else, as mergekit's are, to the working directory."""
     data, origin = load_one(Path(path))
-    return validate(Recipe, anchor_recipe(data, Path(path).parent), origin).read_from(origin)
+    return validate(Recipe, anchor_recipe(data, Path(path).parent), origin).with_origin(origin)
 
 
 def read_stages(path: str | Path) -> list[Recipe]:
@@ -188,10 +232,10 @@ def read_stages(path: str | Path) -> list[Recipe]:
     documents = load_yaml(path)
     for data, origin in documents:
         names = [s.name for s in stages if s.name is not None]
-        recipe = validate(Recipe, anchor_recipe(data, path.parent, names), origin).read_from(origin)
+        recipe = validate(Recipe, anchor_recipe(data, path.parent, names), origin).with_origin(origin)
         if recipe.name is None and len(stages) < len(documents) - 1:
             raise InputError(f"{origin.at()}a document that others follow needs a `name`")
-        if (name := recipe.name) is not None:
+        if (name := recipe.name) is not None and len(documents) > 1:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise InputError(f"{origin.at('name')}`{name}` must be of letters, digits, dots and dashes")
             if name in names or (path.parent / name).exists() or Path(name).exists():
@@ -205,14 +249,20 @@ def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
 
     def visit(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {k: visit(v, k) for k, v in value.items()}
+            return {k: visit(v, k) for k, v in value.items() if v is not None}  # a key without a value is not given
         if isinstance(value, list):
             return [visit(v) for v in value]
-        if key in MODEL_KEYS and isinstance(value, str):
-            return value if value in (*stages, "union", "base") else anchor_model(value, folder)
+        if key in MODEL_KEYS and isinstance(value, str) and value:
+            words = ("union", "base") if key in ("source", "tokenizer_source") else ()
+            return value if _head(value) in stages or value in words else anchor_model(value, folder)
         return value
 
     return visit(data)
+
+
+def _head(reference: str) -> str:
+    """The model in "model@revision+lora"."""
+    return re.split(r"[@+]", reference, maxsplit=1)[0]
 
 
 def anchor_model(reference: str, folder: Path) -> str:

@@ -85,7 +85,7 @@ class Sources:
         chat_template: the text to store, None for whatever the tokenizer has.
         numbers: the coefficients, {path: {parameter: ([L,][N,])}}; with slices of fewer models than others, the
             columns beyond are zero.
-        notes: what a user should hear but need not change.
+        notes: what a user should hear but need not change, in order.
     """
 
     def __init__(self, recipe: Recipe, searched: Sequence[str] = ()):
@@ -95,8 +95,9 @@ class Sources:
             InputError: with all that is wrong, each with file and line.
         """
         self.recipe = recipe
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}
         self._opened: dict[str, Checkpoint | None] = {}
+        self._where: dict[str, Location] = {}
         self._problems = problems = Problems(recipe.origin)
         try:
             self.method: MergeMethod = get_method(recipe.merge_method, recipe.semantics)
@@ -122,6 +123,7 @@ class Sources:
 
     def _open(self, reference: str, where: Location) -> Checkpoint | None:
         if reference not in self._opened:
+            self._where[reference] = where
             try:
                 self._opened[reference] = Checkpoint(reference)
             except InputError as error:
@@ -137,17 +139,24 @@ class Sources:
         for where, model in listed:
             if references.count(model.model) > 1:
                 problems.add(where, f"{model.model} is listed more than once")
-        base, base_first = None, None
+        base, base_range = None, None
         if method.base in ("required", "optional") and layered.base_model is not None:
-            base = self._open(layered.base_model, layered.where)
-            base_first = next(
-                (m.layer_range[0] for _, m in listed if m.model == layered.base_model and m.layer_range), None
-            )
+            base = self._open(layered.base_model, layered.base_where)
+            base_range = next((m.layer_range for _, m in listed if m.model == layered.base_model), None)
             listed = [(w, m) for w, m in listed if m.model != layered.base_model]
-        elif method.base == "first" and layered.base_model is not None:
+        elif layered.base_model is not None and layered.base_model not in references and layered.where[-1] == "models":
+            # As in mergekit an unlisted base model is one more model: slerp's first, and linear's if it has a weight.
+            needed = [p.name for p in method.parameters if p.per_model and p.default is None]
+            if method.base == "first":
+                listed.insert(0, (layered.base_where, RecipeModel(model=layered.base_model)))
+            elif needed and all(any(name in scope for _, scope in layered.scopes) for name in needed):
+                listed.append((layered.base_where, RecipeModel(model=layered.base_model)))
+        if method.base == "first" and layered.base_model is not None:
             listed.sort(key=lambda item: item[1].model != layered.base_model)
-            if layered.base_model not in references:
-                problems.add(("base_model",), f"{method.name} starts from one of its models, not {layered.base_model}")
+            if layered.base_model not in [m.model for _, m in listed]:
+                problems.add(
+                    layered.base_where, f"{method.name} starts from one of its models, not {layered.base_model}"
+                )
         fewest, most = method.num_sources
         if not fewest <= len(listed) <= (most or len(listed)):
             wanted = str(fewest) if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
@@ -169,11 +178,17 @@ class Sources:
         if len(problems.found) > before or len(ranges) < len(listed) or (base is None and method.base == "required"):
             return None
         length = ranges[0][1] - ranges[0][0]
-        base_first = ranges[0][0] if base_first is None else base_first
-        if base is not None and base_first + length > base.config.num_hidden_layers:
-            message = f"layers {base_first} to {base_first + length - 1} are outside {base.name}, the base model"
-            problems.add(layered.where, f"{message}, which has {base.config.num_hidden_layers} layers")
-            return None
+        if base is not None:
+            depth = base.config.num_hidden_layers
+            whole = layered.where[-1] == "models" and base_range is None
+            base_range = (0, depth) if whole else base_range or ranges[0]
+            if base_range[1] > depth or base_range[1] - base_range[0] != length:
+                problems.add(
+                    layered.base_where,
+                    f"{base.name}, the base model, takes part with layers {list(base_range)} of its {depth}, "
+                    f"the models with {length} layers",
+                )
+                return None
         return Part(
             inputs=tuple(m for _, m in listed),
             where=tuple(w for w, _ in listed),
@@ -181,22 +196,18 @@ class Sources:
             checkpoints=tuple(c for c in opened if c is not None),
             first=tuple(start for start, _ in ranges),
             base=base,
-            base_first=base_first,
+            base_first=base_range[0] if base_range else 0,
             length=length,
         )
 
     def _check_alike(self) -> None:
         like, problems = self.like, self._problems
-        names = [c.name for c in self.checkpoints]
-        for i, checkpoint in enumerate(self.checkpoints):
-            if checkpoint.name in names[:i]:
-                twin = self.checkpoints[names.index(checkpoint.name)]
-                problems.add((), f"{checkpoint.reference} and {twin.reference} have the same name; rename a folder")
+        self._name_apart()
         for other in self.checkpoints:
             if other.config.tie_word_embeddings != like.config.tie_word_embeddings:
                 tied, untied = (other, like) if other.config.tie_word_embeddings else (like, other)
                 problems.add(
-                    (),
+                    self._where[other.reference],
                     f"{tied.folder} ties its head to its embeddings, {untied.folder} does not; "
                     "save the tied one with an lm_head of its own (tie_word_embeddings: false)",
                 )
@@ -212,19 +223,28 @@ class Sources:
                         else "only models of one shape can be merged"
                     )
                     problems.add(
-                        (),
+                        self._where[other.reference],
                         f"{b.template} is {list(b.shape)} in {other.folder}, but "
                         f"{a.template} {list(a.shape)} in {like.folder}; {remedy}",
                     )
                     break
             else:
                 mine, its = (dataclasses.replace(c.config, layer_kinds=(0,), vocab_size=0) for c in (like, other))
-                if differing := [k for k, v in vars(mine).items() if v != getattr(its, k)]:
+                differing = [k for k, v in vars(mine).items() if v != getattr(its, k)]
+                if differing and set(differing) <= {"kinds", "rms_norm_eps"}:
+                    self.notes[
+                        f"{other.name} and {like.name} differ in how they compute (rope, window or rms_norm_eps in "
+                        f"config.json); the merged model computes as {like.name} does"
+                    ] = None
+                elif differing:
                     problems.add(
-                        (),
+                        self._where[other.reference],
                         f"{other.folder} and {like.folder} compute different functions of their weights "
                         f"({', '.join(differing)} differ in config.json); merging them means nothing",
                     )
+        if self.method.pool is not None and len({(p.checkpoints, p.base) for p in self.parts}) > 1:
+            message = f"{self.method.name} as in the paper looks at whole models; merge the same models in every slice"
+            problems.add(("semantics",), message)
         for part in self.parts:
             sides = [
                 *zip(part.checkpoints, part.first, strict=True),
@@ -233,6 +253,17 @@ class Sources:
             kinds = {c.config.layer_kinds[first : first + part.length] for c, first in sides}
             if len(kinds) > 1:
                 problems.add(part.where[0][:-1], "merges layers of different kinds of attention (layer_types)")
+
+    def _name_apart(self) -> None:
+        """Models whose references end alike ("runs/x/best", "runs/y/best") get longer names."""
+        for size in (2, 3, 4):
+            names = [c.name for c in self.checkpoints]
+            for checkpoint in self.checkpoints:
+                if names.count(checkpoint.name) > 1:
+                    checkpoint.name = "/".join(checkpoint.reference.rstrip("/").split("/")[-size:])
+        for checkpoint in self.checkpoints:
+            if [c.name for c in self.checkpoints].count(checkpoint.name) > 1:
+                self._problems.add(self._where[checkpoint.reference], f"two models are called {checkpoint.name}")
 
     def _align(self) -> None:
         self.alignment: Alignment | None = None
@@ -255,7 +286,7 @@ class Sources:
             if vocabulary != expected:
                 token = min(k for k in vocabulary.keys() | expected.keys() if vocabulary.get(k) != expected.get(k))
                 self._problems.add(
-                    (),
+                    self._where[other.reference],
                     f"the tokenizers of {first.folder} and {other.folder} differ (token {token!r} is "
                     f"{expected.get(token)} and {vocabulary.get(token)}); say how to align them with "
                     "`tokenizer_source` (union, base or a model)",
@@ -331,8 +362,14 @@ class Sources:
     @property
     def plain(self) -> bool:
         """Whether all layers are merged from the same models, each with all of its own: no slices, no stacking."""
-        return len(self.parts) == 1 and all(
-            c.config.num_hidden_layers == self.parts[0].length for c in self.parts[0].checkpoints
+        part = self.parts[0]
+        return (
+            len(self.parts) == 1
+            and (part.base is None or part.base.reference == self.recipe.base_model)
+            and all(
+                c.config.num_hidden_layers == part.length
+                for c in (*part.checkpoints, *([part.base] if part.base else []))
+            )
         )
 
     def keys(self) -> dict[str, np.ndarray]:

@@ -26,16 +26,18 @@ def write_recipe(sources: Sources, numbers: Numbers) -> str:
         out["slices"] = []
         for part in sources.parts:
             models = _models(sources, part, numbers)
-            for model, first in zip(models, (*part.first, part.base_first), strict=False):
-                model["layer_range"] = [first, first + part.length]
-            base = {} if part.base is None else {"base_model": part.base.reference}
+            for model, start in zip(models, (*part.first, part.base_first), strict=False):
+                model["layer_range"] = [start, start + part.length]
+            first = part.inputs[0].model if method.base == "first" else None
+            reference = first if part.base is None else part.base.reference
+            base = {} if reference is None else {"base_model": reference}
             parameters = _shared(sources, part, numbers)
             out["slices"].append({"sources": models, **base, **({"parameters": parameters} if parameters else {})})
         shared = {}
-    if recipe.base_model is not None:
-        out["base_model"] = recipe.base_model
-    elif method.base == "first":
+    if method.base == "first" and sources.plain:
         out["base_model"] = sources.parts[0].inputs[0].model
+    elif recipe.base_model is not None:
+        out["base_model"] = recipe.base_model
     out |= {"parameters": shared} if shared else {}
     out |= {"dtype": "float32", "out_dtype": sources.dtype}
     given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template"})
@@ -51,6 +53,9 @@ def _in_mergekit(sources: Sources) -> str:
         return f"mergekit has no method {method.name}."
     if method is not MERGEKIT[method.name]:
         return f"mergekit has {method.name} only in its own semantics: it makes another model of this."
+    inputs = {m.model for p in sources.parts for m in p.inputs}
+    if method.base == "none" and sources.recipe.base_model not in {None, *inputs}:
+        return "mergekit merges the base model too: it makes another model of this."
     if method.stochastic:
         return "mergekit draws other random masks: it makes a sibling of this model."
     return "mergekit makes the same model of this."

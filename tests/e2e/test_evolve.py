@@ -25,7 +25,7 @@ from jevomerge.fitness import judge
 def run(siblings, tmp_path_factory):
     """A finished run of `siblings/run.yaml`, and how often each jitted function was traced on the way."""
     folder = tmp_path_factory.mktemp("runs") / "repair"
-    jitted = (judge.score_members, judge.score_model, judge.merge_member)
+    jitted = (judge.score_members, judge.score_model, judge.generate_batch)
     for function in jitted:
         function.clear_cache()
     assert main(["evolve", str(siblings / "run.yaml"), "--output", str(folder), "--debug"]) == 0
@@ -107,7 +107,7 @@ def test_everything_is_compiled_once(run, siblings):
     _, _, traces = run
     shapes = len(Setup(read_run(siblings / "run.yaml")).judge.layouts["stories"])
     assert shapes <= 2
-    assert traces == {"score_members": shapes, "score_model": shapes, "merge_member": 0}
+    assert traces == {"score_members": shapes, "score_model": shapes, "generate_batch": 0}
 
 
 # --- killed and resumed -------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ search: {evaluations: 20, sigma: 0.01, population: 10}
     (siblings / "start.yml").unlink()
     config = read_run(folder / "config.yaml")
     assert config.start_from == "recipe"
-    assert Setup(config).space.names == Setup(read_run(folder / "config.yaml")).space.names
+    assert Setup(config).problem.names == Setup(read_run(folder / "config.yaml")).problem.names
 
 
 def test_several_members_at_once_score_the_same(run, siblings, tmp_path):

@@ -72,12 +72,12 @@ def test_mergekit_makes_the_model_of_a_genome(name, trained, tmp_path):
         vector = jnp.asarray(np.random.default_rng(0).uniform(size=len(space.names)), jnp.float32)
         numbers = jax.tree.map(np.asarray, express(space, vector))
     merge_to_folder(sources, numbers, tmp_path / "ours")
+    if name == "arcee_fusion":  # in float32 the noise of its divergence, a sum, decides over elements at the threshold
+        path = tmp_path / "ours" / "recipe.yaml"
+        path.write_text(path.read_text().replace("\ndtype: float32", "\ndtype: float64"))
     command = [str(MERGEKIT_YAML), str(tmp_path / "ours" / "recipe.yaml"), str(tmp_path / "theirs")]
     subprocess.run(command, check=True, capture_output=True)
     ours, theirs = (load_file(tmp_path / x / "model.safetensors") for x in ("ours", "theirs"))
     assert ours.keys() == theirs.keys() - {"lm_head.weight"}  # tied
     for tensor, values in ours.items():
-        if name == "arcee_fusion":  # a divergence summed in float32 is compared with a threshold: a few fall beside it
-            assert np.mean(np.abs(values - theirs[tensor]) > 1e-5) < 1e-4, tensor
-            continue
         np.testing.assert_allclose(values, theirs[tensor], atol=1e-5, rtol=1e-5, err_msg=tensor)

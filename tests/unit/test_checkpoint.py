@@ -245,7 +245,6 @@ def test_different_tokenizers(model):
     [
         (("llama", "smollm2"), "ties its head"),
         (("llama", "qwen2"), "only models of one shape"),
-        (("mistral", "llama"), "kinds"),
     ],
 )
 def test_sources_that_cannot_be_merged(families, expected, tmp_path):
@@ -255,10 +254,19 @@ def test_sources_that_cannot_be_merged(families, expected, tmp_path):
         both(*(tmp_path / name for name in families))
 
 
+def test_sources_that_differ_in_positions_or_windows_are_noted(tmp_path):
+    for name in ("mistral", "llama"):
+        make(name, tmp_path / name)
+    (note,) = both(tmp_path / "mistral", tmp_path / "llama").notes
+    assert "the merged model computes as mistral does" in note
+
+
 def test_same_name_twice(model):
     shutil.copytree(model, model.parent / "other" / "m")
-    with pytest.raises(InputError, match="same name"):
-        both(model, model.parent / "other" / "m")
+    assert [name.split("/")[-2] for name in both(model, model.parent / "other" / "m").names] == [
+        model.parent.name,
+        "other",
+    ]
 
 
 # --- export -------------------------------------------------------------------------------------------------

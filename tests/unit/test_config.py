@@ -54,7 +54,7 @@ def test_bad_tasks(text, expected, tmp_path):
     ("change", "expected"),
     [
         ("genome: {weight: [1, 0]}", "low < high"),
-        ("genome: {}", "at least 1"),
+        ("genome: {}", "`recipe` and `genome` go together"),
         ("genome: {weight: [0, 1]}\nsearch: {evaluations: 0}", "greater than 0"),
         ("genome: {weight: [0, 1]}\nsearch: {stratgy: cma_es}", "did you mean `strategy`"),
     ],

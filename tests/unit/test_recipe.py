@@ -1,5 +1,6 @@
 """Recipes: mergekit's rules for values, slices and stages, what is refused, and what is written."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,92 @@ def test_a_written_recipe_reads_back_exactly(changes):
             np.testing.assert_array_equal(again.numbers[path][name], value)
 
 
+def merged(recipe, out):
+    """A recipe's merged tensors, and those of the recipe that was written beside them."""
+    found = Sources(Recipe.model_validate(recipe))
+    merge_to_folder(found, found.numbers, out)
+    again = Sources(read_recipe(out / "recipe.yaml"))
+    merge_to_folder(again, again.numbers, out.with_name("again"))
+    return load_file(out / "model.safetensors"), load_file(out.with_name("again") / "model.safetensors")
+
+
+def ranged(path, first, last, **parameters):
+    return {"model": path, "layer_range": [first, last], "parameters": parameters}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"merge_method": "slerp", "parameters": {"t": 0.2}, "slices": [  # a base per slice, as mergekit-evolve writes
+            {"sources": [ranged(A, 0, 2), ranged(B, 0, 2)], "base_model": A},
+            {"sources": [ranged(A, 2, 4), ranged(B, 2, 4)], "base_model": B}]},
+        {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5}, "slices": [
+            {"sources": [ranged(A, 0, 4), ranged(B, 0, 4)], "base_model": BASE}]},
+        {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5}, "base_model": C, "slices": [
+            {"sources": [ranged(A, 0, 4), ranged(B, 0, 4)], "base_model": BASE}]},
+        {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5}, "base_model": DEEP, "slices": [
+            {"sources": [ranged(A, 0, 4), ranged(DEEP, 2, 6)]}]},
+        {"merge_method": "linear", "parameters": {"weight": 1}, "base_model": BASE, "models": [{"model": A}]},
+        {"merge_method": "ties", "base_model": BASE, "models": [model(A), model(B, 0.5)],
+         "parameters": {"normalize": [False, True], "density": [1, 0.3]}},
+    ],
+)  # fmt: skip
+def test_the_written_recipe_makes_the_same_model(recipe, tmp_path):
+    first, again = merged(recipe, tmp_path / "out")
+    for name, value in first.items():
+        np.testing.assert_allclose(again[name], value, atol=1e-7, err_msg=name)
+
+
+def test_an_unlisted_base_is_one_more_model_to_linear_if_it_has_a_weight(tmp_path):
+    """mergekit appends it to `models`; with weights only under the models it cannot take part."""
+    recipe = {"merge_method": "linear", "models": [{"model": A}, {"model": B}], "base_model": BASE}
+    found, _ = merged(recipe | {"parameters": {"weight": 1}}, tmp_path / "out")
+    name = "model.layers.0.mlp.up_proj.weight"
+    three = [load_file(Path(m) / "model.safetensors")[name] for m in (A, B, BASE)]
+    np.testing.assert_allclose(found[name], np.mean(three, axis=0), atol=1e-6)
+    own = Sources(Recipe.model_validate(recipe | {"models": [model(A), model(B)]}))
+    assert own.names == ["a", "b"]
+    assert "merges the base model too" in write_recipe(own, own.numbers)
+
+
+def test_slerp_begins_at_an_unlisted_base():
+    found = sources(merge_method="slerp", models=[{"model": B}], base_model=A, parameters={"t": 0.5})
+    assert found.names == ["a", "b"]
+
+
+def test_switches_and_whole_numbers_are_picked_not_interpolated():
+    found = sources(parameters={"normalize": [False, True]})
+    assert found.numbers["layers.mlp.up_proj.weight"]["normalize"].tolist() == [0, 0, 0, 1]
+    karcher = {"merge_method": "karcher", "models": [{"model": m} for m in (A, B)], "base_model": None}
+    found = sources(**karcher, parameters={"max_iter": [5, 10]})
+    assert found.numbers["layers.mlp.up_proj.weight"]["max_iter"].tolist() == [5, 5, 5, 10]
+
+
+def test_models_that_are_called_alike_get_longer_names(tmp_path):
+    for run in "xy":
+        shutil.copytree(A, tmp_path / run / "best")
+    models = [model(str(tmp_path / run / "best")) for run in "xy"]
+    assert sources(models=models).names == ["x/best", "y/best"]
+
+
+def test_words_are_folders_where_models_are_meant(tmp_path, monkeypatch):
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "r.yml").write_text(f"merge_method: ties\nbase_model: base\nmodels: [{{model: {A}}}]\nparameters:\n")
+    assert read_recipe(tmp_path / "r.yml").base_model == str(tmp_path / "base")
+
+
+def test_a_trailing_separator_is_no_document(tmp_path):
+    (tmp_path / "r.yml").write_text(f"merge_method: passthrough\nmodels: [{{model: {A}}}]\n---\n")
+    assert len(read_stages(tmp_path / "r.yml")) == 1
+
+
+def test_a_filter_may_match_in_another_slice():
+    weight = [{"filter": "embed_tokens", "value": 0.5}, {"value": 1}]
+    slices = [{"sources": [ranged(A, i, i + 2, weight=weight), ranged(B, i, i + 2, weight=1)]} for i in (0, 2)]
+    found = sources(models=[], slices=slices)
+    assert found.numbers["embed_tokens.weight"]["weight"].tolist() == [0.5, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -281,10 +368,27 @@ def refused(tmp_path, **changes):
         ({"models": [], "slices": [{"sources": [model(A, layer_range=[2, 5])]}]}, "ends outside a, which has 4 layers"),
         ({"models": [model(A), model(A)]}, "is listed more than once"),
         ({"base_model": None}, "ties needs a `base_model`"),
-        ({"merge_method": "slerp", "models": [model(A), model(B)]}, "starts from one of its models"),
+        (
+            {"merge_method": "slerp", "models": [], "slices": [{"sources": [model(A), model(B)]}]},
+            "`base_model`: slerp starts from one of its models",
+        ),
         (
             {"merge_method": "slerp", "models": [model(A), model(B), model(C)], "base_model": A},
             "needs 1 to 2 models, not 3",
+        ),
+        ({"base_model": DEEP}, "`base_model`: deep, the base model, takes part with layers [0, 6] of its 6"),
+        ({"models": [], "slices": [{"sources": [ranged(A, 0, 2, weight=1), ranged(BASE, 0, 4)]}]}, "the models with 2"),
+        ({"parameters": {"normalize": -1}}, "`parameters.normalize`: is on or off, not -1"),
+        ({"parameters": {"lambda": "much"}}, "'much' is not a number"),
+        ({"parameters": {"lambda": []}}, "an empty list has no values"),
+        ({"models": [{"model": {"model": 5}}]}, "does not name a model"),
+        (
+            {
+                "semantics": "paper",
+                "models": [],
+                "slices": [{"sources": [ranged(A, 0, 2, weight=1)]}, {"sources": [ranged(B, 2, 4, weight=1)]}],
+            },
+            "whole models",
         ),
         ({"models": [model("nowhere"), model(A)]}, "nowhere is neither a folder nor a hub name"),
     ],
@@ -317,7 +421,13 @@ parameters:
 
 def test_parameters_of_other_methods_are_noted_not_refused():
     found = sources(parameters={"t": 0.5, "int8_mask": True})
-    assert found.notes == ["`parameters.t`: ties does not use it"]
+    assert list(found.notes) == ["`parameters.t`: ties does not use it"]
+
+
+def test_shared_parameters_under_a_model_are_noted():
+    found = sources(models=[{"model": A, "parameters": {"weight": 1, "lambda": 0.5}}, model(B)])
+    assert list(found.notes) == ["`models.0.parameters.lambda`: is shared by all models and has no effect under one"]
+    assert found.numbers["norm.weight"]["lambda"] == 1
 
 
 @pytest.mark.parametrize(

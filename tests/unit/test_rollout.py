@@ -11,12 +11,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jevomerge.checkpoint import Checkpoint
-from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
+from jevomerge.fitness import rollout
+from jevomerge.fitness.candidates import Model
+from jevomerge.fitness.rollout import Batch
 from tests.families import make
 
 PROMPTS = ["Once upon a time", "One day, a big dog and a little cat went to the park. They", "Tom", "Lily saw"]
 ANSWERS = [", there was a little girl", " were happy.", " said", " a bird."]
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
+
+
+def generate(params, *args, **kwargs):
+    return rollout.generate(Model(params), *args, **kwargs)
+
+
+def answer_likelihood(params, *args, **kwargs):
+    return rollout.answer_likelihood(Model(params), *args, **kwargs)
 
 
 def left_pad(rows, pad=0):

@@ -1,0 +1,78 @@
+"""Several searches in a row: the winner of each is a model for those that follow."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jevomerge.checkpoint import write_model
+from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.config import RunConfig, StagedConfig
+from jevomerge.errors import InputError
+from jevomerge.evolve.archive import write_atomically
+from jevomerge.evolve.problem import WeightProblem
+from jevomerge.evolve.run import Observer, Setup, evolve
+from jevomerge.stream import write_beside_weights
+
+
+def evolve_config(
+    config: RunConfig | StagedConfig, folder: Path, observer: Observer, *, resume: bool = False
+) -> dict[str, Any]:
+    """Run (or continue) a config in `folder`; of several stages each has a run folder in it.
+
+    Returns:
+        what `result.json` holds: of the only search, or of each stage by name.
+
+    Raises:
+        InputError: as `evolve`, and for what is wrong with any stage before the first one begins.
+    """
+    if isinstance(config, RunConfig):
+        return evolve(config, folder, observer, resume=resume)
+    if not resume:
+        refuse_existing(folder)
+        rehearse(config)
+        folder.mkdir(parents=True)
+        write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    elif (folder / "result.json").exists():
+        raise InputError(f"{folder} is finished; its outcome is in result.json")
+    results: dict[str, Any] = {}
+    for stage in config.stages:
+        own = folder / stage.name
+        winners = {name: str((folder / name / "best").resolve()) for name in results}
+        if (own / "result.json").exists():
+            results[stage.name] = json.loads((own / "result.json").read_text())
+            continue
+        observer.stage(f"stage {stage.name}")
+        run = config.run_of(stage, winners)
+        results[stage.name] = evolve(run, own, observer, resume=(own / "config.yaml").exists())
+    write_atomically(folder / "result.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return results
+
+
+def rehearse(config: StagedConfig) -> None:
+    """Set up every stage; hollow models of the right shape stand in for the merges of earlier ones.
+
+    (How many layers a path will have is not known before it is found, so what builds on one is checked later.)
+    """
+    with tempfile.TemporaryDirectory(prefix="jevomerge-") as work:
+        winners: dict[str, str] = {}
+        unknown: set[str] = set()
+        for stage in config.stages:
+            named = {*(stage.path.models if stage.path else ()), *(stage.recipe.references if stage.recipe else ())}
+            if named & unknown:
+                unknown.add(stage.name)
+                continue
+            problem = Setup(config.run_of(stage, winners)).problem
+            if not isinstance(problem, WeightProblem):
+                unknown.add(stage.name)
+                continue
+            sources = problem.sources
+            hollow = Path(work) / stage.name
+            hollow.mkdir()
+            write_model(hollow, sources.config_json, sources.specs, sources.dtype, None)
+            write_beside_weights(hollow, sources)
+            winners[stage.name] = str(hollow)

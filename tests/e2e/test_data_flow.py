@@ -1,0 +1,119 @@
+"""Searches in data-flow space as a user runs them: alone, after the weights, and together with them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jevomerge.checkpoint import Checkpoint
+from jevomerge.cli import main
+from jevomerge.config import read_run
+from jevomerge.evolve.run import Setup
+from jevomerge.genome.path import describe, express_path
+
+PATH = """
+name: flow
+path: {models: [front, back], repeats: 2, scaling: per_hop}
+tasks: [task.yaml]
+search: {evaluations: 48, population: 16, sigma: 0.15, strategy: STRATEGY}
+"""
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("strategy", ["snes", "mixed"])
+def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
+    (siblings / "flow.yaml").write_text(PATH.replace("STRATEGY", strategy))
+    folder = tmp_path / "run"
+    assert main(["evolve", str(siblings / "flow.yaml"), "--output", str(folder), "--debug"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    record = lines(folder)[result["best"]["evaluation"]]
+    # What was scored along the path is what the ordinary folder scores.
+    np.testing.assert_allclose(result["best"]["search"], record["fitness"], atol=1e-4)
+    best = max(r["fitness"] for r in lines(folder))
+    assert record["fitness"] == best
+    problem = Setup(read_run(folder / "config.yaml")).problem
+    hops = describe(problem.space, express_path(problem.space, jnp.asarray(record["genome"], jnp.float32)))
+    assert (hops[0].model, hops[0].layer) == ("front", 0)
+    assert (hops[-1].model, hops[-1].layer) == ("front", 4)
+    assert Checkpoint(folder / "best").config.num_hidden_layers == len(hops)
+    assert len((folder / "best" / "path.txt").read_text().splitlines()) == len(hops)
+    assert result["sources"].keys() == {"front", "back"}
+
+
+def test_both_spaces_at_once(siblings, tmp_path):
+    (siblings / "both.yaml").write_text("""
+name: both
+recipe:
+  merge_method: linear
+  models: [{model: front}, {model: back}]
+  dtype: float32
+genome:
+  weight: {range: [0, 1], layers_per_group: 2}
+path: {models: [base], repeats: 1, scaling: none}
+tasks: [task.yaml]
+search: {evaluations: 24, population: 12, strategy: snes}
+""")
+    folder = tmp_path / "run"
+    assert main(["evolve", str(siblings / "both.yaml"), "--output", str(folder), "--debug"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    record = lines(folder)[result["best"]["evaluation"]]
+    np.testing.assert_allclose(result["best"]["search"], record["fitness"], atol=1e-4)
+    assert {"layers 0-1/front/weight", "slot 0 = merged:0", "slot 5 = base:0"} <= result["best"]["genome"].keys()
+    assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == [".lock"]
+
+
+STAGED = """
+name: staged
+stages:
+  - name: weights
+    recipe:
+      merge_method: linear
+      models: [{model: front}, {model: back}]
+      dtype: float32
+    genome:
+      weight: {range: [0, 1], layers_per_group: 2}
+    search: {evaluations: 24, population: 12}
+  - name: flow
+    path: {models: [weights, front], repeats: 1, scaling: none}
+    search: {evaluations: 24, population: 12, strategy: snes}
+tasks: [task.yaml]
+"""
+
+
+def test_a_path_through_the_winner_of_the_weights(siblings, tmp_path):
+    (siblings / "staged.yaml").write_text(STAGED)
+    folder = tmp_path / "run"
+    assert main(["evolve", str(siblings / "staged.yaml"), "--output", str(folder), "--debug"]) == 0
+    results = json.loads((folder / "result.json").read_text())
+    weights, flow = results["weights"]["best"], results["flow"]
+    # Model A of the second stage is the first one's winner, and its first generation is drawn around that.
+    np.testing.assert_allclose(flow["sources"]["weights"]["heldout"], weights["heldout"], atol=1e-5)
+    assert Checkpoint(folder / "flow" / "best").config.num_hidden_layers >= 2
+    before = (folder / "flow" / "evaluations.jsonl").read_bytes()
+    for path in (folder / "result.json", folder / "flow" / "result.json"):
+        path.unlink()  # as if it had been killed at the very end
+    assert main(["evolve", "--resume", str(folder)]) == 0
+    assert (folder / "flow" / "evaluations.jsonl").read_bytes() == before
+    again = json.loads((folder / "result.json").read_text())["flow"]["best"]
+    assert again["genome"] == flow["best"]["genome"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("models: [weights, front]", "models: [wieghts, front]", "wieghts is neither a folder nor a hub name"),
+        ("scaling: none", "scaling: nothing", "`stages.1.path.scaling`"),
+        ("strategy: snes", "strategy: sness", "did you mean"),
+        ("name: flow", "name: weights", "each its own"),
+        ("    path: {models: [weights, front], repeats: 1, scaling: none}\n", "", "give a `recipe` with a `genome`"),
+    ],
+)
+def test_mistakes_of_any_stage_are_found_before_the_first_begins(old, new, expected, siblings, tmp_path, capsys):
+    (siblings / "bad.yaml").write_text(STAGED.replace(old, new))
+    assert main(["evolve", str(siblings / "bad.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
