@@ -87,6 +87,8 @@ def make_strategy_for(problem: Problem, search: Search) -> Strategy | PathStrate
     settings = (search.population, problem.mean, search.sigma)
     if isinstance(problem, PathProblem):
         return make_path_strategy(search.strategy, problem.space, *settings)
+    if isinstance(problem, JointProblem):
+        return make_path_strategy(search.strategy, problem.space, *settings, before=len(problem.weights.names))
     return make_strategy(search.strategy, len(problem.names), *settings)
 
 

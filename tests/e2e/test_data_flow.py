@@ -44,8 +44,7 @@ def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     assert result["sources"].keys() == {"front", "back"}
 
 
-def test_both_spaces_at_once(siblings, tmp_path):
-    (siblings / "both.yaml").write_text("""
+BOTH = """
 name: both
 recipe:
   merge_method: linear
@@ -55,8 +54,13 @@ genome:
   weight: {range: [0, 1], layers_per_group: 2}
 path: {models: [base], repeats: 1, scaling: none}
 tasks: [task.yaml]
-search: {evaluations: 24, population: 12, strategy: snes}
-""")
+search: {evaluations: 24, population: 12, strategy: STRATEGY}
+"""
+
+
+@pytest.mark.parametrize("strategy", ["snes", "mixed"])
+def test_both_spaces_at_once(strategy, siblings, tmp_path):
+    (siblings / "both.yaml").write_text(BOTH.replace("STRATEGY", strategy))
     folder = tmp_path / "run"
     assert main(["evolve", str(siblings / "both.yaml"), "--output", str(folder), "--debug"]) == 0
     result = json.loads((folder / "result.json").read_text())
