@@ -108,7 +108,7 @@ class Gene(Strict):
 class Search(Strict):
     """How the genome is searched; the defaults are the paper's (CMA-ES from 0.5 with sigma 1/6)."""
 
-    strategy: str = "cma_es"
+    strategy: str | None = None  # None: cma_es, for paths mixed
     evaluations: int = Field(1000, gt=0)
     population: int | None = Field(None, gt=0)  # None: 4 + floor(3 ln n)
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges

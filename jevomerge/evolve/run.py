@@ -85,11 +85,10 @@ class Setup:
 def make_strategy_for(problem: Problem, search: Search) -> Strategy | PathStrategy:
     """The strategy of a config: paths have some of their own."""
     settings = (search.population, problem.mean, search.sigma)
-    if isinstance(problem, PathProblem):
-        return make_path_strategy(search.strategy, problem.space, *settings)
-    if isinstance(problem, JointProblem):
-        return make_path_strategy(search.strategy, problem.space, *settings, before=len(problem.weights.names))
-    return make_strategy(search.strategy, len(problem.names), *settings)
+    if isinstance(problem, WeightProblem):
+        return make_strategy(search.strategy or "cma_es", len(problem.names), *settings)
+    before = len(problem.weights.names) if isinstance(problem, JointProblem) else 0
+    return make_path_strategy(search.strategy or "mixed", problem.space, *settings, before=before)
 
 
 def load_tokenizer(folder: Path) -> Any:
