@@ -286,6 +286,8 @@ def search(
         for generation in range(first, generations):
             keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
             population, state = strategy.ask(keys[0], state)
+            if generation == 0 and np.ndim(start := setup.problem.mean):  # a start that is a model is scored too
+                population = np.concatenate([np.reshape(start, (1, -1)), population[1:]])
             done = evaluate(setup, candidates, archive, generation, population, keys[1], generations, observer)
             fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
             tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
