@@ -10,11 +10,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jevomerge.checkpoint import write_model
 from jevomerge.checkpoint.export import refuse_existing, scratch_folder
 from jevomerge.console import Terminal
 from jevomerge.recipe import Recipe, Sources, explain, write_recipe
-from jevomerge.stream import merge_to_folder, write_beside_weights
+from jevomerge.stream import merge_to_folder, write_hollow
 
 
 def merge_stages(stages: Sequence[Recipe], out: str | Path, terminal: Terminal) -> None:
@@ -58,10 +57,7 @@ def rehearse(stages: Sequence[Recipe]) -> Iterator[Sources]:
         for stage in stages:
             sources = Sources(stage.with_models(paths))
             if stage is not stages[-1]:
-                folder = Path(paths[str(stage.name)])
-                folder.mkdir()
-                write_model(folder, sources.config_json, sources.specs, sources.dtype, None)
-                write_beside_weights(folder, sources)
+                write_hollow(Path(paths[str(stage.name)]), sources)
             yield sources
 
 

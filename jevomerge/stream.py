@@ -105,6 +105,13 @@ def write_beside_weights(folder: Path, sources: Sources) -> None:
         write_chat_template(folder, sources.chat_template)
 
 
+def write_hollow(folder: Path, sources: Sources) -> None:
+    """The merged model as a new `folder` whose weights are holes: enough to check what is to be made of it."""
+    folder.mkdir()
+    write_model(folder, sources.config_json, sources.specs, sources.dtype, None)
+    write_beside_weights(folder, sources)
+
+
 def ahead(
     work: Callable[[Tensor], np.ndarray], tensors: Sequence[Tensor], sizes: Sequence[int]
 ) -> Iterator[np.ndarray]:

@@ -33,6 +33,7 @@ import numpy as np
 
 from jevomerge import models
 from jevomerge.checkpoint.export import write_model
+from jevomerge.checkpoint.hf_config import stacked_config_json
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, all_finite
 from jevomerge.checkpoint.source import Checkpoint, read_leaf
 from jevomerge.checkpoint.specs import ParamSpec, param_specs, unflatten
@@ -40,7 +41,6 @@ from jevomerge.errors import InputError
 
 READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # of the stream, through a norm
 SMALLEST = 1e-30  # product of scales that float32 weights can be divided by
-LAYER_TYPES = ("full_attention", "sliding_attention")  # in the order in which `read_config` numbers them
 
 
 class Stack:
@@ -118,13 +118,6 @@ class Folding(NamedTuple):
             return ((1 + x.astype(np.float64)) * factor - 1).astype(np.float32)
         return x * np.float32(factor)
 
-    def config_json(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json of the ordinary model from that of the model whose embedding it has."""
-        result = dict(values) | {"num_hidden_layers": len(self.blocks)}
-        if "layer_types" in values or len(self.config.kinds) > 1:
-            result["layer_types"] = [LAYER_TYPES[kind] for kind in self.config.layer_kinds]
-        return result
-
 
 def fold(config: models.DecoderConfig, path: models.Path, scale: models.Scaling = "stream") -> Folding:
     """The ordinary model that computes what `apply(..., path=path, scale=scale)` does.
@@ -199,4 +192,4 @@ def write_folded(
             )
         return array
 
-    write_model(folder, folding.config_json(config_json), param_specs(folding.config), dtype, tensor)
+    write_model(folder, stacked_config_json(config_json, folding.config), param_specs(folding.config), dtype, tensor)

@@ -76,6 +76,15 @@ def read_config(values: Mapping[str, Any], where: str = "config.json") -> Decode
     return config
 
 
+def stacked_config_json(values: Mapping[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    """A config.json with the layers of `config`, the rest as in `values`."""
+    result = dict(values) | {"num_hidden_layers": config.num_hidden_layers}
+    if "layer_types" in values or len(config.kinds) > 1:
+        names = ("full_attention", "sliding_attention")  # in the order in which `read_config` numbers them
+        result["layer_types"] = [names[kind] for kind in config.layer_kinds]
+    return result
+
+
 def _common(f: Fields, **family: Any) -> DecoderConfig:
     """What all families share; `family` overrides."""
     layers, heads = f.need("num_hidden_layers"), f.need("num_attention_heads")

@@ -64,7 +64,7 @@ class WeightProblem:
 class PathProblem:
     """Data-flow space: a path through the blocks of several models, the first of which is model A."""
 
-    def __init__(self, path: PathSearch):
+    def __init__(self, path: PathSearch, sigma: float = 1 / 6):
         """Open the models and build the search space; no weight is read."""
         self.scale, self.dtype, self.notes = path.scale, path.dtype, dict[str, None]()
         self.checkpoints = [Checkpoint(m) for m in path.models]
@@ -74,7 +74,7 @@ class PathProblem:
         depths = tuple(c.config.num_hidden_layers for c in self.checkpoints)
         self.space = path_space(path, names, depths)
         self.names = self.space.names
-        self.mean = encode(self.space, hops_of([(names[0], 0, depths[0])]))
+        self.mean = path_start(self.space, sigma)
         self.title = f"a path through {', '.join(names)}"
 
     def values(self, genome: np.ndarray) -> dict[str, float]:
@@ -132,7 +132,7 @@ class JointProblem:
         self.space = path_space(config.path, names, depths)
         self.names = (*self.weights.names, *self.space.names)
         start = np.broadcast_to(self.weights.mean, len(self.weights.names))
-        self.mean = np.concatenate([start, encode(self.space, hops_of([(MERGED, 0, depths[0])]))])
+        self.mean = np.concatenate([start, path_start(self.space, config.search.sigma)])
         self.notes, self.stack = self.weights.notes, stack
         known = {c.reference for c in self.weights.checkpoints}
         self.checkpoints = [*self.weights.checkpoints, *(c for c in self.others if c.reference not in known)]
@@ -169,12 +169,17 @@ def make_problem(config: RunConfig) -> Problem:
     """The problem that a run's config describes."""
     if config.path is None:
         return WeightProblem(config)
-    return PathProblem(config.path) if config.recipe is None else JointProblem(config)
+    return PathProblem(config.path, config.search.sigma) if config.recipe is None else JointProblem(config)
 
 
 def path_space(path: PathSearch, names: tuple[str, ...], depths: tuple[int, ...]) -> PathSpace:
     """The space of a config's `path`."""
     return PathSpace(names, depths, path.repeats, path.scaling, path.scale_range)
+
+
+def path_start(space: PathSpace, sigma: float) -> np.ndarray:
+    """(n,) model A itself, its slots 2 sigma above the threshold, as in the paper."""
+    return encode(space, hops_of([(space.models[0], 0, space.depths[0])]), on=min(1.0, 0.5 + 2 * sigma))
 
 
 def passthrough(slices: list[tuple[str, int, int]], dtype: str) -> str:

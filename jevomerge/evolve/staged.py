@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from jevomerge.checkpoint import write_model
 from jevomerge.checkpoint.export import refuse_existing
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.problem import WeightProblem
 from jevomerge.evolve.run import Observer, Setup, evolve
-from jevomerge.stream import write_beside_weights
+from jevomerge.stream import write_hollow
 
 
 def evolve_config(
@@ -70,9 +69,6 @@ def rehearse(config: StagedConfig) -> None:
             if not isinstance(problem, WeightProblem):
                 unknown.add(stage.name)
                 continue
-            sources = problem.sources
             hollow = Path(work) / stage.name
-            hollow.mkdir()
-            write_model(hollow, sources.config_json, sources.specs, sources.dtype, None)
-            write_beside_weights(hollow, sources)
+            write_hollow(hollow, problem.sources)
             winners[stage.name] = str(hollow)

@@ -12,6 +12,7 @@ import numpy as np
 
 from jevomerge.checkpoint import Checkpoint, ParamSpec
 from jevomerge.checkpoint.chat import chat_template
+from jevomerge.checkpoint.hf_config import stacked_config_json
 from jevomerge.checkpoint.safetensors_file import DTYPES
 from jevomerge.checkpoint.source import read_leaf
 from jevomerge.checkpoint.specs import param_specs, unflatten
@@ -323,15 +324,8 @@ class Sources:
     @property
     def config_json(self) -> dict[str, Any]:
         """config.json of the merged model."""
-        values = dict(self.like.config_json) | {
-            "num_hidden_layers": self.config.num_hidden_layers,
-            "vocab_size": self.config.vocab_size,
-        }
-        values |= self.special_ids(values)
-        if "layer_types" in values or len(self.config.kinds) > 1:
-            names = ("full_attention", "sliding_attention")  # in the order in which `read_config` numbers them
-            values["layer_types"] = [names[kind] for kind in self.config.layer_kinds]
-        return values
+        values = stacked_config_json(self.like.config_json, self.config) | {"vocab_size": self.config.vocab_size}
+        return values | self.special_ids(values)
 
     def special_ids(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The `*_token_id` entries of a configuration of `like`, for the merged model's vocabulary."""
