@@ -118,6 +118,13 @@ class Search(Strict):
     checkpoint_every: int = Field(10, gt=0)  # generations
 
 
+class PathSlice(Strict):
+    """Layers [first, one past the last) of a model, as a slice of a passthrough recipe."""
+
+    model: str
+    layer_range: tuple[int, int]
+
+
 class PathSearch(Strict):
     """Data-flow space: which layers of which models a token passes through, and how its stream is scaled.
 
@@ -129,6 +136,8 @@ class PathSearch(Strict):
     scaling: Literal["none", "per_hop", "matrix", "network"] = "per_hop"  # where the scales come from
     scale_range: tuple[float, float] = (0.5, 1.5)
     scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output
+    start: tuple[PathSlice, ...] = ()  # where the search begins, or a passthrough recipe's file; (): model A
+    others_on: float = Field(0.5, gt=0, lt=1)  # of the slots not in the start, the share on in the first generation
     dtype: Dtype | None = None  # of the exported model; None: model A's
 
 
@@ -188,7 +197,8 @@ class StagedConfig(Judging):
             own["recipe"] = stage.recipe.with_models(winners)
         if stage.path is not None:
             models = tuple(winners.get(m, m) for m in stage.path.models)
-            own["path"] = stage.path.model_copy(update={"models": models})
+            start = tuple(s.model_copy(update={"model": winners.get(s.model, s.model)}) for s in stage.path.start)
+            own["path"] = stage.path.model_copy(update={"models": models, "start": start})
         return RunConfig.model_construct(**shared, **own)
 
 
@@ -246,9 +256,28 @@ def _anchor_search(data: dict[str, Any], origin: Origin, folder: Path, stages: S
     if isinstance(data.get("recipe"), dict):
         data["recipe"] = anchor_recipe(data["recipe"], folder, stages)
     if isinstance(data.get("path"), dict):
-        models = [m if m in stages else anchor(m, folder) for m in _list(data["path"], "models")]
-        data["path"] = data["path"] | ({"models": models} if models else {})
+        data["path"] = _anchor_path(data["path"], folder, stages, origin.inside("path"))
     return origin.inside("recipe")
+
+
+def _anchor_path(path: dict[str, Any], folder: Path, stages: Sequence[str], origin: Origin) -> dict[str, Any]:
+    """The same with its models' paths made absolute and the start, where that is a file, read."""
+
+    def found(model: Any) -> Any:
+        return model if model in stages else anchor(model, folder)
+
+    path = dict(path)
+    if isinstance(start := path.get("start"), str):
+        try:
+            slices = read_recipe(folder / start if (folder / start).exists() else start).path
+        except InputError as error:
+            raise InputError(f"{origin.at('start')}{error}") from None
+        path["start"] = [{"model": model, "layer_range": [first, stop]} for model, first, stop in slices]
+    elif slices := _list(path, "start"):
+        path["start"] = [s | {"model": found(s.get("model"))} if isinstance(s, dict) else s for s in slices]
+    if models := _list(path, "models"):
+        path["models"] = [found(m) for m in models]
+    return path
 
 
 def _list(data: dict[str, Any], key: str) -> list[Any]:

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import ndtri
 
 from jevomerge.checkpoint import Checkpoint, copy_tokenizer, export_folder
 from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.export import scratch_folder
 from jevomerge.checkpoint.fold import Stack, fold, write_folded
 from jevomerge.config import PathSearch, RunConfig
+from jevomerge.errors import InputError
 from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted, Routed
 from jevomerge.genome import Space, express, make_space, start_of
 from jevomerge.genome.path import PathSpace, describe, encode, express_path, hops_of, slices_of
@@ -74,7 +76,7 @@ class PathProblem:
         depths = tuple(c.config.num_hidden_layers for c in self.checkpoints)
         self.space = path_space(path, names, depths)
         self.names = self.space.names
-        self.mean = path_start(self.space, sigma)
+        self.mean = path_start(self.space, path, dict(zip(path.models, names, strict=True)), sigma)
         self.title = f"a path through {', '.join(names)}"
 
     def values(self, genome: np.ndarray) -> dict[str, float]:
@@ -132,7 +134,8 @@ class JointProblem:
         self.space = path_space(config.path, names, depths)
         self.names = (*self.weights.names, *self.space.names)
         start = np.broadcast_to(self.weights.mean, len(self.weights.names))
-        self.mean = np.concatenate([start, path_start(self.space, config.search.sigma)])
+        known_as = dict(zip((MERGED, *config.path.models), names, strict=True))
+        self.mean = np.concatenate([start, path_start(self.space, config.path, known_as, config.search.sigma)])
         self.notes, self.stack = self.weights.notes, stack
         known = {c.reference for c in self.weights.checkpoints}
         self.checkpoints = [*self.weights.checkpoints, *(c for c in self.others if c.reference not in known)]
@@ -158,7 +161,7 @@ class JointProblem:
         with scratch_folder(out.with_name(f"{out.name}.merge")) as work:
             self.weights.export(weights, work / MERGED)
             models = (str(work / MERGED), *self.path.models)
-            PathProblem(self.path.model_copy(update={"models": models})).export(path, out, **options)
+            PathProblem(self.path.model_copy(update={"models": models, "start": ()})).export(path, out, **options)
 
 
 MERGED = "merged"  # what model A is called in a joint search
@@ -177,9 +180,21 @@ def path_space(path: PathSearch, names: tuple[str, ...], depths: tuple[int, ...]
     return PathSpace(names, depths, path.repeats, path.scaling, path.scale_range)
 
 
-def path_start(space: PathSpace, sigma: float) -> np.ndarray:
-    """(n,) model A itself, its slots 2 sigma above the threshold, as in the paper."""
-    return encode(space, hops_of([(space.models[0], 0, space.depths[0])]), on=min(1.0, 0.5 + 2 * sigma))
+def path_start(space: PathSpace, path: PathSearch, names: Mapping[str, str], sigma: float) -> np.ndarray:
+    """(n,) the config's start, by default model A; its slots are 2 sigma above the threshold, as in the paper.
+
+    `names` are those that the space has for the config's models.  Raises InputError for what the space does not hold.
+    """
+    slices = [(s.model, *s.layer_range) for s in path.start]
+    if unknown := [model for model, *_ in slices if model not in names]:
+        raise InputError(f"path.start: {unknown[0]} is not among the path's models {', '.join(names)}")
+    hops = hops_of([(names[model], first, stop) for model, first, stop in slices])
+    hops = hops or hops_of([(space.models[0], 0, space.depths[0])])
+    off = 0.5 + sigma * float(ndtri(path.others_on))
+    try:
+        return encode(space, hops, on=min(1.0, 0.5 + 2 * sigma), off=max(0.0, off))
+    except InputError as error:
+        raise InputError(f"path.start: {error}") from None
 
 
 def passthrough(slices: list[tuple[str, int, int]], dtype: str) -> str:

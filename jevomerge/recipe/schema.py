@@ -208,6 +208,21 @@ class Recipe(Strict):
         ]
 
     @property
+    def path(self) -> list[tuple[str, int, int]]:
+        """A frankenmerge as a path: (model, first layer, one past the last) of each slice.
+
+        Raises:
+            InputError: for any other recipe.
+        """
+        slices = [s.sources[0] for s in self.stack if len(s.sources) == 1]
+        scaled = any(parameters for s in self.stack for _, parameters in s.scopes) or any(s.parameters for s in slices)
+        if self.merge_method != "passthrough" or scaled or len(slices) < len(self.stack):
+            raise InputError(f"{self.origin.at()}not a path: only a passthrough recipe of slices without parameters is")
+        if whole := [s.model for s in slices if s.layer_range is None]:
+            raise InputError(f"{self.origin.at()}`layer_range` of {whole[0]} is missing")
+        return [(s.model, *s.layer_range) for s in slices if s.layer_range is not None]
+
+    @property
     def spec(self) -> TokenizerSpec | None:
         """The `tokenizer` block, which `tokenizer_source` is short for."""
         if self.tokenizer_source is not None:

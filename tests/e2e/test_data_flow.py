@@ -46,6 +46,56 @@ def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     assert result["sources"].keys() == {"front", "back"}
 
 
+FRANKENMERGE = """
+merge_method: passthrough
+dtype: float32
+slices:
+  - sources: [{model: back, layer_range: [0, 3]}]
+  - sources: [{model: front, layer_range: [2, 4]}]
+  - sources: [{model: back, layer_range: [4, 5]}]
+"""
+FROM_IT = PATH.replace("models: [front, back]", "models: [back, front], start: franken.yaml, others_on: 0.1")
+
+
+def test_a_search_begins_at_a_frankenmerge(siblings, tmp_path):
+    (siblings / "franken.yaml").write_text(FRANKENMERGE)
+    (siblings / "from_it.yaml").write_text(FROM_IT.replace("STRATEGY", "mixed"))
+    folder = tmp_path / "run"
+    assert main(["evolve", str(siblings / "from_it.yaml"), "--output", str(folder), "--debug"]) == 0
+    assert main(["merge", str(siblings / "franken.yaml"), str(tmp_path / "stacked")]) == 0
+    scores = tmp_path / "scores.json"
+    task = str(siblings / "task.yaml")
+    assert (
+        main(["evaluate", str(tmp_path / "stacked"), "--task", task, "--split", "search", "--json", str(scores)]) == 0
+    )
+    first = lines(folder)[0]
+    np.testing.assert_allclose(first["fitness"], json.loads(scores.read_text())["score"], atol=1e-4)
+    # The rest of the first generation is drawn around it: its slots mostly on, others in one of ten.
+    slots = np.array([r["genome"][:20] for r in lines(folder) if r["generation"] == 0])[1:] > 0.5
+    start = np.array(first["genome"][:20]) > 0.5
+    assert start.sum() == 6
+    assert slots[:, start].mean() > 0.9
+    assert 0.02 < slots[:, ~start].mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("merge_method: passthrough", "merge_method: linear", "franken.yaml:2: not a path"),
+        ("layer_range: [4, 5]", "layer_range: [3, 4]", "path.start: a path must begin with layer 0 and end with"),
+        ("{model: front, ", "{model: base, ", "base is not among the path's models"),
+        ("model: back, layer_range: [4, 5]", "model: back", "`layer_range` of "),
+        ("layer_range: [2, 4]", "layer_range: [2, 9]", "path.start: a path through front:5"),
+    ],
+)
+def test_a_start_that_is_no_path_is_refused(old, new, expected, siblings, tmp_path, capsys):
+    (siblings / "franken.yaml").write_text(FRANKENMERGE.replace(old, new))
+    (siblings / "from_it.yaml").write_text(FROM_IT.replace("STRATEGY", "mixed"))
+    assert main(["evolve", str(siblings / "from_it.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 BOTH = """
 name: both
 recipe:

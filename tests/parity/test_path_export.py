@@ -7,16 +7,20 @@ import shutil
 from pathlib import Path as Folder
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jevomerge import InputError
 from jevomerge.checkpoint import Checkpoint, export_folder, param_specs
 from jevomerge.checkpoint.export import tensors_of, write_model
 from jevomerge.checkpoint.fold import Stack, fold, write_folded
 from jevomerge.checkpoint.specs import flatten
+from jevomerge.fitness.candidates import Routed
+from jevomerge.fitness.rollout import Batch, generate
+from jevomerge.genome.path import Hop, PathSpace, encode, express_path
 from jevomerge.models import Path, apply, unembed
 from tests.families import SIZES, make
 
@@ -225,3 +229,35 @@ def test_the_others_vocabulary_does_not_matter(tmp_path):
     assert ours(stack, path, "stream", tokens).shape == (1, 4, 512)
     same = ours(Stack([checkpoint]), Path.of([0, 1, 2, 3]), "stream", tokens)
     np.testing.assert_array_equal(ours(stack, path, "stream", tokens), same)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_text_generated_along_a_path_is_that_of_the_exported_folder(repeated, tmp_path):
+    """Greedily, with trained models, of a padded batch, with a cache per hop and with as few slots as needed."""
+    checkpoints = [Checkpoint(MINIATURES / name) for name in ("mathematics", "addition")]
+    stack = Stack(checkpoints)
+    space = PathSpace(("mathematics", "addition"), (4, 4), repeats=3)
+    first, second = ("mathematics", "addition")
+    hops = [Hop(first, 0), Hop(first, 1, 1.1), Hop(second, 2, 0.9), Hop(first, 3)]
+    if repeated:
+        hops = [*hops[:2], Hop(first, 1, 0.8), *hops[2:], *(Hop(second, 3, 0.7), Hop(first, 3, 1.2))]
+    genome = jnp.asarray(encode(space, hops), jnp.float32)
+    model = Routed(stack.load(), space, "stream").whole(genome)
+    assert model.path.layers.shape == (16,)  # of 25
+    tokenizer = AutoTokenizer.from_pretrained(MINIATURES / "base")
+    prompts = json_lines(MINIATURES.parent / "data" / "two_skills_heldout.jsonl", "prompt")[:24]
+    padded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="np")
+    batch = Batch(padded["input_ids"].astype(np.int32), padded["attention_mask"].astype(bool), np.zeros(24, np.int32))
+    eos = np.array([tokenizer.eos_token_id], np.int32)
+    written = np.asarray(generate(model, stack.config, batch, np.int32(16), eos, 16))
+    exported = export(tmp_path / "out", stack, express_path(space, genome), "stream", checkpoints[0])
+    with torch.no_grad():
+        tensors = {k: torch.tensor(v) for k, v in padded.items() if k != "token_type_ids"}
+        expected = exported.generate(**tensors, do_sample=False, max_new_tokens=16)[:, padded["input_ids"].shape[1] :]
+    texts = [tokenizer.batch_decode(np.asarray(t), skip_special_tokens=True) for t in (written, expected)]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 5
+
+
+def json_lines(path, key):
+    return [json.loads(line)[key] for line in path.read_text().splitlines()]
