@@ -1,4 +1,4 @@
-"""The command line: `jevomerge evolve | merge | evaluate | export`."""
+"""The command line: `jevomerge evolve | merge | evaluate | export | report`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jevomerge.errors import InputError
+from jevomerge.errors import FitnessError, InputError
 
-EPILOG = "Exit status: 0 on success, 2 for bad input, 1 for anything else. Nothing that exists is overwritten."
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
+EPILOG = (
+    "Exit status: 0 on success, 2 for bad input or a full disk, 143 when terminated, 1 for anything else. "
+    "Nothing that exists is overwritten."
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "evolve",
         "search for the best merge of some models",
         "Search for the best merge of some models and write a run folder: config.yaml, evaluations.jsonl, "
-        "result.json and best/, an ordinary Hugging Face folder.",
+        "result.json, report.html and best/, an ordinary Hugging Face folder.",
     )
     evolve.add_argument("config", nargs="?", help="a run's YAML; see configs/quickstart.yaml")
     evolve.add_argument("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
@@ -65,6 +69,17 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN", help="a run folder")
     export.add_argument("--genome", required=True, metavar="best|N", help="the best, or the N-th evaluation (from 0)")
     export.add_argument("out", metavar="OUT", help="the folder to write; it must not exist")
+
+    report = command(
+        "report",
+        "show a run on one page",
+        "Write RUN/report.html, a page that needs nothing but a browser: how the fitness went, the coefficients, the "
+        "path (also as RUN/path.png), held-out scores with their intervals, examples won and lost, the recipe, the "
+        "cost. `evolve` writes it at its end; here, RUN may also be unfinished. Of several stages each gets a page. "
+        "An earlier report is replaced.",
+    )
+    report.add_argument("run", metavar="RUN", help="a run folder")
+    report.add_argument("--output", metavar="FILE", help="write the page here instead, and no path.png")
     return top
 
 
@@ -79,7 +94,7 @@ def run_evolve(args: argparse.Namespace) -> None:
     if args.resume:
         if args.seed is not None or args.output:
             raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
-        folder = Path(args.resume)
+        args.folder = folder = Path(args.resume)
         if not (folder / "config.yaml").exists():
             raise InputError(f"--resume: {folder} is not a run folder, it has no config.yaml")
         evolve_config(read_config(folder / "config.yaml"), folder, Terminal(), resume=True)
@@ -87,7 +102,8 @@ def run_evolve(args: argparse.Namespace) -> None:
     config = read_config(args.config)
     if args.seed is not None:
         config = config.model_copy(update={"seed": args.seed})
-    evolve_config(config, Path(args.output or Path("runs") / config.name), Terminal())
+    args.folder = Path(args.output or Path("runs") / config.name)
+    evolve_config(config, args.folder, Terminal())
 
 
 def run_merge(args: argparse.Namespace) -> None:
@@ -145,16 +161,33 @@ def run_export(args: argparse.Namespace) -> None:
         if not path.exists():
             raise InputError(f"{args.run} is not finished: resume it, or export an evaluation by number")
         number = json.loads(path.read_text())["best"]["evaluation"]
-    elif args.genome.isdigit() and int(args.genome) < len(records):
+    elif args.genome.isdigit():
         number = int(args.genome)
     else:
-        raise InputError(f"--genome: `{args.genome}` is neither `best` nor a number from 0 to {len(records) - 1}")
+        raise InputError(f"--genome: `{args.genome}` is neither `best` nor a number")
     setup = Setup(read_run(Path(args.run) / "config.yaml"))
-    genome = np.asarray(records[number]["genome"])
+    place = divmod(number, setup.strategy.population_size)
+    record = next((r for r in records if (r["generation"], r["member"]) == place), None)
+    if record is None:
+        raise InputError(f"--genome: evaluations.jsonl has no whole line of evaluation {number}")
+    genome = np.asarray(record["genome"])
     setup.problem.export(genome, Path(args.out), progress=Terminal().tensors("merged"))
 
 
-COMMANDS = {"evolve": run_evolve, "merge": run_merge, "evaluate": run_evaluate, "export": run_export}
+def run_report(args: argparse.Namespace) -> None:
+    """`jevomerge report`."""
+    from jevomerge.report import write_report
+
+    print(f"Report: {write_report(args.run, args.output)}")
+
+
+COMMANDS = {
+    "evolve": run_evolve,
+    "merge": run_merge,
+    "evaluate": run_evaluate,
+    "export": run_export,
+    "report": run_report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,20 +200,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[args.command](args)
         return 0
     except KeyboardInterrupt:
-        hint = "; continue with `jevomerge evolve --resume RUN`" if args.command == "evolve" else ""
-        print(f"jevomerge: interrupted{hint}", file=sys.stderr)
+        print(f"jevomerge: interrupted{_remedy(args)}", file=sys.stderr)
         return 1
+    except SystemExit:
+        print(f"jevomerge: terminated{_remedy(args)}", file=sys.stderr)
+        raise
     except Exception as error:
         if args.debug:
             raise
-        print(f"jevomerge: {_message(error)}", file=sys.stderr)
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        return 2 if full or isinstance(error, InputError) else 1
+        if isinstance(error, InputError):
+            print(f"jevomerge: {error}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError) and error.errno in FULL:
+            print(f"jevomerge: the disk is full ({error}): free some space{_remedy(args)}", file=sys.stderr)
+            return 2
+        kind = "" if isinstance(error, FitnessError) else f"{type(error).__name__}: "
+        print(f"jevomerge: {kind}{error} (--debug shows where){_remedy(args)}", file=sys.stderr)
+        return 1
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full; free some space (a run continues with `jevomerge evolve --resume RUN`)"
-    return f"{type(error).__name__}: {error} (--debug shows where)"
+def _remedy(args: argparse.Namespace) -> str:
+    """How a run that stopped is continued, if one had begun."""
+    folder = getattr(args, "folder", None)
+    begun = folder is not None and (folder / "config.yaml").exists()
+    return f"; continue with `jevomerge evolve --resume {folder}`" if begun else ""

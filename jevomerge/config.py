@@ -116,6 +116,7 @@ class Search(Strict):
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
     finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split
     checkpoint_every: int = Field(10, gt=0)  # generations
+    time_limit: float | None = Field(None, gt=0)  # seconds for members_per_batch candidates, compiling included
 
 
 class PathSlice(Strict):

@@ -71,6 +71,8 @@ class Terminal:
             table.add_row(name, f"{row['search']:.4f}", f"{row['heldout']:.4f}", style=style)
         self.console.print(table)
         self.console.print(f"Merged model: {folder / result['export']}", soft_wrap=True)
+        if (page := folder / "report.html").exists():
+            self.console.print(f"Report: {page}", soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -2,7 +2,8 @@
 
 config.yaml         the resolved configuration
 environment.json    versions, command, machine
-evaluations.jsonl   one line per evaluation, flushed to disk before the next one starts
+evaluations.jsonl   one line per evaluation, on disk before the next one starts, with its CRC-32: a damaged line is as
+                    if it had never been written, and of two lines of the same candidate the later one counts
 checkpoints/        Orbax checkpoints of the search's state
 result.json, best/  the outcome
 """
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,23 +22,38 @@ from typing import Any
 
 from jevomerge.errors import InputError
 
+MARK = b', "crc32": "'  # before the checksum, which ends a line and is of all that stands before the mark
+
 
 def read_archive(path: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run, in order."""
+    """The evaluations of a run, by generation and member."""
     if not path.exists():
         raise InputError(f"{path} does not exist; is {path.parent} a run folder?")
-    return _parse(path)[0]
+    return _in_order(_parse(path)[0])
 
 
-def _parse(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a log, and how many of its bytes are whole lines."""
-    records, good = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith(b"\n"):
-            break  # cut short by a crash
-        records.append(json.loads(line))
-        good += len(line)
-    return records, good
+def _parse(path: Path) -> tuple[dict[tuple[int, int], dict[str, Any]], int, int]:
+    """The records of a log by (generation, member), how many lines are damaged, and how many bytes are whole lines."""
+    data = path.read_bytes() if path.exists() else b""
+    *lines, torn = data.split(b"\n")  # what follows the last line end was cut short
+    records = [_decode(line) for line in lines]
+    known = {(r["generation"], r["member"]): r for r in records if r is not None}
+    return known, records.count(None), len(data) - len(torn)
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, ensure_ascii=False)[:-1].encode()
+    return body + MARK + b'%08x"}\n' % zlib.crc32(body)
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, None if it is not as it was written."""
+    body, _, rest = line.rpartition(MARK)
+    return json.loads(body + b"}") if rest == b'%08x"}' % zlib.crc32(body) else None
+
+
+def _in_order(known: dict[tuple[int, int], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [known[key] for key in sorted(known)]
 
 
 class Archive:
@@ -44,10 +61,9 @@ class Archive:
 
     def __init__(self, path: Path):
         """Read what is there; a last line cut short by a crash is removed."""
-        self.records, good = _parse(path)
-        self._file = path.open("ab")
-        self._file.truncate(good)
-        self._known = {self._key(r): r for r in self.records}
+        self._known, self.damaged, whole = _parse(path)
+        self._file = path.open("ab", buffering=0)  # a full disk is noticed at once, and once
+        self._file.truncate(whole)
 
     def __enter__(self) -> Archive:
         """For `with`: the log is closed at the end."""
@@ -57,25 +73,27 @@ class Archive:
         """Close the log."""
         self._file.close()
 
-    @staticmethod
-    def _key(record: dict[str, Any]) -> tuple[Any, ...]:
-        return (record["generation"], record["member"], tuple(record["genome"]))
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All evaluations, by generation and member."""
+        return _in_order(self._known)
 
     def find(self, generation: int, member: int, genome: list[float]) -> dict[str, Any] | None:
         """The record of this very evaluation, if it was made before a crash."""
-        return self._known.get((generation, member, tuple(genome)))
+        record = self._known.get((generation, member))
+        return record if record is not None and record["genome"] == genome else None
 
     def holds(self, generations: int, population: int) -> bool:
         """Whether every evaluation of the first `generations` is here."""
-        return sum(r["generation"] < generations for r in self.records) == generations * population
+        return all((g, m) in self._known for g in range(generations) for m in range(population))
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records and wait until they are on disk."""
-        self._file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
-        self._file.flush()
+        left = memoryview(b"".join(map(_encode, records)))
+        while left:
+            left = left[self._file.write(left) :]
         os.fsync(self._file.fileno())
-        self.records += records
-        self._known |= {self._key(r): r for r in records}
+        self._known |= {(r["generation"], r["member"]): r for r in records}
 
 
 def write_atomically(path: Path, text: str) -> None:

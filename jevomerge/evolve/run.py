@@ -14,24 +14,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
 
 from jevomerge.checkpoint import Checkpoint
-from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.checkpoint.export import export_folder, refuse_existing
 from jevomerge.checkpoint.source import TOKENIZER_FILES
-from jevomerge.checkpoint.specs import unflatten
 from jevomerge.config import RunConfig, Search
-from jevomerge.errors import InputError
+from jevomerge.errors import FitnessError, InputError
 from jevomerge.evolve.archive import Archive, locked, write_atomically
+from jevomerge.evolve.checkpoints import Checkpoints
 from jevomerge.evolve.paths import PathStrategy, make_path_strategy
 from jevomerge.evolve.problem import JointProblem, PathProblem, Problem, WeightProblem, make_problem
+from jevomerge.evolve.scoring import record_heldout, score_baselines, score_model
 from jevomerge.evolve.strategies import Strategy, make_strategy
-from jevomerge.fitness.candidates import Candidates, Merged
+from jevomerge.evolve.watchdog import Watchdog
+from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
-from jevomerge.merge import Bank, Merge, build, get_method
-from jevomerge.models import DecoderConfig
 from jevomerge.stream import write_beside_weights
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
@@ -139,12 +138,10 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     observer.stage("loading models")
     candidates = setup.problem.load()  # broken ones (NaN, truncated files) are refused here
     if not resume:
-        folder.mkdir(parents=True)
-    with locked(folder):
-        if not resume:
-            record_run(setup, folder)
-        with Archive(folder / "evaluations.jsonl") as archive:
-            return _evolve(setup, candidates, archive, folder, observer)
+        with export_folder(folder) as new:  # a run that is killed now leaves nothing that cannot be resumed
+            record_run(setup, new)
+    with locked(folder), Archive(folder / "evaluations.jsonl") as archive:
+        return _evolve(setup, candidates, archive, folder, observer)
 
 
 def record_run(setup: Setup, folder: Path) -> None:
@@ -187,7 +184,9 @@ def check_unchanged(setup: Setup, folder: Path) -> None:
 def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path, observer: Observer) -> dict[str, Any]:
     began = time.perf_counter()
     config, judge, problem = setup.config, setup.judge, setup.problem
-    baselines = score_baselines(setup, candidates, observer)
+    average, sources = score_baselines(problem, judge, candidates, observer.stage)
+    record_heldout(folder, judge, sources, average)
+    baseline = {name: scored.fitness for name, scored in sources.items()}
 
     earlier = sum(r["seconds"] for r in archive.records)  # spent before this process
     generations = config.search.evaluations // setup.strategy.population_size
@@ -198,69 +197,44 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     genome = np.asarray(best["genome"])
     observer.stage("exporting and scoring the best")
     export = folder / "best"
-    scored: dict[str, float] = {}
+    fitness: dict[str, float] = {}
 
     def score(path: Path) -> dict[str, dict[str, float]]:
         """What is reported is what the exported files score."""
         exported = Checkpoint(path)
-        scored.update(score_model(judge, exported.load(), exported.config))
-        average = {} if baselines["average"] is None else {"plain average": baselines["average"]}
-        return {**baselines["sources"], **average, "**this model**": scored}
+        scored = score_model(judge, exported.load(), exported.config)
+        record_heldout(folder, judge, sources, average, scored)
+        fitness.update(scored.fitness)
+        others = {} if average is None else {"plain average": average.fitness}
+        return {**baseline, **others, "**this model**": fitness}
 
     if export.exists():  # the run was killed right after exporting
         score(export)
     else:
         problem.export(genome, export, title=f"{config.name}: {problem.title}", score=score)
     result = {
-        **baselines,
-        "best": {**scored, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
+        "average": None if average is None else average.fitness,
+        "sources": baseline,
+        "best": {**fitness, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
         "evaluations": len(archive.records),
         "seconds": round(earlier + time.perf_counter() - began, 2),
         "export": export.name,
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    report(folder, observer)
     observer.finished(result, folder)
     return result
 
 
-def score_baselines(setup: Setup, candidates: Candidates, observer: Observer) -> dict[str, Any]:
-    """Every source's score and, of whole models that are merged, that of their plain average."""
-    problem, judge = setup.problem, setup.judge
-    scores: dict[str, dict[str, float]] = {}
-    average = None
-    if isinstance(problem, WeightProblem) and problem.sources.plain:
-        assert isinstance(candidates, Merged)
-        trees = dict(zip(problem.sources.names, map(unflatten, candidates.bank.sources), strict=True))
-        observer.stage("scoring the plain average")
-        average = score_model(judge, plain_average(problem, candidates.bank))
-        for name, tree in trees.items():
-            observer.stage(f"scoring {name}")
-            scores[name] = score_model(judge, tree)
-    elif isinstance(problem, PathProblem):
-        for checkpoint in problem.checkpoints:
-            observer.stage(f"scoring {checkpoint.name}")
-            scores[checkpoint.name] = score_model(judge, checkpoint.load(), checkpoint.config)
-    return {"average": average, "sources": scores}
+def report(folder: Path, observer: Observer) -> None:
+    """Write the page of a run, or of several stages; a search of days does not fail for a picture."""
+    observer.stage("writing the report")
+    try:
+        from jevomerge.report import write_report  # imported late: matplotlib takes a second
 
-
-def plain_average(problem: WeightProblem, bank: Bank) -> dict[str, Any]:
-    """The sources' average."""
-    count = len(bank.sources)
-    equal = {
-        s.path: {
-            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), count)),
-            "normalize": jnp.ones([s.num_layers] if s.num_layers else []),
-        }
-        for s in problem.sources.specs
-    }
-    nothing = dict.fromkeys(bank.sources[0], ())
-    merge = Merge(get_method("linear"), problem.merge.dtype)
-    return jax.jit(build, static_argnums=0)(merge, Bank(bank.sources, None, nothing, bank.keys), equal)
-
-
-def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> dict[str, float]:
-    """The fitness of one model on both splits; `config` as for `Judge.model`."""
-    return {split: judge.fitness(judge.model(params, split, config))[0] for split in SPLITS}
+        write_report(folder)
+    except Exception as error:
+        observer.note(f"no report: {error}; `jevomerge report {folder} --debug` tries again")
 
 
 def search(
@@ -271,29 +245,33 @@ def search(
     All randomness comes from (seed, generation), evaluations found in the archive are not made again, and the
     strategy's state is restored exactly, so a run that was killed goes on as if nothing had happened.
     """
-    from orbax.checkpoint import v1 as ocp  # imported late, for a quick --help
-
     config, strategy = setup.config, setup.strategy
+    if archive.damaged:
+        ignored = f"evaluations.jsonl: damaged lines are ignored ({archive.damaged})"
+        observer.note(f"{ignored}; evaluations that are missing are made again")
     key = jax.random.key(config.seed)
-    state = strategy.init(jax.random.fold_in(key, 0))
-    policy = ocp.training.preservation_policies.LatestN(2)
-    with ocp.training.Checkpointer(checkpoints.absolute(), preservation_policy=policy) as checkpointer:
-        saved = 0 if checkpointer.latest is None else checkpointer.latest.step
-        # A checkpoint ahead of the archive is of no use: the search is replayed, from the archive where it can.
-        first = saved if archive.holds(saved, strategy.population_size) else 0
-        if first:
-            state = checkpointer.load(first, abstract_state=state)
-        for generation in range(first, generations):
-            keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
-            population, state = strategy.ask(keys[0], state)
-            if generation == 0 and np.ndim(start := setup.problem.mean):  # a start that is a model is scored too
-                population = np.concatenate([np.reshape(start, (1, -1)), population[1:]])
-            done = evaluate(setup, candidates, archive, generation, population, keys[1], generations, observer)
-            fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
-            tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
-            state = strategy.tell(keys[2], state, population, fitness, tie_break)
-            if (generation + 1) % config.search.checkpoint_every == 0 and generation + 1 > saved:
-                checkpointer.save(generation + 1, state)
+    saved = Checkpoints(checkpoints, observer.note)
+    # With a checkpoint ahead of the archive, evaluations would be missing in the end.
+    finished = saved.load(
+        strategy.init(jax.random.fold_in(key, 0)), lambda step: archive.holds(step, strategy.population_size)
+    )
+    with Watchdog(config.search.time_limit) as watchdog:
+        try:
+            for generation in range(finished[0], generations):
+                keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
+                population, state = strategy.ask(keys[0], finished[1])
+                if generation == 0 and np.ndim(start := setup.problem.mean):  # a start that is a model is scored too
+                    population = np.concatenate([np.reshape(start, (1, -1)), population[1:]])
+                done = evaluate(
+                    setup, candidates, archive, generation, population, keys[1], generations, observer, watchdog
+                )
+                fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
+                tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
+                finished = generation + 1, strategy.tell(keys[2], state, population, fitness, tie_break)
+                if finished[0] % config.search.checkpoint_every == 0:
+                    saved.save(*finished)
+        finally:  # also when it is interrupted, as before a preemption
+            saved.save(*finished)
 
 
 def evaluate(
@@ -305,31 +283,44 @@ def evaluate(
     key: jax.Array,
     generations: int,
     observer: Observer,
+    watchdog: Watchdog,
 ) -> list[dict[str, Any]]:
-    """The archive's records of one generation, making those that are missing."""
+    """The archive's records of one generation, making those that are missing.
+
+    Raises:
+        FitnessError: if a candidate cannot be scored.
+    """
     config, judge = setup.config, setup.judge
     size = config.search.examples_per_generation
     subset = None if size is None else judge.sample("search", size, key)
     done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
-    missing = [m for m, record in done.items() if record is None]
-    total, best = generations * len(population), best_fitness(archive.records)
-    group = config.members_per_batch
+    group, count = config.members_per_batch, len(population)
+    # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
+    groups = [range(start, min(start + group, count)) for start in range(0, count, group)]
+    pending = [members for members in groups if any(done[m] is None for m in members)]
+    total, best = generations * count, best_fitness(archive.records)
     before = time.perf_counter()
-    outputs = judge.members(candidates, population[missing], subset, group)
-    for start, scores in zip(range(0, len(missing), group), outputs, strict=True):
+    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset, group)
+    for members in pending:
+        where = f"generation {generation}, member {' and '.join(map(str, members))}"
+        try:
+            with watchdog.watching(f"{where}: not scored within search.time_limit, {config.search.time_limit} s"):
+                scores = next(outputs)
+        except FitnessError as error:
+            raise FitnessError(f"{where}: {error}") from error
         now = time.perf_counter()
-        members = missing[start : start + group]
         records = [
             make_record(generation, m, population[m], judge, s, (now - before) / len(members), subset)
             for m, s in zip(members, scores, strict=True)
+            if done[m] is None
         ]
         before = now
         archive.append(records)
-        done |= dict(zip(members, records, strict=True))
+        done |= {r["member"]: r for r in records}
         best = max(best, best_fitness(records))
         made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]
-        count = generation * len(population) + sum(r is not None for r in done.values())
-        observer.evaluated(count, total, best, float(np.mean(made)) if made else math.nan)
+        evaluated = generation * count + sum(r is not None for r in done.values())
+        observer.evaluated(evaluated, total, best, float(np.mean(made)) if made else math.nan)
     return [r for r in done.values() if r is not None]
 
 
@@ -347,7 +338,7 @@ def make_record(
     seconds: float,
     subset: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
-    """A line of evaluations.jsonl; a fitness that is not a number is null."""
+    """A line of evaluations.jsonl; a fitness or a score that is not a number is null."""
     fitness, tie_break = (x if math.isfinite(x) else None for x in judge.fitness(scores))
     return {
         "generation": generation,
@@ -356,7 +347,10 @@ def make_record(
         "fitness": fitness,
         "tie_break": tie_break,
         "seconds": round(seconds, 4),
-        "scores": {name: [round(float(x), 6) for x in values] for name, values in scores.primary.items()},
+        "scores": {
+            name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
+            for name, values in scores.primary.items()
+        },
         **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
     }
 

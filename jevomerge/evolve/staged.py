@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.checkpoint.export import export_folder, refuse_existing
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.problem import WeightProblem
-from jevomerge.evolve.run import Observer, Setup, evolve
+from jevomerge.evolve.run import Observer, Setup, evolve, report
 from jevomerge.stream import write_hollow
 
 
@@ -34,8 +34,8 @@ def evolve_config(
     if not resume:
         refuse_existing(folder)
         rehearse(config)
-        folder.mkdir(parents=True)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        with export_folder(folder) as new:
+            write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     elif (folder / "result.json").exists():
         raise InputError(f"{folder} is finished; its outcome is in result.json")
     results: dict[str, Any] = {}
@@ -49,6 +49,7 @@ def evolve_config(
         run = config.run_of(stage, winners)
         results[stage.name] = evolve(run, own, observer, resume=(own / "config.yaml").exists())
     write_atomically(folder / "result.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    report(folder, observer)
     return results
 
 

@@ -6,6 +6,7 @@ functions, compiled once per batch shape and never per candidate, per generation
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from jevomerge.config import Task
-from jevomerge.errors import InputError
+from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.candidates import Candidates, Model
 from jevomerge.fitness.data import (
     Example,
@@ -40,6 +41,7 @@ class Scores(NamedTuple):
 
     primary: dict[str, np.ndarray]
     secondary: dict[str, np.ndarray]
+    texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates
 
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -86,6 +88,15 @@ def generate_batch(
 
 
 # --- on the host --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _scoring(task: Task) -> Iterator[None]:
+    """What goes wrong in the block has to do with this task."""
+    try:
+        yield
+    except Exception as error:
+        raise FitnessError(f"task {task.name}: {type(error).__name__}: {error}") from error
 
 
 class Judge:
@@ -150,7 +161,7 @@ class Judge:
         """The weighted mean over tasks of the mean score, and of the second criterion."""
         total = sum(task.weight for task in self.tasks)
         first, second = (
-            float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores
+            float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores[:2]
         )
         return first, second
 
@@ -170,40 +181,50 @@ class Judge:
             count = len(group)
             group = np.concatenate([group, np.repeat(group[-1:], members_per_batch - count, axis=0)])
             on_device = jnp.asarray(group.astype(np.float32))
-            scores = [Scores({}, {}) for _ in range(count)]
+            scores = [Scores({}, {}, {}) for _ in range(count)]
             models: dict[int, Model] = {}  # the last one merged as a whole, which only generation needs
             for task in self.tasks:
-                if task.score == "generation":
+                with _scoring(task):
+                    if task.score == "generation":
+                        for m in range(count):
+                            if m not in models:
+                                models = {m: candidates.whole(on_device[m])}
+                            self._generation(scores[m], task, "search", subset, models[m], self.config)
+                        continue
+                    static = {"config": self.config, "dtype": self.dtype}
+                    score = functools.partial(score_members, candidates, on_device, **static)
+                    outputs = self._likelihoods(task, "search", subset, score)
                     for m in range(count):
-                        if m not in models:
-                            models = {m: candidates.whole(on_device[m])}
-                        self._put(scores[m], task, self._generation(task, "search", subset, models[m], self.config))
-                    continue
-                score = functools.partial(score_members, candidates, on_device, config=self.config, dtype=self.dtype)
-                outputs = self._likelihoods(task, "search", subset, score)
-                for m in range(count):
-                    self._put(scores[m], task, outputs[:, m])
+                        self._put(scores[m], task, outputs[:, m])
             yield scores
 
     def model(self, params: Params, split: str, config: DecoderConfig | None = None) -> Scores:
         """Score one model on a whole split; `config` if it is not of the judge's architecture."""
-        scores, config = Scores({}, {}), config or self.config
+        scores, config = Scores({}, {}, {}), config or self.config
         for task in self.tasks:
-            if task.score == "generation":
-                self._put(scores, task, self._generation(task, split, None, Model(params), config))
-            else:
-                score = functools.partial(score_model, params, config=config, dtype=self.dtype)
-                self._put(scores, task, self._likelihoods(task, split, None, score))
+            with _scoring(task):
+                if task.score == "generation":
+                    self._generation(scores, task, split, None, Model(params), config)
+                else:
+                    score = functools.partial(score_model, params, config=config, dtype=self.dtype)
+                    self._put(scores, task, self._likelihoods(task, split, None, score))
         return scores
 
     def _generation(
-        self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None, model: Model, config: DecoderConfig
-    ) -> np.ndarray:
-        """(2, n) scores of generated answers; nothing breaks their ties."""
+        self,
+        scores: Scores,
+        task: Task,
+        split: str,
+        subset: Mapping[str, np.ndarray] | None,
+        model: Model,
+        config: DecoderConfig,
+    ) -> None:
+        """Put generated answers and their scores into `scores`; nothing breaks their ties."""
         chosen = self._chosen(task, split, subset)
         texts = self._texts(task, chosen, model, config)
         correct = [float(is_correct(task, t, e.answer)) for t, e in zip(texts, chosen, strict=True)]
-        return np.stack([correct, np.zeros(len(correct))])
+        self._put(scores, task, np.stack([correct, np.zeros(len(correct))]))
+        scores.texts[task.name] = texts
 
     def _likelihoods(
         self,

@@ -11,6 +11,7 @@ from jevomerge.cli import main
 from jevomerge.config import read_run
 from jevomerge.evolve.run import Setup
 from jevomerge.genome.path import describe, express_path
+from jevomerge.report.record import path_space, read_paths, read_record
 
 PATH = """
 name: flow
@@ -43,6 +44,12 @@ def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     assert (hops[-1].model, hops[-1].layer) == ("front", 4)
     assert Checkpoint(folder / "best").config.num_hidden_layers == len(hops)
     assert len((folder / "best" / "path.txt").read_text().splitlines()) == len(hops)
+    # The report draws this path, from the run folder alone.
+    report = read_record(folder, read_run(folder / "config.yaml"))
+    assert path_space(report) == problem.space
+    assert read_paths(report).hops(report.best) == hops
+    assert "How paths changed" in (folder / "report.html").read_text()
+    assert (folder / "path.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert result["sources"].keys() == {"front", "back"}
 
 
@@ -119,6 +126,7 @@ def test_both_spaces_at_once(strategy, siblings, tmp_path):
     record = lines(folder)[result["best"]["evaluation"]]
     np.testing.assert_allclose(result["best"]["search"], record["fitness"], atol=1e-4)
     assert {"layers 0-1/front/weight", "slot 0 = merged:0", "slot 5 = base:0"} <= result["best"]["genome"].keys()
+    assert (folder / "report.html").read_text().count("<svg ") == 5  # fitness, coefficients, genes, path, slots
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == [".lock"]
 
 
@@ -149,6 +157,11 @@ def test_a_path_through_the_winner_of_the_weights(siblings, tmp_path):
     # Model A of the second stage is the first one's winner, and its first generation is drawn around that.
     np.testing.assert_allclose(flow["sources"]["weights"]["heldout"], weights["heldout"], atol=1e-5)
     assert Checkpoint(folder / "flow" / "best").config.num_hidden_layers >= 2
+    index = (folder / "report.html").read_text()
+    for name in ("weights", "flow"):
+        assert f'href="{name}/report.html"' in index
+        assert f"{results[name]['best']['heldout']:.4f}".replace("-", "−") in index
+        assert (folder / name / "path.png").exists() == (name == "flow")
     before = (folder / "flow" / "evaluations.jsonl").read_bytes()
     for path in (folder / "result.json", folder / "flow" / "result.json"):
         path.unlink()  # as if it had been killed at the very end

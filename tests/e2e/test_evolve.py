@@ -1,15 +1,8 @@
-"""The whole command, as a user runs it: on a real small merging problem, killed, resumed, and with bad input."""
+"""The whole command, as a user runs it: on a real small merging problem, and with bad input; faults: `test_faults`."""
 
-import errno
 import json
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +12,7 @@ from jevomerge.cli import main
 from jevomerge.config import read_run
 from jevomerge.evolve.run import Setup
 from jevomerge.fitness import judge
+from jevomerge.report.record import read_record, weight_space
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +50,20 @@ def test_result_and_log_are_as_documented(run):
     assert best["fitness"] == max(r["fitness"] for r in records)
     np.testing.assert_allclose(np.mean(best["scores"]["stories"]), best["fitness"], atol=1e-5)
     assert {"config.yaml", "environment.json", "checkpoints", "best"} <= {p.name for p in folder.iterdir()}
+
+
+def test_the_report_is_that_of_the_run(run, tmp_path):
+    folder, result, _ = run
+    page = (folder / "report.html").read_text()
+    for row in (*result["sources"].values(), result["average"], result["best"]):
+        assert f"{row['heldout']:.4f}".replace("-", "−") in page
+    heldout = json.loads((folder / "heldout.json").read_text())
+    for name, model in {**heldout["sources"], "average": heldout["average"], "best": heldout["best"]}.items():
+        np.testing.assert_allclose(np.mean(model["scores"]["stories"]), model["heldout"], rtol=1e-6, err_msg=name)
+    record = read_record(folder, read_run(folder / "config.yaml"))
+    assert weight_space(record).values(record.genomes[record.best]) == result["best"]["genome"]
+    assert main(["report", str(folder), "--output", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == page
 
 
 def test_what_was_scored_is_what_is_exported(run, siblings, tmp_path):
@@ -108,68 +116,6 @@ def test_everything_is_compiled_once(run, siblings):
     shapes = len(Setup(read_run(siblings / "run.yaml")).judge.layouts["stories"])
     assert shapes <= 2
     assert traces == {"score_members": shapes, "score_model": shapes, "generate_batch": 0}
-
-
-# --- killed and resumed -------------------------------------------------------------------------------------
-
-
-def command(*arguments):
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": "/tmp/jevomerge-test-cache"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jevomerge", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def kill_and_resume(siblings, undisturbed, folder, kills, seed):
-    """Kill a run at random moments of its search until it has been killed `kills` times, then let it finish."""
-    rng = random.Random(seed)
-    process = command("evolve", siblings / "run.yaml", "--output", folder)
-    log = folder / "evaluations.jsonl"
-    for _ in range(kills):
-        count = len(log.read_text().splitlines()) if log.exists() else 0
-        goal = count + rng.randint(1, 30)
-        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= goal):
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if (folder / "result.json").exists():
-            break
-        process = command("evolve", "--resume", folder)
-    out, err = process.communicate()
-    assert (folder / "result.json").exists(), err + out
-    found = json.loads((folder / "result.json").read_text())
-    assert found["best"] == undisturbed["best"]
-    return found
-
-
-def test_killed_and_resumed_is_bit_identical(run, siblings, tmp_path):
-    folder, result, _ = run
-    kill_and_resume(siblings, result, tmp_path / "killed", kills=2, seed=0)
-    genomes, others = ([r["genome"] for r in lines(f)] for f in (folder, tmp_path / "killed"))
-    assert others == genomes  # not only the best: the whole search, in order, nothing twice
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_killed_often(seed, run, siblings, tmp_path):
-    folder, result, _ = run
-    kill_and_resume(siblings, result, tmp_path / "killed", kills=6, seed=seed)
-    genomes, others = ([r["genome"] for r in lines(f)] for f in (folder, tmp_path / "killed"))
-    assert others == genomes
-
-
-def test_a_line_cut_short_is_evaluated_again(run, siblings, tmp_path):
-    folder, result, _ = run
-    copy = tmp_path / "cut"
-    shutil.copytree(folder, copy)
-    (copy / "result.json").unlink()
-    log = copy / "evaluations.jsonl"
-    log.write_bytes(log.read_bytes()[:-40])
-    assert main(["evolve", "--resume", str(copy)]) == 0
-    assert json.loads((copy / "result.json").read_text())["best"] == result["best"]
-    assert len(lines(copy)) == result["evaluations"]
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -233,28 +179,11 @@ def test_nothing_is_overwritten(run, siblings, tmp_path, capsys):
 
 def test_other_bad_commands(run, siblings, tmp_path, capsys):
     folder, *_ = run
-    assert "neither `best` nor a number" in refused(capsys, "export", folder, "--genome", "999", tmp_path / "x")
+    assert "no whole line of evaluation 120" in refused(capsys, "export", folder, "--genome", "120", tmp_path / "x")
+    assert "neither `best` nor a number" in refused(capsys, "export", folder, "--genome", "-1", tmp_path / "x")
     assert "either a CONFIG" in refused(capsys, "evolve")
     assert "not a run folder" in refused(capsys, "evolve", "--resume", tmp_path / "none")
     assert "cannot be read" in refused(capsys, "evaluate", folder / "best", "--task", tmp_path / "none.yaml")
-
-
-def test_a_disk_that_fills_up_loses_nothing(siblings, tmp_path, capsys, monkeypatch):
-    synced = 0
-
-    def sync(_):
-        nonlocal synced
-        synced += 1
-        if synced > 20:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", sync)
-    arguments = ["evolve", str(siblings / "run.yaml"), "--output", str(tmp_path / "run")]
-    assert main(arguments) == 2
-    message = capsys.readouterr().err
-    assert "the disk is full" in message
-    assert "--resume" in message
-    assert len(lines(tmp_path / "run")) > 10
 
 
 def test_changed_data_is_noticed_on_resume(run, siblings, tmp_path, capsys):
@@ -371,3 +300,7 @@ def test_fitness_by_generation_is_what_transformers_writes(siblings, tmp_path):
         text = tokenizer.decode(model.generate(prompt, max_new_tokens=5, do_sample=False)[0, prompt.shape[1] :])
         correct.append(float((re.match(r" ?(\w+)", text) or ["", ""])[1] == end))
     assert records[number]["scores"]["stories"] == correct
+    # What each model wrote is kept with its scores.
+    best = json.loads((tmp_path / "run" / "heldout.json").read_text())["best"]
+    first = [(re.match(r" ?(\w+)", text) or ["", ""])[1] for text in best["texts"]["stories"]]
+    assert best["scores"]["stories"] == [float(word == "a") for word in first]

@@ -1,0 +1,91 @@
+"""What whole models score: the sources, their plain average, the result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jevomerge.checkpoint.specs import unflatten
+from jevomerge.evolve.archive import write_atomically
+from jevomerge.evolve.problem import PathProblem, Problem, WeightProblem
+from jevomerge.fitness.candidates import Candidates, Merged
+from jevomerge.fitness.judge import SPLITS, Judge, Scores
+from jevomerge.merge import Bank, Merge, build, get_method
+from jevomerge.models import DecoderConfig
+
+
+class Scored(NamedTuple):
+    """What a model scores."""
+
+    fitness: dict[str, float]  # by split
+    heldout: Scores  # by held-out example
+
+
+def score_baselines(
+    problem: Problem, judge: Judge, candidates: Candidates, stage: Callable[[str], None]
+) -> tuple[Scored | None, dict[str, Scored]]:
+    """Of whole models that are merged, what their plain average scores; and every source by name."""
+    scores: dict[str, Scored] = {}
+    average = None
+    if isinstance(problem, WeightProblem) and problem.sources.plain:
+        assert isinstance(candidates, Merged)
+        trees = dict(zip(problem.sources.names, map(unflatten, candidates.bank.sources), strict=True))
+        stage("scoring the plain average")
+        average = score_model(judge, plain_average(problem, candidates.bank))
+        for name, tree in trees.items():
+            stage(f"scoring {name}")
+            scores[name] = score_model(judge, tree)
+    elif isinstance(problem, PathProblem):
+        for checkpoint in problem.checkpoints:
+            stage(f"scoring {checkpoint.name}")
+            scores[checkpoint.name] = score_model(judge, checkpoint.load(), checkpoint.config)
+    return average, scores
+
+
+def plain_average(problem: WeightProblem, bank: Bank) -> dict[str, Any]:
+    """The sources' average."""
+    count = len(bank.sources)
+    equal = {
+        s.path: {
+            "weight": jnp.ones((*([s.num_layers] if s.num_layers else []), count)),
+            "normalize": jnp.ones([s.num_layers] if s.num_layers else []),
+        }
+        for s in problem.sources.specs
+    }
+    nothing = dict.fromkeys(bank.sources[0], ())
+    merge = Merge(get_method("linear"), problem.merge.dtype)
+    return jax.jit(build, static_argnums=0)(merge, Bank(bank.sources, None, nothing, bank.keys), equal)
+
+
+def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> Scored:
+    """Score one model on both splits; `config` as for `Judge.model`."""
+    scores = {split: judge.model(params, split, config) for split in SPLITS}
+    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, scores["heldout"])
+
+
+def record_heldout(
+    folder: Path, judge: Judge, sources: Mapping[str, Scored], average: Scored | None, best: Scored | None = None
+) -> None:
+    """Write heldout.json: the held-out examples and, by example, what each model scores and wrote."""
+
+    def record(scored: Scored) -> dict[str, Any]:
+        scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.primary.items()}
+        return {**scored.fitness, "scores": scores, "texts": scored.heldout.texts}
+
+    examples = {
+        task: [{"prompt": e.prompt, "answer": e.answer} for e in chosen]
+        for task, chosen in judge.examples["heldout"].items()
+    }
+    heldout = {
+        "examples": examples,
+        "sources": {name: record(scored) for name, scored in sources.items()},
+        "average": None if average is None else record(average),
+        "best": None if best is None else record(best),
+    }
+    write_atomically(folder / "heldout.json", json.dumps(heldout, ensure_ascii=False) + "\n")
