@@ -6,12 +6,17 @@ import argparse
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jevomerge.errors import FitnessError, InputError
+
+if TYPE_CHECKING:
+    from jevomerge.config import MeshShape
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
 EPILOG = (
@@ -42,6 +47,16 @@ def parser() -> argparse.ArgumentParser:
     evolve.add_argument("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     evolve.add_argument("--seed", type=int, help="instead of the config's")
     evolve.add_argument("--resume", metavar="RUN", help="continue this run, with its own config")
+    evolve.add_argument(
+        "--mesh", metavar="POPxMODEL", help="instead of the config's, such as 4x2; here or when resuming"
+    )
+    hosts = evolve.add_argument_group(
+        "several processes", "Start the same command once per process; the first one writes, all read models and data."
+    )
+    hosts.add_argument("--distributed", action="store_true", help="as SLURM, Open MPI or a TPU slice says")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="or so: where the first process is, ...")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="... how many there are, ...")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="... and which this is, from 0")
 
     merge = command(
         "merge",
@@ -86,24 +101,41 @@ def parser() -> argparse.ArgumentParser:
 def run_evolve(args: argparse.Namespace) -> None:
     """`jevomerge evolve`."""
     from jevomerge.config import read_config
-    from jevomerge.console import Terminal
-    from jevomerge.evolve.staged import evolve_config
+    from jevomerge.console import Silent, Terminal
+    from jevomerge.hosts import first, join
 
     if (args.config is None) == (args.resume is None):
         raise InputError("evolve: give either a CONFIG to start or --resume RUN to continue")
     if args.resume:
         if args.seed is not None or args.output:
             raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
-        args.folder = folder = Path(args.resume)
-        if not (folder / "config.yaml").exists():
-            raise InputError(f"--resume: {folder} is not a run folder, it has no config.yaml")
-        evolve_config(read_config(folder / "config.yaml"), folder, Terminal(), resume=True)
-        return
-    config = read_config(args.config)
+        args.folder = Path(args.resume)
+        if not (args.folder / "config.yaml").exists():
+            raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
+    explicit = (args.coordinator, args.num_processes, args.process_id)
+    if args.distributed or any(value is not None for value in explicit):
+        if not args.distributed and None in explicit:
+            raise InputError("evolve: --coordinator, --num-processes and --process-id go together")
+        join(*explicit)
+    from jevomerge.evolve.staged import evolve_config  # after joining, for evosax computes when it is imported
+
+    config = read_config(args.folder / "config.yaml" if args.resume else args.config)
     if args.seed is not None:
         config = config.model_copy(update={"seed": args.seed})
-    args.folder = Path(args.output or Path("runs") / config.name)
-    evolve_config(config, args.folder, Terminal())
+    if args.mesh is not None:
+        config = config.model_copy(update={"mesh": read_mesh(args.mesh)})
+    if not args.resume:
+        args.folder = Path(args.output or Path("runs") / config.name)
+    evolve_config(config, args.folder, Terminal() if first() else Silent(), resume=args.resume is not None)
+
+
+def read_mesh(text: str) -> MeshShape:
+    """ "4x2" -> pop 4, model 2."""
+    from jevomerge.config import MeshShape
+
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise InputError(f"--mesh: `{text}` is not POPxMODEL, such as 4x2")
+    return MeshShape(pop=int(match[1]), model=int(match[2]))
 
 
 def run_merge(args: argparse.Namespace) -> None:

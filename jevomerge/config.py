@@ -116,7 +116,7 @@ class Search(Strict):
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
     finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split
     checkpoint_every: int = Field(10, gt=0)  # generations
-    time_limit: float | None = Field(None, gt=0)  # seconds for members_per_batch candidates, compiling included
+    time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included
 
 
 class PathSlice(Strict):
@@ -139,7 +139,7 @@ class PathSearch(Strict):
     scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output
     start: tuple[PathSlice, ...] = ()  # where the search begins, or a passthrough recipe's file; (): model A
     others_on: float = Field(0.5, gt=0, lt=1)  # of the slots not in the start, the share on in the first generation
-    dtype: Dtype | None = None  # of the exported model; None: model A's
+    dtype: Dtype | None = None  # of the exported model; None: model A's, float32 where scales are folded in
 
 
 class Stage(Strict):
@@ -161,13 +161,21 @@ class Stage(Strict):
         return self
 
 
+class MeshShape(Strict):
+    """The devices as a grid; what is not given follows from their number, `model` being 1."""
+
+    pop: int | None = Field(None, gt=0)  # how many candidates are scored at a time, each ...
+    model: int | None = Field(None, gt=0)  # ... by so many devices, over which its weights are split
+
+
 class Judging(Strict):
     """The tasks that judge, and how candidates are scored on them."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
     seed: int = 0
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
-    members_per_batch: int = Field(1, gt=0)  # candidates merged and scored at once (1 is fastest on a CPU)
+    mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
+    members_per_device: int = Field(1, gt=0)  # candidates merged and scored at once (1 is fastest on a CPU)
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
 
 

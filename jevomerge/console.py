@@ -14,6 +14,22 @@ from rich.table import Table
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
+class Silent:
+    """Shows nothing: what all processes of a run but the first do. An `evolve.run.Observer`."""
+
+    def stage(self, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
+        """Nothing."""
+
+    def finished(self, result: Mapping[str, Any], folder: Path) -> None:
+        """Nothing."""
+
+
 class Terminal:
     """Shows a run: a progress bar in a terminal, plain lines elsewhere. An `evolve.run.Observer`."""
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jevomerge import models
 from jevomerge.checkpoint.export import write_model
@@ -38,6 +39,7 @@ from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, all_finite
 from jevomerge.checkpoint.source import Checkpoint, read_leaf
 from jevomerge.checkpoint.specs import ParamSpec, param_specs, unflatten
 from jevomerge.errors import InputError
+from jevomerge.mesh import shardings
 
 READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # of the stream, through a norm
 SMALLEST = 1e-30  # product of scales that float32 weights can be divided by
@@ -74,7 +76,7 @@ class Stack:
         template = next(s.template for s in self.specs if s.path == path)
         return checkpoint.tensor(template.format(layer=layer))
 
-    def load(self) -> models.Params:
+    def load(self, mesh: Mesh | None = None) -> models.Params:
         """All in memory, as `apply` takes it: blocks on a leading axis of length M."""
         first = self.blocks[0][0]
         first.check_head()
@@ -84,7 +86,8 @@ class Stack:
                 return [(first, spec.template)]
             return [(c, spec.template.format(layer=i)) for c, i in self.blocks]
 
-        return unflatten({spec.path: read_leaf(spec, places(spec)) for spec in self.specs})
+        where = shardings(mesh, self.config, self.specs)
+        return unflatten({s.path: read_leaf(s, places(s), where[s.path]) for s in self.specs})
 
 
 class Folding(NamedTuple):

@@ -42,20 +42,28 @@ class StoredTensor(NamedTuple):
         """Its NumPy dtype."""
         return NUMPY[self.code]
 
-    def read(self, out: np.ndarray | None = None) -> np.ndarray:
-        """Its values, in `out` (of this shape and dtype, contiguous) or in a new aligned array.
+    def read(self, out: np.ndarray | None = None, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Its values, or those at `index`, in `out` (of their shape and dtype, contiguous) or in a new aligned array.
 
-        Raises:
-            InputError: if the file has changed since its header was read.
+        Of a part, its bytes alone are read.  Raises InputError if the file has changed since its header was read.
         """
-        out = aligned_empty(self.shape, self.dtype) if out is None else out
+        index = index or (slice(None),) * len(self.shape)
+        ranges = [range(n)[part] for n, part in zip(self.shape, index, strict=True)]
+        out = aligned_empty(tuple(map(len, ranges)), self.dtype) if out is None else out
+        width = math.prod(self.shape[1:])
+        if [len(r) for r in ranges[1:]] == list(self.shape[1:]):  # whole rows are one run of bytes
+            runs = [(ranges[0].start * width if ranges else 0, out)]
+        else:  # parts of a matrix's rows are one each
+            rows, columns = ranges
+            runs = [(row * width + columns.start, out[i]) for i, row in enumerate(rows)]
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            left = out.reshape(-1).view(np.uint8).data
-            while left and (done := file.readinto(left)):  # Linux reads at most 2 GiB at once
-                left = left[done:]
-        if left:
-            raise InputError(f"{self.path} became shorter while it was read; is it still being written?")
+            for start, target in runs:
+                file.seek(self.offset + start * self.dtype.itemsize)
+                left = target.reshape(-1).view(np.uint8).data
+                while left and (done := file.readinto(left)):  # Linux reads at most 2 GiB at once
+                    left = left[done:]
+                if left:
+                    raise InputError(f"{self.path} became shorter while it was read; is it still being written?")
         return out
 
 

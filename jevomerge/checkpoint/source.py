@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import read_json, resolve, split_adapter
 from jevomerge.checkpoint.hf_config import read_config
@@ -17,6 +18,7 @@ from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
 from jevomerge.checkpoint.safetensors_file import DTYPES, FLOATING, StoredTensor, aligned_empty, all_finite, read_header
 from jevomerge.checkpoint.specs import ParamSpec, param_specs, unflatten
 from jevomerge.errors import InputError
+from jevomerge.mesh import shardings
 from jevomerge.models import DecoderConfig
 
 WEIGHTS = "model.safetensors"
@@ -109,9 +111,14 @@ class Checkpoint:
                     f"save the model as {', '.join(DTYPES)}"
                 )
 
-    def tensor(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
-        """One tensor, read now (into `out` if given); NaN or infinity in it is an error."""
-        array = self.tensors[name].read(out)
+    def tensor(self, name: str, out: np.ndarray | None = None, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """One tensor or a part of it, read now (into `out` if given); NaN or infinity in it is an error."""
+        if self.adapter and index:
+            part = self.tensor(name)[index]
+            if out is not None:
+                out[...] = part
+            return part
+        array = self.tensors[name].read(out, index)
         if self.adapter:
             self.adapter.apply(name, array)
         if not all_finite(array):
@@ -135,10 +142,11 @@ class Checkpoint:
                     "the embeddings; set tie_word_embeddings to false"
                 )
 
-    def load(self) -> dict[str, Any]:
+    def load(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """The whole model as the nested pytree that `jevomerge.models.apply` takes, in the stored dtypes."""
         self.check_head()
-        return unflatten({s.path: read_leaf(s, [(self, name) for name in s.names()]) for s in self.specs})
+        where = shardings(mesh, self.config, self.specs)
+        return unflatten({s.path: read_leaf(s, [(self, n) for n in s.names()], where[s.path]) for s in self.specs})
 
     def dtype(self) -> str:
         """The safetensors dtype (F32, BF16, F16) of its first matrix."""
@@ -174,17 +182,36 @@ def short_name(reference: str) -> str:
     return parent if name == "best" and (Path(reference).parent / "evaluations.jsonl").exists() else name
 
 
-def read_leaf(spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]]) -> jax.Array:
-    """One leaf of a pytree, its layers the named tensors of checkpoints."""
+def read_leaf(
+    spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], where: NamedSharding | None = None
+) -> jax.Array:
+    """One leaf of a pytree, its layers the named tensors of checkpoints; of a sharded one, this process's shards."""
+    if where is None or where.num_devices == 1:  # an aligned array is taken over without a copy; jnp.asarray copies
+        return jax.device_put(_read_part(spec, places, ()), where)
+    parts: dict[str, np.ndarray] = {}  # what several devices hold is read once
+
+    def part(index: Any) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = _read_part(spec, places, index)
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(spec.leaf_shape, where, part)
+
+
+def _read_part(spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], index: tuple[slice, ...]) -> np.ndarray:
+    """`leaf[index]` of a leaf."""
+    if spec.num_layers is not None:
+        places, index = places[index[0] if index else slice(None)], index[1:]
     stored = [checkpoint.tensors[name] for checkpoint, name in places]
-    leaf = aligned_empty(spec.leaf_shape, functools.reduce(np.promote_types, {s.dtype for s in stored}))
-    rows = leaf if spec.num_layers is not None else [leaf]
-    for row, tensor, (checkpoint, name) in zip(rows, stored, places, strict=True):
+    shape = tuple(len(range(n)[s]) for n, s in zip(spec.shape, index, strict=True)) if index else spec.shape
+    dtype = functools.reduce(np.promote_types, {s.dtype for s in stored})
+    leaf = aligned_empty((len(places), *shape), dtype)
+    for row, tensor, (checkpoint, name) in zip(leaf, stored, places, strict=True):
         if tensor.dtype == leaf.dtype:  # read into place: never two copies of a leaf
-            checkpoint.tensor(name, out=row)
+            checkpoint.tensor(name, row, index)
         else:
-            row[...] = checkpoint.tensor(name)
-    return jax.device_put(leaf)  # takes an aligned array over without a copy; jnp.asarray copies
+            row[...] = checkpoint.tensor(name, index=index)
+    return leaf if spec.num_layers is not None else leaf[0]
 
 
 def licence(folder: Path) -> str | None:

@@ -59,11 +59,14 @@ def _in_order(known: dict[tuple[int, int], dict[str, Any]]) -> list[dict[str, An
 class Archive:
     """The append-only log of a run's evaluations, also the memory that a resumed run starts from."""
 
-    def __init__(self, path: Path):
-        """Read what is there; a last line cut short by a crash is removed."""
-        self._known, self.damaged, whole = _parse(path)
-        self._file = path.open("ab", buffering=0)  # a full disk is noticed at once, and once
-        self._file.truncate(whole)
+    def __init__(self, path: Path | None):
+        """Read what is there; a last line cut short by a crash is removed.  None: nothing is written."""
+        self._known: dict[tuple[int, int], dict[str, Any]] = {}
+        self.damaged, self._file = 0, None
+        if path is not None:
+            self._known, self.damaged, whole = _parse(path)
+            self._file = path.open("ab", buffering=0)  # a full disk is noticed at once, and once
+            self._file.truncate(whole)
 
     def __enter__(self) -> Archive:
         """For `with`: the log is closed at the end."""
@@ -71,7 +74,8 @@ class Archive:
 
     def __exit__(self, *_: object) -> None:
         """Close the log."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -89,11 +93,17 @@ class Archive:
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records and wait until they are on disk."""
-        left = memoryview(b"".join(map(_encode, records)))
-        while left:
-            left = left[self._file.write(left) :]
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            left = memoryview(b"".join(map(_encode, records)))
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        self.learn(records, self.damaged)
+
+    def learn(self, records: list[dict[str, Any]], damaged: int) -> None:
+        """Know of records that are on disk already, and of how many damaged lines are among them."""
         self._known |= {(r["generation"], r["member"]): r for r in records}
+        self.damaged = damaged
 
 
 def write_atomically(path: Path, text: str) -> None:

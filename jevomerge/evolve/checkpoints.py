@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jevomerge.evolve.archive import write_atomically
 
@@ -27,7 +28,7 @@ ROOM = 1 << 20  # bytes; a checkpoint is a dozen small files
 
 
 class Checkpoints:
-    """The newest checkpoints of one search: folders named by their step, the number of generations told."""
+    """The newest checkpoints of one search, for its first process: folders named by their step, generations told."""
 
     def __init__(self, folder: Path, note: Callable[[str], None]):
         """In `folder`, which appears with the first of them; `note` is told what went wrong."""
@@ -39,7 +40,7 @@ class Checkpoints:
         `state` is a pytree of arrays with the structure, shapes and dtypes of what was saved; if no checkpoint can be
         used, it is returned as that of step 0.
         """
-        from orbax.checkpoint import v1 as ocp  # imported late, for a quick --help
+        import orbax.checkpoint as ocp  # imported late, for a quick --help
 
         for step in reversed(self._steps()):
             try:
@@ -48,8 +49,8 @@ class Checkpoints:
                 folder = self._folder / str(step)
                 if (folder / DIGEST).read_bytes() != digest(folder).encode():
                     raise ValueError("it is damaged")
-                with _quiet():
-                    found = ocp.load(folder, state)
+                with _quiet(), _orbax() as orbax:
+                    found = orbax.restore(folder, args=ocp.args.PyTreeRestore(state, _as_numpy(state)))
             except Exception as error:  # Orbax raises many
                 self._note(f"checkpoint {step} cannot be used and is ignored: {_brief(error)}")
                 continue
@@ -62,7 +63,7 @@ class Checkpoints:
 
         Ctrl-C and SIGTERM wait until it is written.
         """
-        from orbax.checkpoint import v1 as ocp
+        import orbax.checkpoint as ocp
 
         if step == self._last:
             return
@@ -77,7 +78,8 @@ class Checkpoints:
                 if shutil.disk_usage(self._folder).free < needed:  # Orbax would fill the screen with tracebacks
                     raise OSError("the disk is full")
                 folder = self._folder / str(step)
-                ocp.save(folder, state)
+                with _orbax() as orbax:
+                    orbax.save(folder, args=ocp.args.PyTreeSave(state))
                 write_atomically(folder / DIGEST, digest(folder))  # without it, the checkpoint does not count
                 for old in self._steps()[:-KEPT]:
                     shutil.rmtree(self._folder / str(old))
@@ -99,6 +101,24 @@ def digest(folder: Path) -> str:
             content = hashlib.sha256(path.read_bytes())
             sha.update(f"\n{path.relative_to(folder)} {content.hexdigest()}".encode())
     return sha.hexdigest()
+
+
+def _orbax() -> Any:
+    """A checkpointer that works in the first of several processes alone (that of Orbax's v1 waits for all)."""
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="jevomerge"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _as_numpy(state: Any) -> Any:
+    """How the leaves are to be read."""
+    import orbax.checkpoint as ocp
+
+    return jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), state)
 
 
 def _brief(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from scipy.special import ndtri
 
 from jevomerge.checkpoint import Checkpoint, copy_tokenizer, export_folder
@@ -53,9 +54,9 @@ class WeightProblem:
         """The recipe's coefficients for a genome, as the search itself expresses it."""
         return jax.tree.map(np.asarray, express(self.space, jnp.asarray(genome, jnp.float32)))
 
-    def load(self) -> Merged:
+    def load(self, mesh: Mesh | None = None) -> Merged:
         """Read the weights."""
-        bank = make_bank(self.merge, self.sources.specs, *self.sources.load(), self.sources.keys())
+        bank = make_bank(self.merge, self.sources.specs, *self.sources.load(mesh), self.sources.keys(), mesh)
         return Merged(bank, self.space, self.merge)
 
     def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
@@ -83,9 +84,9 @@ class PathProblem:
         """The genes by name."""
         return self.space.values(genome)
 
-    def load(self) -> Candidates:
+    def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""
-        return Routed(self.stack.load(), self.space, self.scale)
+        return Routed(self.stack.load(mesh), self.space, self.scale)
 
     def export(
         self,
@@ -100,8 +101,10 @@ class PathProblem:
         path = express_path(self.space, jnp.asarray(genome, jnp.float32))
         folding = fold(self.stack.config, path, self.scale)
         like = self.checkpoints[0]
-        dtype = self.dtype or {"F32": "float32", "F16": "float16"}.get(like.dtype(), "bfloat16")
         hops = describe(self.space, path)
+        own = {"F32": "float32", "F16": "float16"}.get(like.dtype(), "bfloat16")
+        # Scaled weights rounded to bfloat16 are not what was scored.
+        dtype = self.dtype or (own if all(hop.scale == 1 for hop in hops) else "float32")
         text = "".join(f"{hop.model}:{hop.layer} {hop.scale:.9g}\n" for hop in hops)
         with export_folder(out) as folder:
             write_folded(folder, folding, like.config_json, self.stack.read, dtype)
@@ -150,10 +153,10 @@ class JointProblem:
         weights, path = self._split(genome)
         return self.weights.values(weights) | self.space.values(path)
 
-    def load(self) -> Candidates:
+    def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""
-        blocks = self.stack.load()["layers"]
-        return MergedAndRouted(self.weights.load(), blocks, self.space, self.path.scale)
+        blocks = self.stack.load(mesh)["layers"]
+        return MergedAndRouted(self.weights.load(mesh), blocks, self.space, self.path.scale)
 
     def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
         """Merge first, beside `out`, then write the path."""

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ from jevomerge.evolve.strategies import Strategy, make_strategy
 from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
+from jevomerge.hosts import first, on_first, together
+from jevomerge.mesh import make_mesh
 from jevomerge.stream import write_beside_weights
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
@@ -71,6 +74,7 @@ class Setup:
             )
         if search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
+        self.mesh = make_mesh(config.mesh.pop, config.mesh.model)
         self.judge = Judge(
             config.tasks,
             problem_tokenizer(problem),
@@ -78,6 +82,8 @@ class Setup:
             tokens_per_batch=config.tokens_per_batch,
             examples_at_once=search.examples_per_generation,
             dtype=config.compute_dtype,
+            mesh=self.mesh,
+            members_per_device=config.members_per_device,
         )
 
 
@@ -123,25 +129,45 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
         InputError: for anything wrong with the configuration, its models or its data, before weights are read;
             for broken weights, before anything is written.
     """
-    if resume and not (folder / "config.yaml").exists():
-        raise InputError(f"{folder} is not a run that can be resumed: it has no config.yaml")
-    if not resume:
-        refuse_existing(folder)
-    elif (folder / "result.json").exists():
-        raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
+    on_first(lambda: check_folder(folder, resume))
     observer.stage("reading configuration, models' headers and data")
-    setup = Setup(config)
+    setup = together(lambda: Setup(config))
     if resume:
-        check_unchanged(setup, folder)
+        on_first(lambda: check_unchanged(setup, folder))
     for note in setup.problem.notes:
         observer.note(note)
     observer.stage("loading models")
-    candidates = setup.problem.load()  # broken ones (NaN, truncated files) are refused here
+    candidates = together(lambda: setup.problem.load(setup.mesh))  # broken ones (NaN, truncated files) are refused here
     if not resume:
-        with export_folder(folder) as new:  # a run that is killed now leaves nothing that cannot be resumed
-            record_run(setup, new)
-    with locked(folder), Archive(folder / "evaluations.jsonl") as archive:
+        on_first(lambda: begin(setup, folder))
+    with ExitStack() as stack:
+        archive = together(lambda: open_archive(folder, stack))
+        archive.learn(*on_first(lambda: (archive.records, archive.damaged)))
         return _evolve(setup, candidates, archive, folder, observer)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """A run begins where nothing is, and goes on where one was begun and not finished."""
+    if not resume:
+        refuse_existing(folder)
+    elif not (folder / "config.yaml").exists():
+        raise InputError(f"{folder} is not a run that can be resumed: it has no config.yaml")
+    elif (folder / "result.json").exists():
+        raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
+
+
+def begin(setup: Setup, folder: Path) -> None:
+    """Make the run folder; a run that is killed now leaves nothing that cannot be resumed."""
+    with export_folder(folder) as new:
+        record_run(setup, new)
+
+
+def open_archive(folder: Path, stack: ExitStack) -> Archive:
+    """The log of a run, and the right to write it; in all processes but the first one that is in memory."""
+    if not first():
+        return Archive(None)
+    stack.enter_context(locked(folder))
+    return stack.enter_context(Archive(folder / "evaluations.jsonl"))
 
 
 def record_run(setup: Setup, folder: Path) -> None:
@@ -185,7 +211,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     began = time.perf_counter()
     config, judge, problem = setup.config, setup.judge, setup.problem
     average, sources = score_baselines(problem, judge, candidates, observer.stage)
-    record_heldout(folder, judge, sources, average)
+    on_first(lambda: record_heldout(folder, judge, sources, average))
     baseline = {name: scored.fitness for name, scored in sources.items()}
 
     earlier = sum(r["seconds"] for r in archive.records)  # spent before this process
@@ -197,31 +223,38 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     genome = np.asarray(best["genome"])
     observer.stage("exporting and scoring the best")
     export = folder / "best"
-    fitness: dict[str, float] = {}
 
-    def score(path: Path) -> dict[str, dict[str, float]]:
-        """What is reported is what the exported files score."""
-        exported = Checkpoint(path)
-        scored = score_model(judge, exported.load(), exported.config)
-        record_heldout(folder, judge, sources, average, scored)
-        fitness.update(scored.fitness)
-        others = {} if average is None else {"plain average": average.fitness}
-        return {**baseline, **others, "**this model**": fitness}
+    def finish() -> dict[str, Any]:
+        """What is left is work for one process."""
+        alone = judge if jax.process_count() == 1 else judge.on(make_mesh(1, devices=jax.local_devices()))
+        fitness: dict[str, float] = {}
 
-    if export.exists():  # the run was killed right after exporting
-        score(export)
-    else:
-        problem.export(genome, export, title=f"{config.name}: {problem.title}", score=score)
-    result = {
-        "average": None if average is None else average.fitness,
-        "sources": baseline,
-        "best": {**fitness, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
-        "evaluations": len(archive.records),
-        "seconds": round(earlier + time.perf_counter() - began, 2),
-        "export": export.name,
-    }
-    write_atomically(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    report(folder, observer)
+        def score(path: Path) -> dict[str, dict[str, float]]:
+            """What is reported is what the exported files score."""
+            exported = Checkpoint(path)
+            scored = score_model(alone, exported.load(alone.mesh), exported.config)
+            record_heldout(folder, judge, sources, average, scored)
+            fitness.update(scored.fitness)
+            others = {} if average is None else {"plain average": average.fitness}
+            return {**baseline, **others, "**this model**": fitness}
+
+        if export.exists():  # the run was killed right after exporting
+            score(export)
+        else:
+            problem.export(genome, export, title=f"{config.name}: {problem.title}", score=score)
+        result = {
+            "average": None if average is None else average.fitness,
+            "sources": baseline,
+            "best": {**fitness, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
+            "evaluations": len(archive.records),
+            "seconds": round(earlier + time.perf_counter() - began, 2),
+            "export": export.name,
+        }
+        write_atomically(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        report(folder, observer)
+        return result
+
+    result: dict[str, Any] = on_first(finish)
     observer.finished(result, folder)
     return result
 
@@ -252,26 +285,32 @@ def search(
     key = jax.random.key(config.seed)
     saved = Checkpoints(checkpoints, observer.note)
     # With a checkpoint ahead of the archive, evaluations would be missing in the end.
-    finished = saved.load(
-        strategy.init(jax.random.fold_in(key, 0)), lambda step: archive.holds(step, strategy.population_size)
-    )
+    start = strategy.init(jax.random.fold_in(key, 0))
+
+    def load() -> tuple[int, dict[str, Any]]:
+        step, state = saved.load(start, lambda step: archive.holds(step, strategy.population_size))
+        return step, {name: values.tolist() for name, values in state.items()}
+
+    step, values = on_first(load)
+    finished = step, {k: np.asarray(v, start[k].dtype).reshape(start[k].shape) for k, v in values.items()}
     with Watchdog(config.search.time_limit) as watchdog:
         try:
             for generation in range(finished[0], generations):
                 keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
                 population, state = strategy.ask(keys[0], finished[1])
-                if generation == 0 and np.ndim(start := setup.problem.mean):  # a start that is a model is scored too
-                    population = np.concatenate([np.reshape(start, (1, -1)), population[1:]])
+                if generation == 0 and np.ndim(mean := setup.problem.mean):  # a start that is a model is scored too
+                    population = np.concatenate([np.reshape(mean, (1, -1)), population[1:]])
                 done = evaluate(
                     setup, candidates, archive, generation, population, keys[1], generations, observer, watchdog
                 )
                 fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
                 tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
                 finished = generation + 1, strategy.tell(keys[2], state, population, fitness, tie_break)
-                if finished[0] % config.search.checkpoint_every == 0:
+                if first() and finished[0] % config.search.checkpoint_every == 0:
                     saved.save(*finished)
         finally:  # also when it is interrupted, as before a preemption
-            saved.save(*finished)
+            if first():
+                saved.save(*finished)
 
 
 def evaluate(
@@ -294,13 +333,13 @@ def evaluate(
     size = config.search.examples_per_generation
     subset = None if size is None else judge.sample("search", size, key)
     done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
-    group, count = config.members_per_batch, len(population)
+    group, count = judge.group, len(population)
     # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
     groups = [range(start, min(start + group, count)) for start in range(0, count, group)]
     pending = [members for members in groups if any(done[m] is None for m in members)]
     total, best = generations * count, best_fitness(archive.records)
     before = time.perf_counter()
-    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset, group)
+    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset)
     for members in pending:
         where = f"generation {generation}, member {' and '.join(map(str, members))}"
         try:
@@ -315,7 +354,7 @@ def evaluate(
             if done[m] is None
         ]
         before = now
-        archive.append(records)
+        together(lambda records=records: archive.append(records))  # type: ignore[misc]
         done |= {r["member"]: r for r in records}
         best = max(best, best_fitness(records))
         made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jevomerge.checkpoint.specs import unflatten
 from jevomerge.evolve.archive import write_atomically
@@ -17,6 +18,7 @@ from jevomerge.evolve.problem import PathProblem, Problem, WeightProblem
 from jevomerge.fitness.candidates import Candidates, Merged
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
 from jevomerge.merge import Bank, Merge, build, get_method
+from jevomerge.mesh import shardings
 from jevomerge.models import DecoderConfig
 
 
@@ -37,18 +39,18 @@ def score_baselines(
         assert isinstance(candidates, Merged)
         trees = dict(zip(problem.sources.names, map(unflatten, candidates.bank.sources), strict=True))
         stage("scoring the plain average")
-        average = score_model(judge, plain_average(problem, candidates.bank))
+        average = score_model(judge, plain_average(problem, candidates.bank, judge.mesh))
         for name, tree in trees.items():
             stage(f"scoring {name}")
             scores[name] = score_model(judge, tree)
     elif isinstance(problem, PathProblem):
         for checkpoint in problem.checkpoints:
             stage(f"scoring {checkpoint.name}")
-            scores[checkpoint.name] = score_model(judge, checkpoint.load(), checkpoint.config)
+            scores[checkpoint.name] = score_model(judge, checkpoint.load(judge.mesh), checkpoint.config)
     return average, scores
 
 
-def plain_average(problem: WeightProblem, bank: Bank) -> dict[str, Any]:
+def plain_average(problem: WeightProblem, bank: Bank, mesh: Mesh) -> dict[str, Any]:
     """The sources' average."""
     count = len(bank.sources)
     equal = {
@@ -60,7 +62,9 @@ def plain_average(problem: WeightProblem, bank: Bank) -> dict[str, Any]:
     }
     nothing = dict.fromkeys(bank.sources[0], ())
     merge = Merge(get_method("linear"), problem.merge.dtype)
-    return jax.jit(build, static_argnums=0)(merge, Bank(bank.sources, None, nothing, bank.keys), equal)
+    where = unflatten(shardings(mesh, problem.config, problem.sources.specs))
+    make = jax.jit(build, static_argnums=0, out_shardings=where)
+    return make(merge, Bank(bank.sources, None, nothing, bank.keys), equal)
 
 
 def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> Scored:

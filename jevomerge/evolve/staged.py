@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from jevomerge.checkpoint.export import export_folder, refuse_existing
+from jevomerge.checkpoint.export import export_folder
 from jevomerge.config import RunConfig, StagedConfig
-from jevomerge.errors import InputError
 from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.problem import WeightProblem
-from jevomerge.evolve.run import Observer, Setup, evolve, report
+from jevomerge.evolve.run import Observer, Setup, check_folder, evolve, report
+from jevomerge.hosts import on_first, together
 from jevomerge.stream import write_hollow
 
 
@@ -31,26 +31,40 @@ def evolve_config(
     """
     if isinstance(config, RunConfig):
         return evolve(config, folder, observer, resume=resume)
+    on_first(lambda: check_folder(folder, resume))
     if not resume:
-        refuse_existing(folder)
-        rehearse(config)
-        with export_folder(folder) as new:
-            write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    elif (folder / "result.json").exists():
-        raise InputError(f"{folder} is finished; its outcome is in result.json")
+        together(lambda: rehearse(config))
+        on_first(lambda: begin(config, folder))
     results: dict[str, Any] = {}
     for stage in config.stages:
         own = folder / stage.name
         winners = {name: str((folder / name / "best").resolve()) for name in results}
-        if (own / "result.json").exists():
-            results[stage.name] = json.loads((own / "result.json").read_text())
+        if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+            results[stage.name] = done
             continue
         observer.stage(f"stage {stage.name}")
-        run = config.run_of(stage, winners)
-        results[stage.name] = evolve(run, own, observer, resume=(own / "config.yaml").exists())
+        run, begun = config.run_of(stage, winners), on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
+        results[stage.name] = evolve(run, own, observer, resume=begun)
+    on_first(lambda: finish(results, folder, observer))
+    return results
+
+
+def begin(config: StagedConfig, folder: Path) -> None:
+    """Make the folder of all stages."""
+    with export_folder(folder) as new:
+        write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The outcome of a stage, if it has one."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def finish(results: dict[str, Any], folder: Path, observer: Observer) -> None:
+    """Write what came out of all stages."""
     write_atomically(folder / "result.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     report(folder, observer)
-    return results
 
 
 def rehearse(config: StagedConfig) -> None:

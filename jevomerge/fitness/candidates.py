@@ -1,7 +1,7 @@
 """What a genome stands for: weights that are merged, a path through blocks, or both.
 
-Each kind is a pytree, an argument of jitted functions, with two methods: `lazy` is what a forward pass needs at least
-(a merge happens block by block inside it), `whole` is for many forward passes (the merge has been made).
+Each kind is a pytree, an argument of jitted functions.  `make` is what is worth computing once for many forward passes
+of a candidate (a merge), `model` its model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jevomerge.genome import Space, express
@@ -29,82 +30,116 @@ class Model(NamedTuple):
     scale: Scaling = "stream"
 
 
+class Candidates:
+    """What all kinds have in common."""
+
+    batched = False  # whether members may be vmapped
+    lazy = True  # whether one forward pass needs nothing made (a merge then happens in it, block by block)
+
+    def make(self, genome: Array) -> Any:
+        """(n,) -> what is computed once; None: nothing is."""
+        return None
+
+    def model(self, made: Any, genome: Array, slots: int | None = None) -> Model:
+        """(n,) and what was made of it -> the model, if it is a path with room for `slots` hops (None: for any)."""
+        raise NotImplementedError
+
+    def slots(self, genomes: np.ndarray) -> int | None:
+        """How much room the paths of (M, n) genomes need, rounded up to 16; None without paths."""
+        return None
+
+
 @flax.struct.dataclass
-class Merged:
+class Whole(Candidates):
+    """One model; its genome has no genes."""
+
+    params: Params
+
+    def model(self, made: None, genome: Array, slots: int | None = None) -> Model:
+        """The model."""
+        return Model(self.params)
+
+
+@flax.struct.dataclass
+class Merged(Candidates):
     """Parameter space: a genome is the coefficients of a merge."""
 
     bank: Bank
     space: Space
     merge: Merge = flax.struct.field(pytree_node=False)
-    batched = True  # members may be vmapped
+    batched = True
 
-    def lazy(self, genome: Array) -> Model:
-        """(n,) -> a model that is merged in the layer scan."""
-        return Model(*in_scan(self.merge, self.bank, express(self.space, genome)))
+    def make(self, genome: Array) -> Params:
+        """(n,) -> merged parameters."""
+        return build(self.merge, self.bank, express(self.space, genome))
 
-    def whole(self, genome: Array) -> Model:
-        """(n,) -> a merged model."""
-        return Model(_build(self, genome))
-
-
-@jax.jit
-def _build(merged: Merged, genome: Array) -> Params:
-    return build(merged.merge, merged.bank, express(merged.space, genome))
+    def model(self, made: Params | None, genome: Array, slots: int | None = None) -> Model:
+        """The model; if nothing was made, it is merged block by block in the layer scan."""
+        return Model(*in_scan(self.merge, self.bank, express(self.space, genome))) if made is None else Model(made)
 
 
 @flax.struct.dataclass
-class Routed:
-    """Data-flow space: a genome is a path through a stack of blocks."""
+class Routed(Candidates):
+    """Data-flow space: a genome is a path through a stack of blocks.
+
+    Not batched: under vmap all members would make as many hops as the longest.
+    """
 
     params: Params
     space: PathSpace = flax.struct.field(pytree_node=False)
     scale: Scaling = flax.struct.field(pytree_node=False)
-    batched = False  # under vmap all members would make as many hops as the longest
 
-    def lazy(self, genome: Array) -> Model:
-        """(n,) -> the stack with a path."""
-        return Model(self.params, path=express_path(self.space, genome), scale=self.scale)
+    def model(self, made: None, genome: Array, slots: int | None = None) -> Model:
+        """The stack with a path."""
+        return Model(self.params, path=shortened(express_path(self.space, genome), slots), scale=self.scale)
 
-    def whole(self, genome: Array) -> Model:
-        """(n,) -> the same with as few slots as hops need, rounded up to 16, for a cache has room for each."""
-        return shortened(self.lazy(genome))
+    def slots(self, genomes: np.ndarray) -> int:
+        """Of the longest path, rounded up to 16: a cache has room for each hop."""
+        return slots_of(self.space, genomes)
 
 
 @flax.struct.dataclass
-class MergedAndRouted:
+class MergedAndRouted(Candidates):
     """Both spaces at once: the genes of a merge, then those of a path through its blocks and those of other models."""
 
     merged: Merged
     blocks: Params  # of the other models, (M', ...) each
     space: PathSpace = flax.struct.field(pytree_node=False)
     scale: Scaling = flax.struct.field(pytree_node=False)
-    batched = False
+    lazy = False
 
-    def lazy(self, genome: Array) -> Model:
-        """(n,) -> a stack of merged and other blocks with a path."""
-        weights = len(self.merged.space.names)
-        params = build(self.merged.merge, self.merged.bank, express(self.merged.space, genome[:weights]))
+    @property
+    def weights(self) -> int:
+        """How many genes are the merge's."""
+        return len(self.merged.space.names)
+
+    def make(self, genome: Array) -> Params:
+        """(n,) -> the stack of merged and other blocks."""
+        params = self.merged.make(genome[: self.weights])
         layers = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), params["layers"], self.blocks)
-        return Model(params | {"layers": layers}, path=express_path(self.space, genome[weights:]), scale=self.scale)
+        return params | {"layers": layers}
 
-    def whole(self, genome: Array) -> Model:
-        """(n,) -> the same, made once."""
-        params, path = _join(self, genome)
-        return shortened(Model(params, path=path, scale=self.scale))
+    def model(self, made: Params, genome: Array, slots: int | None = None) -> Model:
+        """The stack with a path."""
+        path = shortened(express_path(self.space, genome[self.weights :]), slots)
+        return Model(made, path=path, scale=self.scale)
+
+    def slots(self, genomes: np.ndarray) -> int:
+        """As for `Routed`."""
+        return slots_of(self.space, genomes[:, self.weights :])
+
+
+def shortened(path: Path, slots: int | None) -> Path:
+    """The path in `slots` slots, which must hold it."""
+    return Path(path.layers[:slots], path.scales[:slots], path.length)
+
+
+def slots_of(space: PathSpace, genomes: np.ndarray) -> int:
+    """Hops of the longest path of (M, n) genomes, rounded up to 16, at most those there are."""
+    longest = int(np.max(_lengths(space, genomes.astype(np.float32))))
+    return min(-(-longest // 16) * 16, space.num_slots + 1)
 
 
 @jax.jit
-def _join(both: MergedAndRouted, genome: Array) -> tuple[Params, Path | None]:
-    model = both.lazy(genome)
-    return model.params, model.path
-
-
-Candidates = Merged | Routed | MergedAndRouted
-
-
-def shortened(model: Model) -> Model:
-    """The model with as few slots as its hops need, rounded up to 16."""
-    assert model.path is not None
-    slots = min(-(-int(model.path.length) // 16) * 16, model.path.layers.shape[0])
-    path = Path(model.path.layers[:slots], model.path.scales[:slots], model.path.length)
-    return model._replace(path=path)
+def _lengths(space: PathSpace, genomes: Array) -> Array:
+    return jax.vmap(lambda genome: express_path(space, genome).length)(genomes)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jevomerge.config import DataSource, Task
@@ -156,7 +155,8 @@ def make_batches(
                 valid[row, layout.length - len(texts[i]) :] = True
                 answer_length[row] = 0 if generates else len(examples[i].answer_tokens)
             valid[len(chosen) :, -1] = True  # padding rows hold one token: an empty row has no softmax
-            batches.append((layout, index, Batch(jnp.asarray(tokens), jnp.asarray(valid), jnp.asarray(answer_length))))
+            arrays: tuple[Any, ...] = (tokens, valid, answer_length)  # NumPy's, for any mesh
+            batches.append((layout, index, Batch(*arrays)))
     return batches
 
 

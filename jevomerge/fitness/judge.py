@@ -7,19 +7,20 @@ functions, compiled once per batch shape and never per candidate, per generation
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jevomerge.config import Task
 from jevomerge.errors import FitnessError, InputError
-from jevomerge.fitness.candidates import Candidates, Model
+from jevomerge.fitness.candidates import Candidates, Whole
 from jevomerge.fitness.data import (
     Example,
     Layout,
@@ -31,7 +32,8 @@ from jevomerge.fitness.data import (
 )
 from jevomerge.fitness.extract import is_correct
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
-from jevomerge.models import DecoderConfig, Params, Path, Scaling
+from jevomerge.mesh import by_member, everywhere, make_mesh, put, spread
+from jevomerge.models import DecoderConfig, Params
 
 SPLITS = ("search", "heldout")
 
@@ -47,44 +49,76 @@ class Scores(NamedTuple):
 # --- on the device ------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
+@functools.partial(jax.jit, static_argnames=("mesh",))
+def make_members(candidates: Candidates, genomes: Array, *, mesh: Mesh) -> Any:
+    """(M, n) genomes -> what is made of each before it is scored, over the mesh."""
+    return spread(mesh, lambda shared, local: _each(shared.make, local))(candidates, genomes)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "config", "layout", "dtype"))
 def score_members(
-    candidates: Candidates, genomes: Array, batch: Batch, *, config: DecoderConfig, layout: Layout, dtype: str
+    candidates: Candidates,
+    made: Any,
+    genomes: Array,
+    batch: Batch,
+    *,
+    mesh: Mesh,
+    config: DecoderConfig,
+    layout: Layout,
+    dtype: str,
 ) -> tuple[Array, Array]:
-    """(M, n) genomes -> (M, B) likelihoods and matches, each member made inside its own forward pass."""
+    """(M, n) genomes and what was made of them -> (M, B) likelihoods and matches, on every device."""
 
-    def member(genome: Array) -> tuple[Array, Array]:
-        return answer_likelihood(candidates.lazy(genome), config, batch, layout.answer_slots, dtype=dtype)
+    def local(shared: Any, members: Any) -> Any:
+        candidates, batch = shared
 
-    if genomes.shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], member(genomes[0]))
-    return jax.vmap(member)(genomes) if candidates.batched else jax.lax.map(member, genomes)
+        def member(x: Any) -> tuple[Array, Array]:
+            return answer_likelihood(candidates.model(*x), config, batch, layout.answer_slots, dtype=dtype)
 
+        return _each(member, members, candidates.batched)
 
-@functools.partial(jax.jit, static_argnames=("config", "layout", "dtype"))
-def score_model(
-    params: Params, batch: Batch, *, config: DecoderConfig, layout: Layout, dtype: str
-) -> tuple[Array, Array]:
-    """(B,) likelihoods and matches of one model."""
-    return answer_likelihood(Model(params), config, batch, layout.answer_slots, dtype=dtype)
+    return _gather(mesh, spread(mesh, local)((candidates, batch), (made, genomes)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "scale", "layout", "dtype"))
-def generate_batch(
-    params: Params,
-    path: Path | None,
+@functools.partial(jax.jit, static_argnames=("mesh", "slots", "config", "layout", "dtype"))
+def generate_members(
+    candidates: Candidates,
+    made: Any,
+    genomes: Array,
     batch: Batch,
     max_new_tokens: Array,
     eos: Array,
     *,
+    mesh: Mesh,
+    slots: int | None,
     config: DecoderConfig,
-    scale: Scaling,
     layout: Layout,
     dtype: str,
 ) -> Array:
-    """(B, new) generated tokens of one model."""
-    model = Model(params, path=path, scale=scale)
-    return generate(model, config, batch, max_new_tokens, eos, layout.answer_slots, dtype=dtype)
+    """(M, n) genomes and what was made of them -> (M, B, new) generated tokens, on every device."""
+
+    def local(shared: Any, members: Any) -> Array:
+        candidates, batch, limit, eos = shared
+
+        def member(x: Any) -> Array:
+            model = candidates.model(*x, slots)
+            return generate(model, config, batch, limit, eos, layout.answer_slots, dtype=dtype)
+
+        return _each(member, members)
+
+    return _gather(mesh, spread(mesh, local)((candidates, batch, max_new_tokens, eos), (made, genomes)))
+
+
+def _each(f: Callable[[Any], Any], members: Any, batched: bool = False) -> Any:
+    """`f` of every member: at once if that can be, else one after another."""
+    if jax.tree.leaves(members)[0].shape[0] == 1:  # simplest for the compiler
+        return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], members)))
+    return jax.vmap(f)(members) if batched else jax.lax.map(f, members)
+
+
+def _gather(mesh: Mesh, values: Any) -> Any:
+    """The one exchange between members: their results."""
+    return jax.lax.with_sharding_constraint(values, everywhere(mesh))
 
 
 # --- on the host --------------------------------------------------------------------------------------------
@@ -112,18 +146,23 @@ class Judge:
         tokens_per_batch: int = 16384,
         examples_at_once: int | None = None,
         dtype: str = "float32",
+        mesh: Mesh | None = None,
+        members_per_device: int = 1,
     ):
         """Read, check and tokenise the data of `splits`; no weights are needed.
 
-        Batches are laid out for the first split, and for minibatches of `examples_at_once` of it.
+        Batches are laid out for the first split, and for minibatches of `examples_at_once` of it.  Members are scored
+        on the devices of `mesh` (None: on one), in each slice of its axis `pop` so many together.
         """
+        self.mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+        self.group = self.mesh.shape["pop"] * members_per_device  # members that are scored together
         self.tasks, self.tokenizer, self.config, self.dtype = tuple(tasks), tokenizer, config, dtype
         if len({t.name for t in tasks}) < len(tasks):
             raise InputError("tasks: two tasks have the same name")
         eos = tokenizer.eos_token_id
         if eos is None:
             raise InputError("the tokenizer has no end-of-text token (eos_token in tokenizer_config.json)")
-        self.eos = jnp.asarray([eos], jnp.int32)
+        self.eos = np.asarray([eos], np.int32)
         self.pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.examples: dict[str, dict[str, list[Example]]] = {split: {} for split in splits}
         self.layouts: dict[str, list[Layout]] = {}
@@ -136,6 +175,12 @@ class Judge:
             others = [e for examples in rest for e in examples]
             self._check_tokens(task, [*first, *others])
             self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, examples_at_once)
+
+    def on(self, mesh: Mesh) -> Judge:
+        """The same on another mesh."""
+        other = copy.copy(self)
+        other.mesh, other.group = mesh, self.group // self.mesh.shape["pop"] * mesh.shape["pop"]
+        return other
 
     def _check_tokens(self, task: Task, examples: Sequence[Example]) -> None:
         top = max(max(e.prompt_tokens + e.answer_tokens) for e in examples)
@@ -166,75 +211,55 @@ class Judge:
         return first, second
 
     def members(
-        self,
-        candidates: Candidates,
-        genomes: np.ndarray,
-        subset: Mapping[str, np.ndarray] | None = None,
-        members_per_batch: int = 1,
+        self, candidates: Candidates, genomes: np.ndarray, subset: Mapping[str, np.ndarray] | None = None
     ) -> Iterator[list[Scores]]:
         """Score a population on the search split, yielding as each group of members is done.
 
         The last group is filled up with copies, so that every group has the same shape.
         """
-        for start in range(0, len(genomes), members_per_batch):
-            group = genomes[start : start + members_per_batch]
-            count = len(group)
-            group = np.concatenate([group, np.repeat(group[-1:], members_per_batch - count, axis=0)])
-            on_device = jnp.asarray(group.astype(np.float32))
-            scores = [Scores({}, {}, {}) for _ in range(count)]
-            models: dict[int, Model] = {}  # the last one merged as a whole, which only generation needs
-            for task in self.tasks:
-                with _scoring(task):
-                    if task.score == "generation":
-                        for m in range(count):
-                            if m not in models:
-                                models = {m: candidates.whole(on_device[m])}
-                            self._generation(scores[m], task, "search", subset, models[m], self.config)
-                        continue
-                    static = {"config": self.config, "dtype": self.dtype}
-                    score = functools.partial(score_members, candidates, on_device, **static)
-                    outputs = self._likelihoods(task, "search", subset, score)
-                    for m in range(count):
-                        self._put(scores[m], task, outputs[:, m])
-            yield scores
+        for start in range(0, len(genomes), self.group):
+            group = genomes[start : start + self.group]
+            full = np.concatenate([group, np.repeat(group[-1:], self.group - len(group), axis=0)])
+            yield self._score(candidates, full, "search", subset, self.config)[: len(group)]
 
     def model(self, params: Params, split: str, config: DecoderConfig | None = None) -> Scores:
         """Score one model on a whole split; `config` if it is not of the judge's architecture."""
-        scores, config = Scores({}, {}, {}), config or self.config
+        nothing = np.zeros((self.mesh.shape["pop"], 0))
+        return self._score(Whole(params), nothing, split, None, config or self.config)[0]
+
+    def _score(
+        self,
+        candidates: Candidates,
+        genomes: np.ndarray,
+        split: str,
+        subset: Mapping[str, np.ndarray] | None,
+        config: DecoderConfig,
+    ) -> list[Scores]:
+        """The scores of members that fill the mesh."""
+        members = put(genomes.astype(np.float32), by_member(self.mesh))
+        generating = any(task.score == "generation" for task in self.tasks)
+        made = make_members(candidates, members, mesh=self.mesh) if generating or not candidates.lazy else None
+        static = {"mesh": self.mesh, "config": config, "dtype": self.dtype}
+        scores = [Scores({}, {}, {}) for _ in genomes]
         for task in self.tasks:
+            chosen, texts = self._chosen(task, split, subset), None
             with _scoring(task):
                 if task.score == "generation":
-                    self._generation(scores, task, split, None, Model(params), config)
+                    write = functools.partial(generate_members, candidates, made, members, **static)
+                    texts = self._texts(task, chosen, functools.partial(write, slots=candidates.slots(genomes)))
+                    pairs = _correct(task, chosen, texts)
                 else:
-                    score = functools.partial(score_model, params, config=config, dtype=self.dtype)
-                    self._put(scores, task, self._likelihoods(task, split, None, score))
+                    given = None if candidates.lazy else made
+                    score = functools.partial(score_members, candidates, given, members, **static)
+                    pairs = self._likelihoods(task, chosen, score)
+            for m, own in enumerate(scores):
+                own.primary[task.name], own.secondary[task.name] = pairs[:, m]
+                if texts is not None:
+                    own.texts[task.name] = texts[m]
         return scores
 
-    def _generation(
-        self,
-        scores: Scores,
-        task: Task,
-        split: str,
-        subset: Mapping[str, np.ndarray] | None,
-        model: Model,
-        config: DecoderConfig,
-    ) -> None:
-        """Put generated answers and their scores into `scores`; nothing breaks their ties."""
-        chosen = self._chosen(task, split, subset)
-        texts = self._texts(task, chosen, model, config)
-        correct = [float(is_correct(task, t, e.answer)) for t, e in zip(texts, chosen, strict=True)]
-        self._put(scores, task, np.stack([correct, np.zeros(len(correct))]))
-        scores.texts[task.name] = texts
-
-    def _likelihoods(
-        self,
-        task: Task,
-        split: str,
-        subset: Mapping[str, np.ndarray] | None,
-        score: Callable[..., tuple[Array, Array]],
-    ) -> np.ndarray:
-        """(2, [M,] n) of `score(batch, layout=...)`: a task's score of every example, then what breaks its ties."""
-        chosen = self._chosen(task, split, subset)
+    def _likelihoods(self, task: Task, chosen: Sequence[Example], score: Callable[..., Any]) -> np.ndarray:
+        """(2, M, n): a task's score of every example, then what breaks its ties."""
         parts, order = [], []
         for layout, index, batch in make_batches(task, chosen, self.layouts[task.name], self.pad):
             pair = np.stack([np.asarray(x, np.float64) for x in score(batch, layout=layout)])
@@ -243,21 +268,26 @@ class Judge:
         scores = np.concatenate(parts, axis=-1)[..., np.argsort(np.concatenate(order))]
         return scores if task.score == "likelihood" else scores[::-1]
 
-    def _texts(self, task: Task, examples: Sequence[Example], model: Model, config: DecoderConfig) -> list[str]:
-        texts = [""] * len(examples)
-        limit = jnp.asarray(task.max_new_tokens, jnp.int32)
-        for layout, index, batch in make_batches(task, examples, self.layouts[task.name], self.pad):
-            static = {"config": config, "scale": model.scale, "layout": layout, "dtype": self.dtype}
-            tokens = generate_batch(model.params, model.path, batch, limit, self.eos, **static)
+    def _texts(self, task: Task, chosen: Sequence[Example], write: Callable[..., Array]) -> list[list[str]]:
+        """What each member writes after each prompt."""
+        texts: list[list[str]] = []
+        limit = np.asarray(task.max_new_tokens, np.int32)
+        for layout, index, batch in make_batches(task, chosen, self.layouts[task.name], self.pad):
             real = index >= 0
-            decoded = self.tokenizer.batch_decode(np.asarray(tokens)[real], skip_special_tokens=True)
-            for i, text in zip(index[real], decoded, strict=True):
-                texts[i] = text
+            tokens = np.asarray(write(batch, limit, self.eos, layout=layout))[:, real]
+            texts = texts or [[""] * len(chosen) for _ in tokens]
+            for row, written in zip(texts, tokens, strict=True):
+                decoded = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+                for i, text in zip(index[real], decoded, strict=True):
+                    row[i] = text
         return texts
 
     def _chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
         examples = self.examples[split][task.name]
         return examples if subset is None else [examples[i] for i in subset[task.name]]
 
-    def _put(self, scores: Scores, task: Task, pair: np.ndarray) -> None:
-        scores.primary[task.name], scores.secondary[task.name] = pair
+
+def _correct(task: Task, chosen: Sequence[Example], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """(2, M, n): which of each member's answers are right; nothing breaks their ties."""
+    right = [[float(is_correct(task, t, e.answer)) for t, e in zip(row, chosen, strict=True)] for row in texts]
+    return np.stack([right, np.zeros_like(right)])

@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jevomerge.checkpoint.specs import ParamSpec, flatten, unflatten
 from jevomerge.merge.field import merge_keys
 from jevomerge.merge.method import MergeMethod
+from jevomerge.mesh import everywhere
 
 Leaves = dict[str, Any]
 
@@ -63,8 +65,12 @@ def make_bank(
     sources: Sequence[dict[str, Any]],
     base: dict[str, Any] | None,
     keys: Mapping[str, Any],
+    mesh: Mesh | None = None,
 ) -> Bank:
-    """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once."""
+    """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once.
+
+    `mesh` is the one that they were loaded to; what is prepared is on every device.
+    """
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []  # (spec, prepared) of every tensor, so that methods may pool over the model
     for spec in specs:
@@ -79,7 +85,8 @@ def make_bank(
         leaf = values[start:stop]
         prepared[spec.path] = leaf[0] if spec.num_layers is None else jax.tree.map(lambda *x: jnp.stack(x), *leaf)
         start = stop
-    return Bank(flat, flat_base, prepared, {path: jnp.asarray(k) for path, k in keys.items()})
+    rest = (prepared, {path: jnp.asarray(k) for path, k in keys.items()})
+    return Bank(flat, flat_base, *(rest if mesh is None else jax.device_put(rest, everywhere(mesh))))
 
 
 def _row(leaves: Leaves, path: str, layer: int | None) -> Array:

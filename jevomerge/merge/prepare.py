@@ -21,7 +21,7 @@ BLOCK = 1 << 18  # elements worked on at a time: they fit a core's cache in floa
 
 def on_host() -> bool:
     """Whether arrays live in this process's memory, where NumPy reads them without a copy."""
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and jax.process_count() == 1
 
 
 def row_blocks(arrays: Sequence[Array], base: Array | None, dtype: type) -> Iterator[tuple[slice, np.ndarray]]:

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jevomerge.checkpoint import Checkpoint, ParamSpec
 from jevomerge.checkpoint.chat import chat_template
@@ -20,6 +19,7 @@ from jevomerge.checkpoint.vocabulary import Alignment, align, special_ids
 from jevomerge.errors import InputError
 from jevomerge.merge import MergeMethod, get_method
 from jevomerge.merge.bank import tensor_keys
+from jevomerge.mesh import put, shardings
 from jevomerge.models import DecoderConfig
 from jevomerge.recipe.resolve import check_names, resolve
 from jevomerge.recipe.schema import Layered, Parameters, Recipe, RecipeModel
@@ -385,7 +385,7 @@ class Sources:
         inputs = [c.tensor(tensor.input_name(i)) for i, c in enumerate(part.checkpoints)]
         return inputs, part.base.tensor(tensor.base_name) if part.base else None
 
-    def load(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    def load(self, mesh: Mesh | None = None) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """All weights in memory, shaped like the merged model: a nested tree per input, and one for the base.
 
         Raises:
@@ -395,16 +395,19 @@ class Sources:
         base: dict[str, Any] = {}
         for checkpoint in self.checkpoints:
             checkpoint.check_head()
+        places = shardings(mesh, self.config, self.specs)
         for spec in self.specs:
+            where = places[spec.path]
             rows = [t for t in self.tensors if t.spec is spec]
             if self.alignment is not None and spec.path in VOCABULARY_LEAVES:
-                inputs, base[spec.path] = self.read(rows[0])
+                inputs, own = self.read(rows[0])
                 for tree, array in zip(trees, inputs, strict=True):
-                    tree[spec.path] = jnp.asarray(array)
+                    tree[spec.path] = put(array, where)
+                base[spec.path] = None if own is None else put(own, where)
                 continue
             for i, tree in enumerate(trees):
-                tree[spec.path] = read_leaf(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in rows])
-            places = [(t.part.base, t.base_name) for t in rows if t.part.base is not None]
-            base[spec.path] = read_leaf(spec, places) if places else None
+                tree[spec.path] = read_leaf(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in rows], where)
+            bases = [(t.part.base, t.base_name) for t in rows if t.part.base is not None]
+            base[spec.path] = read_leaf(spec, bases, where) if bases else None
         whole = self.parts[0].base is not None
-        return [unflatten(tree) for tree in trees], unflatten(jax.tree.map(jnp.asarray, base)) if whole else None
+        return [unflatten(tree) for tree in trees], unflatten(base) if whole else None

@@ -19,7 +19,7 @@ from jevomerge.report.record import read_record, weight_space
 def run(siblings, tmp_path_factory):
     """A finished run of `siblings/run.yaml`, and how often each jitted function was traced on the way."""
     folder = tmp_path_factory.mktemp("runs") / "repair"
-    jitted = (judge.score_members, judge.score_model, judge.generate_batch)
+    jitted = (judge.score_members, judge.make_members, judge.generate_members)
     for function in jitted:
         function.clear_cache()
     assert main(["evolve", str(siblings / "run.yaml"), "--output", str(folder), "--debug"]) == 0
@@ -115,7 +115,7 @@ def test_everything_is_compiled_once(run, siblings):
     _, _, traces = run
     shapes = len(Setup(read_run(siblings / "run.yaml")).judge.layouts["stories"])
     assert shapes <= 2
-    assert traces == {"score_members": shapes, "score_model": shapes, "generate_batch": 0}
+    assert traces == {"score_members": 2 * shapes, "make_members": 0, "generate_members": 0}  # merges and models
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -261,8 +261,8 @@ search: {evaluations: 20, sigma: 0.01, population: 10}
 
 
 def test_several_members_at_once_score_the_same(run, siblings, tmp_path):
-    """Groups of four, the last one filled up: 10 members are 4 + 4 + 2."""
-    copy = with_run(siblings, tmp_path, "search: {evaluations: 120", "members_per_batch: 4\nsearch: {evaluations: 10")
+    """Groups of sixteen, two on each of eight devices, the last one filled up."""
+    copy = with_run(siblings, tmp_path, "search: {evaluations: 120", "members_per_device: 2\nsearch: {evaluations: 10")
     assert main(["evolve", str(copy / "run.yaml"), "--output", str(tmp_path / "run")]) == 0
     alone, together = lines(run[0])[:10], lines(tmp_path / "run")
     assert [r["genome"] for r in together] == [r["genome"] for r in alone]

@@ -171,7 +171,7 @@ def test_groups_are_scored_as_they_were(problem, tmp_path, capsys):
     """Of a group of four, of which only some are lost: 10 members are 4 + 4 + 2."""
     config = shutil.copy(problem / "run.yaml", problem / "groups.yaml")
     configure(config, evaluations=30)
-    config.write_text(config.read_text() + "members_per_batch: 4\n")
+    config.write_text(config.read_text() + "members_per_device: 4\n")
     run = tmp_path / "run"
     assert main(["evolve", str(config), "--output", str(run), "--debug"]) == 0
     expected = outcome(run)

@@ -18,6 +18,8 @@ from jevomerge.checkpoint import Checkpoint, export_folder, param_specs
 from jevomerge.checkpoint.export import tensors_of, write_model
 from jevomerge.checkpoint.fold import Stack, fold, write_folded
 from jevomerge.checkpoint.specs import flatten
+from jevomerge.config import PathSearch
+from jevomerge.evolve.problem import PathProblem
 from jevomerge.fitness.candidates import Routed
 from jevomerge.fitness.rollout import Batch, generate
 from jevomerge.genome.path import Hop, PathSpace, encode, express_path
@@ -242,7 +244,8 @@ def test_text_generated_along_a_path_is_that_of_the_exported_folder(repeated, tm
     if repeated:
         hops = [*hops[:2], Hop(first, 1, 0.8), *hops[2:], *(Hop(second, 3, 0.7), Hop(first, 3, 1.2))]
     genome = jnp.asarray(encode(space, hops), jnp.float32)
-    model = Routed(stack.load(), space, "stream").whole(genome)
+    routed = Routed(stack.load(), space, "stream")
+    model = routed.model(None, genome, routed.slots(np.asarray(genome)[None]))
     assert model.path.layers.shape == (16,)  # of 25
     tokenizer = AutoTokenizer.from_pretrained(MINIATURES / "base")
     prompts = json_lines(MINIATURES.parent / "data" / "two_skills_heldout.jsonl", "prompt")[:24]
@@ -261,3 +264,13 @@ def test_text_generated_along_a_path_is_that_of_the_exported_folder(repeated, tm
 
 def json_lines(path, key):
     return [json.loads(line)[key] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "code"), [(1.0, None, "BF16"), (0.9, None, "F32"), (0.9, "bfloat16", "BF16")]
+)
+def test_scaled_weights_are_not_rounded_unless_that_is_wanted(scale, dtype, code, tmp_path):
+    problem = PathProblem(PathSearch(models=(str(MINIATURES / "addition"),), repeats=1, dtype=dtype))
+    hops = [Hop("addition", 0), Hop("addition", 1), Hop("addition", 2, scale), Hop("addition", 3)]
+    problem.export(encode(problem.space, hops), tmp_path / "out")
+    assert Checkpoint(tmp_path / "out").dtype() == code

@@ -1,0 +1,88 @@
+"""The devices as a mesh (pop, model): the members of a population over one axis, the weights of each over the other.
+
+    mesh = make_mesh(pop=4, model=2)                            # or make_mesh(), for all devices
+    params = Checkpoint(folder).load(mesh)                      # every process reads the bytes of its shards
+    scores = spread(mesh, score)(params, genomes)               # pure; score(params, genomes of one slice of `pop`)
+
+The same program runs on one device and on many.  Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
+that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`
+but the one that gathers results.  Over `model` the compiler splits what is split in its inputs: of every tensor the
+logical axis in `SPLIT`, if the model axis divides it; everything else is in every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jevomerge.errors import InputError
+
+if TYPE_CHECKING:
+    from jevomerge.checkpoint.specs import ParamSpec
+    from jevomerge.models import DecoderConfig
+
+
+def make_mesh(pop: int | None = None, model: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices (or of those given); what is not given follows from their number, `model` being 1.
+
+    Raises:
+        InputError: for a shape that does not use exactly these devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    model = model or (count // pop if pop and count % pop == 0 else 1)
+    pop = pop or count // model
+    if pop * model != count:
+        raise InputError(f"mesh: pop {pop} x model {model} is not the number of devices, {count}; or leave it out")
+    return jax.make_mesh((pop, model), ("pop", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def split(config: DecoderConfig, spec: ParamSpec, ways: int) -> tuple[str | None, ...]:
+    """Over which mesh axis each axis of a leaf is split, if the mesh's `model` axis has `ways` devices."""
+    counts = {
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "ff": config.intermediate_size,
+        "vocab": config.vocab_size,
+    }
+    axes = tuple("model" if axis in counts and counts[axis] % ways == 0 else None for axis in spec.axes)
+    return axes if spec.num_layers is None else (None, *axes)
+
+
+def shardings(mesh: Mesh | None, config: DecoderConfig, specs: Sequence[ParamSpec]) -> dict[str, NamedSharding | None]:
+    """Where each leaf of a model lies, {path: ...}: split over `model`, the same in every slice of `pop`.
+
+    None without a mesh: on the first device.
+    """
+    if mesh is None:
+        return dict.fromkeys(s.path for s in specs)
+    return {s.path: NamedSharding(mesh, P(*split(config, s, mesh.shape["model"]))) for s in specs}
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def by_member(mesh: Mesh) -> NamedSharding:
+    """The first axis over `pop`."""
+    return NamedSharding(mesh, P("pop"))
+
+
+def put(array: np.ndarray, where: NamedSharding | None) -> jax.Array:
+    """An array that every process has, on the devices; None: on the first."""
+    if where is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all."""
+    return jax.shard_map(
+        f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=frozenset({"pop"}), check_vma=False
+    )

@@ -1,0 +1,168 @@
+"""Several processes, two CPU devices each, that meet on this machine: one run, whoever and however many make it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jevomerge.cli import main
+
+CACHE = "/tmp/jevomerge-test-cache"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def launch(arguments, processes, environment=lambda process: {}, devices=2, flags=True):
+    """Start `jevomerge evolve` in so many processes."""
+    coordinator = f"localhost:{free_port()}"
+    started = []
+    for i in range(processes):
+        joining = ["--coordinator", coordinator, "--num-processes", processes, "--process-id", i] if flags else []
+        variables = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": CACHE, **environment(i)}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "jevomerge", "evolve", *map(str, [*arguments, *joining])],
+                env=os.environ | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started, timeout=150):
+    """[(exit status, standard output, standard error)] of processes."""
+    ended = []
+    for process in started:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            for other in started:
+                other.kill()
+            raise
+        ended.append((process.returncode, out, err))
+    return ended
+
+
+def done(ended):
+    assert [status for status, _, _ in ended] == [0] * len(ended), ended
+    return ended
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def same(folder, other):
+    """The same search: genomes and fitness of every candidate, the outcome and its bytes."""
+    mine, its = lines(folder), lines(other)
+    assert [(r["generation"], r["member"]) for r in mine] == [(r["generation"], r["member"]) for r in its]
+    np.testing.assert_allclose([r["genome"] for r in mine], [r["genome"] for r in its], atol=1e-5)
+    np.testing.assert_allclose([r["fitness"] for r in mine], [r["fitness"] for r in its], atol=1e-5)
+    results = [json.loads((f / "result.json").read_text()) for f in (folder, other)]
+    assert results[0]["best"]["evaluation"] == results[1]["best"]["evaluation"]
+    np.testing.assert_allclose(results[0]["best"]["heldout"], results[1]["best"]["heldout"], atol=1e-5)
+    assert results[0]["sources"].keys() == results[1]["sources"].keys()
+
+
+@pytest.fixture(scope="module")
+def small(siblings):
+    """A short search."""
+    text = (siblings / "run.yaml").read_text()
+    text = re.sub(r"search: \{.*\}", "search: {evaluations: 24, population: 8, checkpoint_every: 1}", text)
+    (siblings / "small.yaml").write_text(text)
+    return siblings / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(small, tmp_path_factory):
+    """What one process with one device makes of it."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done(finish(launch([small, "--output", folder], 1, devices=1, flags=False)))
+    return folder
+
+
+def test_two_processes_make_the_run_of_one(small, alone, tmp_path):
+    """The model is split over the devices of both, so that neither has all of it."""
+    folder = tmp_path / "run"
+    ended = done(finish(launch([small, "--output", folder, "--mesh", "1x4"], 2)))
+    same(folder, alone)
+    assert "evolved merge" in ended[0][1]
+    assert "evaluation" not in ended[1][1]  # only the first one talks
+    devices = json.loads((folder / "environment.json").read_text())["devices"]
+    assert len(devices) == 4
+
+
+def test_killed_in_two_processes_and_resumed_in_four_and_in_one(small, alone, tmp_path):
+    folder = tmp_path / "run"
+    started = launch([small, "--output", folder, "--mesh", "2x2"], 2)
+    wait_for(lambda: len(lines(folder)) >= 8, folder / "evaluations.jsonl", started)
+    started[1].send_signal(signal.SIGKILL)  # a worker
+    status = [s for s, _, _ in finish(started)]
+    assert 0 not in status
+    assert 8 <= len(lines(folder)) < 24
+    started = launch(["--resume", folder, "--mesh", "4x2"], 4)
+    wait_for(lambda: len(lines(folder)) >= 16, folder / "evaluations.jsonl", started)
+    for process in started:
+        process.send_signal(signal.SIGTERM)  # as before a preemption
+    finish(started)
+    done(finish(launch(["--resume", folder, "--mesh", "1x1"], 1, devices=1, flags=False)))
+    same(folder, alone)
+
+
+def wait_for(condition, path, started, timeout=120):
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        if path.exists() and condition():
+            return
+        if any(p.poll() not in (None, 0) for p in started):
+            raise AssertionError(finish(started))
+        time.sleep(0.05)
+    raise AssertionError("nothing happened")
+
+
+def test_open_mpi_says_who_is_who_and_bad_input_stops_all(small, tmp_path):
+    """`--distributed` reads mpirun's variables; a run folder that exists is refused by every process."""
+    (tmp_path / "run").mkdir()
+
+    def mpirun(process):
+        job = (free_port() % 4096 + 4096) * 4096
+        mpirun.job = getattr(mpirun, "job", job)
+        return {
+            "OMPI_MCA_orte_hnp_uri": f"{mpirun.job}.0;tcp://127.0.0.1:1",
+            "OMPI_COMM_WORLD_SIZE": "2",
+            "OMPI_COMM_WORLD_RANK": str(process),
+            "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+        }
+
+    ended = finish(launch([small, "--output", tmp_path / "run", "--distributed"], 2, mpirun, flags=False))
+    assert [status for status, _, _ in ended] == [2, 2]
+    assert "exists already" in ended[0][2]
+    assert "process 0: " in ended[1][2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--num-processes", "2"], "go together"),
+        (["--distributed"], "the processes of this run cannot meet"),
+        (["--mesh", "4by2"], "is not POPxMODEL"),
+        (["--mesh", "3x5"], "is not the number of devices, 8"),
+    ],
+)
+def test_bad_flags(flags, expected, small, tmp_path, capsys):
+    assert main(["evolve", str(small), "--output", str(tmp_path / "run"), *flags]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
