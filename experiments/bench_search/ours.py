@@ -36,7 +36,7 @@ class Ours:
     def __init__(self, problem: Problem, method: str):
         """Read models and data."""
         self.setup = Setup(RunConfig.model_validate(configuration(problem, method)))
-        self.candidates = self.setup.problem.load()
+        self.candidates = self.setup.problem.load(self.setup.mesh)
         self.judge, self.config = self.setup.judge, self.setup.problem.config
         (self.task,) = self.judge.tasks
         self.batches = make_batches(

@@ -18,8 +18,9 @@ from common import METHODS, Problem, interleave, ratios
 from ours import Ours, configuration, describe
 from rivals import Mergekit, TorchLoop, score
 
+from jevomerge.fitness.candidates import Candidates, Model, Whole
 from jevomerge.fitness.data import Layout
-from jevomerge.fitness.judge import generate_batch, score_members, score_model
+from jevomerge.fitness.judge import generate_members, make_members, score_members
 from jevomerge.fitness.rollout import Batch, answer_likelihood
 from jevomerge.models import DecoderConfig
 
@@ -92,27 +93,33 @@ def forward_flops(config: DecoderConfig, layout: Layout) -> float:
     return float(layout.rows * (length * per_token + head))
 
 
+NO_GENES = np.zeros((1, 0), np.float32)  # the genome of a model that is there already
+
+
+def merged(ours: Ours, genome: Any) -> Whole:
+    """The model of a genome (1, n), made beforehand."""
+    made = make_members(ours.candidates, genome, mesh=ours.setup.mesh)
+    return Whole(jax.tree.map(lambda x: x[0], made))
+
+
 def peak(problem: Problem) -> dict[str, Any]:
     """Share of a large float32 matrix product's speed that scoring reaches."""
     ours = Ours(problem, "linear")
     layout = Layout(16, 129, 16)
     batch = random_batch(ours.config, layout.rows, layout.length, layout.answer_slots)
-    params = ours.candidates.whole(jnp.full(3, 0.5)).params
+    genome = jnp.full((1, 3), 0.5)
+    whole = merged(ours, genome)
     model = TorchLoop(problem).model
     size = 2048
     a = np.random.default_rng(0).standard_normal((size, size), np.float32)
     at, aj = torch.from_numpy(a), jnp.asarray(a)
     multiply = jax.jit(lambda x: x @ x)
-    merged = {"config": ours.config, "layout": layout, "dtype": "float32"}
+    static = {"mesh": ours.setup.mesh, "config": ours.config, "layout": layout, "dtype": "float32"}
     works = {
         "sgemm_jax": lambda: multiply(aj).block_until_ready(),
         "sgemm_torch": lambda: at @ at,
-        "score_model": lambda: jax.block_until_ready(
-            score_model(params, batch, config=ours.config, layout=layout, dtype="float32")
-        ),
-        "score_members": lambda: jax.block_until_ready(
-            score_members(ours.candidates, jnp.full((1, 3), 0.5), batch, **merged)
-        ),
+        "one_model": lambda: jax.block_until_ready(score_members(whole, None, NO_GENES, batch, **static)),
+        "in_scan": lambda: jax.block_until_ready(score_members(ours.candidates, None, genome, batch, **static)),
         "torch_score": lambda: score(model, [(layout, np.arange(layout.rows), batch)]),
     }
     times = interleave(works, rounds=5)
@@ -125,7 +132,7 @@ def peak(problem: Problem) -> dict[str, Any]:
     share = {name: round(speed[name] / best, 3) for name in works}
     return {
         "layout": layout._asdict(),
-        "gflop": round(flops["score_model"] / 1e9, 1),
+        "gflop": round(flops["one_model"] / 1e9, 1),
         "times": times,
         "gflop_per_cpu_second": speed,
         "share_of_faster_sgemm": share,
@@ -141,19 +148,17 @@ def merge_in_scan(problem: Problem) -> dict[str, Any]:
         batch = random_batch(ours.config, layout.rows, layout.length, layout.answer_slots)
         candidates, config = ours.candidates, ours.config
         genome = jnp.asarray(ours.population[:1], jnp.float32)
-        params = candidates.whole(genome[0]).params
+        whole = merged(ours, genome)
 
         @jax.jit
-        def first(candidates: Any, genome: Any, batch: Batch, config: Any = config) -> Any:
-            return answer_likelihood(candidates.whole(genome[0]), config, batch, layout.answer_slots)
+        def first(candidates: Candidates, genome: Any, batch: Batch, config: Any = config) -> Any:
+            return answer_likelihood(Model(candidates.make(genome[0])), config, batch, layout.answer_slots)
 
-        static = {"config": config, "layout": layout, "dtype": "float32"}
+        static = {"mesh": ours.setup.mesh, "config": config, "layout": layout, "dtype": "float32"}
+        plain, in_scan = (whole, None, NO_GENES, batch), (candidates, None, genome, batch)
         programs = {
-            "plain": (score_model.lower(params, batch, **static).compile(), (params, batch)),
-            "in_scan": (
-                score_members.lower(candidates, genome, batch, **static).compile(),
-                (candidates, genome, batch),
-            ),
+            "plain": (score_members.lower(*plain, **static).compile(), plain),
+            "in_scan": (score_members.lower(*in_scan, **static).compile(), in_scan),
             "merge_first": (first.lower(candidates, genome, batch).compile(), (candidates, genome, batch)),
         }
         works = {k: lambda p=p, a=a: jax.block_until_ready(p(*a)) for k, (p, a) in programs.items()}
@@ -171,7 +176,7 @@ def merge_in_scan(problem: Problem) -> dict[str, Any]:
 def generation(problem: Problem) -> dict[str, Any]:
     """Greedy tokens per second; nobody may stop early."""
     ours, model = Ours(problem, "linear"), TorchLoop(problem).model
-    params = ours.candidates.whole(jnp.asarray([1.0, 0.0, 0.0])).params
+    whole = merged(ours, jnp.asarray([[1.0, 0.0, 0.0]]))
     new, results = 16, {}
     for rows in (1, 8, 32):
         layout = Layout(rows, 64, new)
@@ -180,8 +185,9 @@ def generation(problem: Problem) -> dict[str, Any]:
 
         def ours_tokens(batch: Batch = batch, layout: Layout = layout) -> Any:
             nothing = jnp.asarray([-1], jnp.int32)  # no token ends a text
-            static = {"config": ours.config, "scale": "stream", "layout": layout, "dtype": "float32"}
-            return np.asarray(generate_batch(params, None, batch, jnp.int32(new), nothing, **static))
+            static = {"mesh": ours.setup.mesh, "config": ours.config, "layout": layout, "dtype": "float32"}
+            arguments = (whole, None, NO_GENES, batch, jnp.int32(new), nothing)
+            return np.asarray(generate_members(*arguments, slots=None, **static))
 
         def theirs(ids: torch.Tensor = ids) -> Any:
             limits = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
