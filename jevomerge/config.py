@@ -114,6 +114,7 @@ class Search(Strict):
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
     sigma: float = Field(1 / 6, gt=0)
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
+    racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
     finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split
     checkpoint_every: int = Field(10, gt=0)  # generations
     time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included

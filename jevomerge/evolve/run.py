@@ -72,6 +72,11 @@ class Setup:
                 f"search: {search.strategy} compares candidates across generations, whose scores on different "
                 "minibatches mean different things; leave examples_per_generation out or choose cma_es"
             )
+        if search.racing is not None and self.strategy.elite is None:
+            raise InputError(
+                f"search.racing: {self.strategy.name} learns from the rank of every candidate, also the worst; leave "
+                "racing out or choose sep_cma_es, snes or random, for paths mixed or path_program"
+            )
         if search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
         self.mesh = make_mesh(config.mesh.pop, config.mesh.model)
@@ -84,6 +89,7 @@ class Setup:
             dtype=config.compute_dtype,
             mesh=self.mesh,
             members_per_device=config.members_per_device,
+            racing=search.racing,
         )
 
 
@@ -339,8 +345,15 @@ def evaluate(
     pending = [members for members in groups if any(done[m] is None for m in members)]
     total, best = generations * count, best_fitness(archive.records)
     before = time.perf_counter()
-    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset)
+    first_member = 0
+
+    def cut() -> float:
+        """What a member must reach: by the groups before its own alone, so that a resumed run stops the same ones."""
+        return threshold(setup, [done[m] for m in range(first_member)])
+
+    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset, cut)
     for members in pending:
+        first_member = members[0]
         where = f"generation {generation}, member {' and '.join(map(str, members))}"
         try:
             with watchdog.watching(f"{where}: not scored within search.time_limit, {config.search.time_limit} s"):
@@ -363,6 +376,17 @@ def evaluate(
     return [r for r in done.values() if r is not None]
 
 
+def threshold(setup: Setup, earlier: list[dict[str, Any] | None]) -> float:
+    """The fitness of the worst of the best that matter, among the records of a generation so far; -inf: not known."""
+    search, elite = setup.config.search, setup.strategy.elite
+    if search.racing is None or elite is None:
+        return -math.inf
+    if search.examples_per_generation is not None:
+        elite = max(elite, search.finalists)  # who may be scored again at the end
+    fitness = sorted((r["fitness"] for r in earlier if r is not None and r["fitness"] is not None), reverse=True)
+    return fitness[elite - 1] if len(fitness) >= elite else -math.inf
+
+
 def best_fitness(records: list[dict[str, Any]]) -> float:
     """The highest fitness among records, -inf if there is none."""
     return max((r["fitness"] for r in records if r["fitness"] is not None), default=-math.inf)
@@ -377,7 +401,7 @@ def make_record(
     seconds: float,
     subset: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
-    """A line of evaluations.jsonl; a fitness or a score that is not a number is null."""
+    """A line of evaluations.jsonl; a fitness or a score that is not a number, or was not found out, is null."""
     fitness, tie_break = (x if math.isfinite(x) else None for x in judge.fitness(scores))
     return {
         "generation": generation,
@@ -390,6 +414,7 @@ def make_record(
             name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
             for name, values in scores.primary.items()
         },
+        **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
         **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
     }
 
