@@ -20,7 +20,7 @@ from jevomerge.config import PathSearch, RunConfig
 from jevomerge.errors import InputError
 from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted, Routed
 from jevomerge.genome import Space, express, make_space, start_of
-from jevomerge.genome.path import PathSpace, describe, encode, express_path, hops_of, slices_of
+from jevomerge.genome.path import PathSpace, describe, distinct, encode, express_path, hops_of, slices_of
 from jevomerge.merge import Merge, make_bank
 from jevomerge.models import DecoderConfig
 from jevomerge.recipe import Numbers, Sources
@@ -49,6 +49,10 @@ class WeightProblem:
     def values(self, genome: np.ndarray) -> dict[str, float]:
         """The genes by name."""
         return self.space.values(genome)
+
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        return genomes.astype(np.float32)
 
     def numbers(self, genome: np.ndarray) -> Numbers:
         """The recipe's coefficients for a genome, as the search itself expresses it."""
@@ -83,6 +87,10 @@ class PathProblem:
     def values(self, genome: np.ndarray) -> dict[str, float]:
         """The genes by name."""
         return self.space.values(genome)
+
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        return distinct(self.space, genomes)
 
     def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""
@@ -152,6 +160,11 @@ class JointProblem:
         """The genes by name."""
         weights, path = self._split(genome)
         return self.weights.values(weights) | self.space.values(path)
+
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        weights, paths = np.split(genomes, [len(self.weights.names)], axis=1)
+        return np.concatenate([self.weights.distinct(weights), distinct(self.space, paths)], axis=1)
 
     def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""

@@ -340,8 +340,13 @@ def evaluate(
     subset = None if size is None else judge.sample("search", size, key)
     done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
     group, count = judge.group, len(population)
+    same = {} if subset is not None else archive.before(generation, setup.problem.distinct, population)
+    if copies := [copy_record(same[m], generation, m, population[m]) for m in same if done[m] is None]:
+        together(lambda: archive.append(copies))
+        done |= {r["member"]: r for r in copies}
     # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
-    groups = [range(start, min(start + group, count)) for start in range(0, count, group)]
+    rest = [m for m in range(count) if m not in same]
+    groups = [rest[start : start + group] for start in range(0, len(rest), group)]
     pending = [members for members in groups if any(done[m] is None for m in members)]
     total, best = generations * count, best_fitness(archive.records)
     before = time.perf_counter()
@@ -417,6 +422,12 @@ def make_record(
         **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
         **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
     }
+
+
+def copy_record(record: dict[str, Any], generation: int, member: int, genome: np.ndarray) -> dict[str, Any]:
+    """The line of a candidate that has been scored before, perhaps by other genes that do not matter."""
+    where = {"generation": generation, "member": member, "genome": genome.tolist()}
+    return {**record, **where, "seconds": 0.0, "copy_of": [record["generation"], record["member"]]}
 
 
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:

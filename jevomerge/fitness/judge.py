@@ -11,8 +11,9 @@ import copy
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -39,6 +40,7 @@ from jevomerge.mesh import by_member, everywhere, make_mesh, put, spread
 from jevomerge.models import DecoderConfig, Params
 
 SPLITS = ("search", "heldout")
+T = TypeVar("T")
 
 
 class Scores(NamedTuple):
@@ -255,24 +257,32 @@ class Judge:
         generating = any(task.score == "generation" for task in self.tasks)
         made = make_members(candidates, members, mesh=self.mesh) if generating or not candidates.lazy else None
         static = {"mesh": self.mesh, "config": config, "dtype": self.dtype}
-        answer = functools.partial(score_members, candidates, None if candidates.lazy else made, members, **static)
-        write = functools.partial(
-            generate_members, candidates, made, members, slots=candidates.slots(genomes), **static
-        )
+        slots = candidates.slots(genomes)
+
+        def start(task: Task, layout: Layout, batch: Batch) -> Any:
+            """What a batch comes to, which the device may still be busy with."""
+            with _scoring(task):
+                if task.score == "generation":
+                    arguments = (candidates, made, members, batch, np.int32(task.max_new_tokens), self.eos)
+                    return generate_members(*arguments, slots=slots, layout=layout, **static)
+                given = None if candidates.lazy else made
+                return score_members(candidates, given, members, batch, layout=layout, **static)
+
         chosen = {task.name: self._chosen(task, split, subset) for task in self.tasks}
         # Of each task (2, M, n): scores, and what breaks their ties; and the texts of each member.
         pairs = {name: np.full((2, len(genomes), len(rows)), np.nan) for name, rows in chosen.items()}
         seen = {name: np.zeros(len(rows), bool) for name, rows in chosen.items()}
         texts = {t.name: [[""] * len(chosen[t.name]) for _ in genomes] for t in self.tasks if t.score == "generation"}
         stopped: list[Stopped | None] = [None] * len(genomes)
-        for task, layout, index, batch in self._batches(chosen):
+        started = ((task, index, start(task, layout, batch)) for task, layout, index, batch in self._batches(chosen))
+        for task, index, output in one_ahead(started) if cut == -math.inf else started:
             with _scoring(task):
                 real, rows = index >= 0, index[index >= 0]
                 if task.score == "generation":
-                    tokens = np.asarray(write(batch, np.int32(task.max_new_tokens), self.eos, layout=layout))[:, real]
+                    tokens = np.asarray(output)[:, real]
                     pairs[task.name][..., rows] = self._read(task, chosen[task.name], rows, tokens, texts[task.name])
                 else:
-                    pair = np.stack([np.asarray(x, np.float64) for x in answer(batch, layout=layout)])[..., real]
+                    pair = np.stack([np.asarray(x, np.float64) for x in output])[..., real]
                     pairs[task.name][..., rows] = pair if task.score == "likelihood" else pair[::-1]
                 seen[task.name][rows] = True
             if cut > -math.inf and not all(map(np.all, seen.values())):
@@ -330,3 +340,13 @@ class Judge:
     def _chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
         examples = self.examples[split][task.name]
         return examples if subset is None else [examples[i] for i in subset[task.name]]
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, each asked for before the one in front of it is given away: texts are read meanwhile."""
+    held = deque[T]()
+    for item in items:
+        held.append(item)
+        if len(held) == 2:
+            yield held.popleft()
+    yield from held
