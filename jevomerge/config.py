@@ -163,7 +163,7 @@ class Stage(Strict):
 
 
 class MeshShape(Strict):
-    """The devices as a grid; what is not given follows from their number, `model` being 1."""
+    """The devices as a grid; what is not given follows from their number and, if they say how much it is, memory."""
 
     pop: int | None = Field(None, gt=0)  # how many candidates are scored at a time, each ...
     model: int | None = Field(None, gt=0)  # ... by so many devices, over which its weights are split
@@ -176,7 +176,7 @@ class Judging(Strict):
     seed: int = 0
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
-    members_per_device: int = Field(1, gt=0)  # candidates merged and scored at once (1 is fastest on a CPU)
+    members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
 
 

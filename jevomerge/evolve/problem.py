@@ -21,7 +21,7 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted, Routed
 from jevomerge.genome import Space, express, make_space, start_of
 from jevomerge.genome.path import PathSpace, describe, distinct, encode, express_path, hops_of, slices_of
-from jevomerge.merge import Merge, make_bank
+from jevomerge.merge import Merge, abstract_bank, make_bank
 from jevomerge.models import DecoderConfig
 from jevomerge.recipe import Numbers, Sources
 from jevomerge.stream import merge_to_folder
@@ -63,6 +63,12 @@ class WeightProblem:
         bank = make_bank(self.merge, self.sources.specs, *self.sources.load(mesh), self.sources.keys(), mesh)
         return Merged(bank, self.space, self.merge)
 
+    def abstract(self, mesh: Mesh) -> Merged:
+        """Shapes, dtypes and shardings of what `load` returns; reads nothing."""
+        trees = self.sources.load(mesh, abstract=True)
+        bank = abstract_bank(self.merge, self.sources.specs, *trees, self.sources.keys(), mesh)
+        return Merged(bank, jax.eval_shape(lambda: self.space), self.merge)
+
     def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
         """Write the merged model of a genome as a folder; `options` as for `merge_to_folder`."""
         merge_to_folder(self.sources, self.numbers(genome), out, **options)
@@ -95,6 +101,10 @@ class PathProblem:
     def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""
         return Routed(self.stack.load(mesh), self.space, self.scale)
+
+    def abstract(self, mesh: Mesh) -> Candidates:
+        """Shapes, dtypes and shardings of what `load` returns; reads nothing."""
+        return Routed(self.stack.load(mesh, abstract=True), self.space, self.scale)
 
     def export(
         self,
@@ -170,6 +180,11 @@ class JointProblem:
         """Read the weights."""
         blocks = self.stack.load(mesh)["layers"]
         return MergedAndRouted(self.weights.load(mesh), blocks, self.space, self.path.scale)
+
+    def abstract(self, mesh: Mesh) -> Candidates:
+        """Shapes, dtypes and shardings of what `load` returns; reads nothing."""
+        blocks = self.stack.load(mesh, abstract=True)["layers"]
+        return MergedAndRouted(self.weights.abstract(mesh), blocks, self.space, self.path.scale)
 
     def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
         """Merge first, beside `out`, then write the path."""

@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
 from jevomerge.hosts import first, on_first, together
 from jevomerge.mesh import make_mesh
+from jevomerge.plan.measure import best_plan, memory_limit
 from jevomerge.stream import write_beside_weights
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
@@ -58,8 +59,8 @@ class Observer(Protocol):
 class Setup:
     """Everything a run needs that can be made, and checked, without reading a weight."""
 
-    def __init__(self, config: RunConfig):
-        """Open the models, build the search space, read the tasks' data."""
+    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
+        """Open the models, build the search space, read the tasks' data; `devices` other than this machine's."""
         self.config = config
         self.problem: Problem = make_problem(config)
         problem, search = self.problem, config.search
@@ -79,7 +80,7 @@ class Setup:
             )
         if search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
-        self.mesh = make_mesh(config.mesh.pop, config.mesh.model)
+        self.mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
         self.judge = Judge(
             config.tasks,
             problem_tokenizer(problem),
@@ -88,9 +89,21 @@ class Setup:
             examples_at_once=search.examples_per_generation,
             dtype=config.compute_dtype,
             mesh=self.mesh,
-            members_per_device=config.members_per_device,
+            members_per_device=config.members_per_device or 1,
             racing=search.racing,
         )
+
+    def choose_mesh(self, observer: Observer) -> None:
+        """Where devices say how much memory they have: as the plan for them says, what the config leaves open."""
+        devices = jax.devices()
+        given = self.config.mesh.model or self.config.mesh.pop
+        if memory_limit(devices[0]) is None or (given and self.config.members_per_device):
+            return
+        observer.stage("choosing the mesh by what fits")
+        plan = best_plan(self, devices)
+        self.mesh, self.judge = plan.mesh, self.judge.on(plan.mesh, plan.members_per_device)
+        if not plan.fits:
+            observer.note("this may not fit in memory; `jevomerge plan` says what to change")
 
 
 def make_strategy_for(problem: Problem, search: Search) -> Strategy | PathStrategy:
@@ -142,6 +155,7 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
         on_first(lambda: check_unchanged(setup, folder))
     for note in setup.problem.notes:
         observer.note(note)
+    together(lambda: setup.choose_mesh(observer))
     observer.stage("loading models")
     candidates = together(lambda: setup.problem.load(setup.mesh))  # broken ones (NaN, truncated files) are refused here
     if not resume:

@@ -185,12 +185,6 @@ class Judge:
             pieces = 1 if racing is None else PIECES
             self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, examples_at_once, pieces)
 
-    def on(self, mesh: Mesh) -> Judge:
-        """The same on another mesh."""
-        other = copy.copy(self)
-        other.mesh, other.group = mesh, self.group // self.mesh.shape["pop"] * mesh.shape["pop"]
-        return other
-
     def _check_tokens(self, task: Task, examples: Sequence[Example]) -> None:
         top = max(max(e.prompt_tokens + e.answer_tokens) for e in examples)
         if top >= self.config.vocab_size:
@@ -198,6 +192,12 @@ class Judge:
                 f"task {task.name}: token {top} is outside the model's vocabulary of {self.config.vocab_size}; "
                 "tokenizer and weights do not belong together"
             )
+
+    def on(self, mesh: Mesh, members_per_device: int = 1) -> Judge:
+        """The same judge on other devices."""
+        other = copy.copy(self)
+        other.mesh, other.group = mesh, mesh.shape["pop"] * members_per_device
+        return other
 
     def fingerprint(self, split: str) -> dict[str, str]:
         """A digest of each task's examples."""
@@ -268,7 +268,7 @@ class Judge:
                 given = None if candidates.lazy else made
                 return score_members(candidates, given, members, batch, layout=layout, **static)
 
-        chosen = {task.name: self._chosen(task, split, subset) for task in self.tasks}
+        chosen = {task.name: self.chosen(task, split, subset) for task in self.tasks}
         # Of each task (2, M, n): scores, and what breaks their ties; and the texts of each member.
         pairs = {name: np.full((2, len(genomes), len(rows)), np.nan) for name, rows in chosen.items()}
         seen = {name: np.zeros(len(rows), bool) for name, rows in chosen.items()}
@@ -337,7 +337,8 @@ class Judge:
             bounds += task.weight * upper_bound(pairs[name][0], seen[name], strata, top, rule)
         return bounds / sum(task.weight for task in self.tasks)
 
-    def _chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
+    def chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
+        """The examples of a task that a candidate is scored on: a split, or those of it in `subset`."""
         examples = self.examples[split][task.name]
         return examples if subset is None else [examples[i] for i in subset[task.name]]
 
