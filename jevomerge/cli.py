@@ -1,4 +1,4 @@
-"""The command line: `jevomerge evolve | merge | evaluate | export | report`."""
+"""The command line: `jevomerge evolve | merge | evaluate | export | report | plan`."""
 
 from __future__ import annotations
 
@@ -95,6 +95,22 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run", metavar="RUN", help="a run folder")
     report.add_argument("--output", metavar="FILE", help="write the page here instead, and no path.png")
+
+    plan = command(
+        "plan",
+        "say what a run needs: memory, time, and what to change if it does not fit",
+        "Compile the programs of a run, from the shapes in its models' headers, for a TPU slice that need not be there "
+        "(with the compiler of `pip install 'jevomerge[plan]'`) or for this machine, and print the memory of each "
+        "device by kind, arithmetic, traffic and, for TPUs, the time that their peaks allow: the longer of computing "
+        "and moving, and then exchanging. No weights are read.",
+    )
+    plan.add_argument("config", help="a run's YAML; see configs/evollm_jp.yaml")
+    plan.add_argument("--topology", metavar="CHIP:SHAPE", help="a slice such as v5e:4x8 (default: this machine)")
+    plan.add_argument(
+        "--sweep",
+        action="store_true",
+        help="one line for each slice of that chip, from CHIP:SHAPE on, and each members_per_device",
+    )
     return top
 
 
@@ -213,12 +229,22 @@ def run_report(args: argparse.Namespace) -> None:
     print(f"Report: {write_report(args.run, args.output)}")
 
 
+def run_plan(args: argparse.Namespace) -> None:
+    """`jevomerge plan`."""
+    from jevomerge.config import read_config
+    from jevomerge.plan import plan_config
+
+    for line in plan_config(read_config(args.config), args.topology, sweep=args.sweep):
+        print(line, flush=True)
+
+
 COMMANDS = {
     "evolve": run_evolve,
     "merge": run_merge,
     "evaluate": run_evaluate,
     "export": run_export,
     "report": run_report,
+    "plan": run_plan,
 }
 
 

@@ -114,6 +114,7 @@ class Search(Strict):
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
     sigma: float = Field(1 / 6, gt=0)
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
+    racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
     finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split
     checkpoint_every: int = Field(10, gt=0)  # generations
     time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included
@@ -162,7 +163,7 @@ class Stage(Strict):
 
 
 class MeshShape(Strict):
-    """The devices as a grid; what is not given follows from their number, `model` being 1."""
+    """The devices as a grid; what is not given follows from their number and, if they say how much it is, memory."""
 
     pop: int | None = Field(None, gt=0)  # how many candidates are scored at a time, each ...
     model: int | None = Field(None, gt=0)  # ... by so many devices, over which its weights are split
@@ -175,7 +176,7 @@ class Judging(Strict):
     seed: int = 0
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
-    members_per_device: int = Field(1, gt=0)  # candidates merged and scored at once (1 is fastest on a CPU)
+    members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,10 @@ from jax.sharding import Mesh
 KINDS = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
 ITEMSIZE = {"pred": 1, "bf16": 2, "f16": 2}  # else the number of bits in the name: "f32"
 INSTRUCTION = re.compile(rf"= (?P<shapes>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?:-start)?\(")
+COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+LOOP = re.compile(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
+CONSTANT = re.compile(r"= [su]\d+\S* constant\((\d+)\)")
+CALLS = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%?[\w.-]+(?:, )?)+)")
 GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|mesh\[.*?\] \{.*?\}|\[[^ ]*)")
 
 
@@ -22,16 +28,24 @@ class Collective(NamedTuple):
     axes: frozenset[str]  # of the mesh, along which devices exchange something
     shapes: str  # what each device has afterwards
     bytes: int
+    runs: float = 1.0  # how often it is executed
 
 
-def collectives(text: str, mesh: Mesh) -> list[Collective]:
+def collectives(text: str, mesh: Mesh, trips: Mapping[str, float] | None = None) -> list[Collective]:
     """The collectives in `compiled.as_text()` of a program for `mesh`.
+
+    With `trips`, the counts of the loops of dynamic length by the `jax.named_scope` around them, it is also found how
+    often each is executed.
 
     Raises:
         ValueError: for a way to write groups of devices that is not known.
     """
     found = []
+    times = {} if trips is None else executions(text, trips)
+    computation = ""
     for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            computation = header[1]
         if (match := INSTRUCTION.search(line)) is None:
             continue
         groups = _groups(line, mesh.devices.size)
@@ -39,8 +53,49 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
         for group in groups:
             where = np.stack(np.unravel_index(np.asarray(group), mesh.devices.shape), axis=1)
             axes |= {name for name, ids in zip(mesh.axis_names, where.T, strict=True) if len(set(ids.tolist())) > 1}
-        found.append(Collective(match["kind"], frozenset(axes), match["shapes"], _bytes(match["shapes"])))
+        runs = times.get(computation, 1.0)
+        found.append(Collective(match["kind"], frozenset(axes), match["shapes"], _bytes(match["shapes"]), runs))
     return found
+
+
+def executions(text: str, trips: Mapping[str, float]) -> dict[str, float]:
+    """How often each computation of a compiled program runs.
+
+    A loop's count is the one that the compiler knows, else that of its scope in `trips`, else the constant that its
+    condition compares with; else 1.
+    """
+    calls: dict[str, list[tuple[str, float]]] = {}  # {computation: [(caller, times)]}
+    constants: dict[str, list[int]] = {}
+    loops: list[tuple[str, str, str, str]] = []
+    computation, entry = "", ""
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            computation = header[1]
+            entry = computation if line.startswith("ENTRY") else entry
+        elif loop := LOOP.search(line):
+            loops.append((computation, loop[1], loop[2], line))
+        else:
+            constants.setdefault(computation, []).extend(map(int, CONSTANT.findall(line)))
+            for names in CALLS.findall(line):
+                for name in names.split(", "):
+                    calls.setdefault(name.lstrip("%"), []).append((computation, 1.0))
+    for caller, condition, body, line in loops:
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+        scope = re.search(r'op_name="[^"]*?([^/"]+)/while"', line)
+        bounds = constants.get(condition, [])
+        if known:
+            count = float(known[1])
+        elif scope and scope[1] in trips:
+            count = trips[scope[1]]
+        else:
+            count = float(bounds[0]) if len(bounds) == 1 else 1.0
+        calls.setdefault(body, []).append((caller, count))
+
+    @functools.cache
+    def runs(name: str) -> float:
+        return 1.0 if name == entry else sum(runs(caller) * count for caller, count in calls.get(name, ()))
+
+    return {name: runs(name) for name in (entry, *calls)}
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:

@@ -83,6 +83,6 @@ def put(array: np.ndarray, where: NamedSharding | None) -> jax.Array:
 
 def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all."""
-    return jax.shard_map(
-        f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=frozenset({"pop"}), check_vma=False
-    )
+    # Where nothing is split, nothing is left to the compiler: a method of the user's may then call back to the host.
+    manual = frozenset(mesh.axis_names if mesh.shape["model"] == 1 else {"pop"})
+    return jax.shard_map(f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False)

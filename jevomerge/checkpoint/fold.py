@@ -36,7 +36,7 @@ from jevomerge import models
 from jevomerge.checkpoint.export import write_model
 from jevomerge.checkpoint.hf_config import stacked_config_json
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, all_finite
-from jevomerge.checkpoint.source import Checkpoint, read_leaf
+from jevomerge.checkpoint.source import Checkpoint, abstract_leaf, read_leaf
 from jevomerge.checkpoint.specs import ParamSpec, param_specs, unflatten
 from jevomerge.errors import InputError
 from jevomerge.mesh import shardings
@@ -76,10 +76,12 @@ class Stack:
         template = next(s.template for s in self.specs if s.path == path)
         return checkpoint.tensor(template.format(layer=layer))
 
-    def load(self, mesh: Mesh | None = None) -> models.Params:
-        """All in memory, as `apply` takes it: blocks on a leading axis of length M."""
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> models.Params:
+        """All in memory, as `apply` takes it: blocks on a leading axis of length M; `abstract` as in `Sources.load`."""
         first = self.blocks[0][0]
-        first.check_head()
+        if not abstract:
+            first.check_head()
+        make = abstract_leaf if abstract else read_leaf
 
         def places(spec: ParamSpec) -> list[tuple[Checkpoint, str]]:
             if spec.num_layers is None:
@@ -87,7 +89,7 @@ class Stack:
             return [(c, spec.template.format(layer=i)) for c, i in self.blocks]
 
         where = shardings(mesh, self.config, self.specs)
-        return unflatten({s.path: read_leaf(s, places(s), where[s.path]) for s in self.specs})
+        return unflatten({s.path: make(s, places(s), where[s.path]) for s in self.specs})
 
 
 class Folding(NamedTuple):

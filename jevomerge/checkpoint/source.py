@@ -198,14 +198,24 @@ def read_leaf(
     return jax.make_array_from_callback(spec.leaf_shape, where, part)
 
 
+def abstract_leaf(
+    spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], where: NamedSharding | None = None
+) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of what `read_leaf` returns; reads nothing."""
+    return jax.ShapeDtypeStruct(spec.leaf_shape, jax.dtypes.canonicalize_dtype(_leaf_dtype(places)), sharding=where)
+
+
+def _leaf_dtype(places: Sequence[tuple[Checkpoint, str]]) -> np.dtype[Any]:
+    return functools.reduce(np.promote_types, {checkpoint.tensors[name].dtype for checkpoint, name in places})
+
+
 def _read_part(spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], index: tuple[slice, ...]) -> np.ndarray:
     """`leaf[index]` of a leaf."""
     if spec.num_layers is not None:
         places, index = places[index[0] if index else slice(None)], index[1:]
     stored = [checkpoint.tensors[name] for checkpoint, name in places]
     shape = tuple(len(range(n)[s]) for n, s in zip(spec.shape, index, strict=True)) if index else spec.shape
-    dtype = functools.reduce(np.promote_types, {s.dtype for s in stored})
-    leaf = aligned_empty((len(places), *shape), dtype)
+    leaf = aligned_empty((len(places), *shape), _leaf_dtype(places))
     for row, tensor, (checkpoint, name) in zip(leaf, stored, places, strict=True):
         if tensor.dtype == leaf.dtype:  # read into place: never two copies of a leaf
             checkpoint.tensor(name, row, index)

@@ -15,10 +15,12 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jevomerge.errors import InputError
 
@@ -62,6 +64,8 @@ class Archive:
     def __init__(self, path: Path | None):
         """Read what is there; a last line cut short by a crash is removed.  None: nothing is written."""
         self._known: dict[tuple[int, int], dict[str, Any]] = {}
+        self._by_candidate: dict[bytes, dict[str, Any]] = {}
+        self._sorted = 0  # generations whose records are in it
         self.damaged, self._file = 0, None
         if path is not None:
             self._known, self.damaged, whole = _parse(path)
@@ -86,6 +90,23 @@ class Archive:
         """The record of this very evaluation, if it was made before a crash."""
         record = self._known.get((generation, member))
         return record if record is not None and record["genome"] == genome else None
+
+    def before(
+        self, generation: int, distinct: Callable[[np.ndarray], np.ndarray], population: np.ndarray
+    ) -> dict[int, dict[str, Any]]:
+        """The members of a generation that were scored in an earlier one, and the records of that.
+
+        `distinct` makes of (P, n) genomes (P, n) numbers that are equal where candidates are.
+        """
+        for earlier in range(self._sorted, generation):
+            records = [self._known[earlier, m] for m in range(len(population)) if (earlier, m) in self._known]
+            padded = np.resize([r["genome"] for r in records], population.shape)  # one shape: compiled once
+            for record, row in zip(records, distinct(padded), strict=False):
+                if record["fitness"] is not None and "stopped" not in record:
+                    self._by_candidate.setdefault(row.tobytes(), record)
+        self._sorted = max(self._sorted, generation)
+        rows = enumerate(distinct(population))
+        return {m: found for m, row in rows if (found := self._by_candidate.get(row.tobytes())) is not None}
 
     def holds(self, generations: int, population: int) -> bool:
         """Whether every evaluation of the first `generations` is here."""

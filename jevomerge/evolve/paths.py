@@ -82,6 +82,7 @@ class PathStrategy(ABC):
 
     name: str
     fewest: int  # the smallest population with which the method is itself
+    elite: int  # how many of the best count by rank, all others alike
 
     def __init__(self, space: PathSpace, population_size: int, mean: np.ndarray, sigma: float, before: int = 0) -> None:
         self.space, self.population_size, self.num_genes = space, population_size, mean.size
@@ -150,6 +151,7 @@ class Mixed(PathStrategy):
         slots = space.num_slots
         weights = np.maximum(0, math.log(population_size / 2 + 1) - np.log(np.arange(1, population_size + 1)))
         weights /= weights.sum()
+        self.elite = int(np.sum(weights > 0))
         self._utilities = weights - 1 / population_size  # they sum to 0: what makes no difference does not move
         # A slot's signal must beat the drift of all the others, which takes a sample that grows like sqrt(T) ln T (as
         # for UMDA on OneMax, Witt, Algorithmica 2019): a smaller one is made up for by a smaller rate. The constant is
@@ -196,6 +198,11 @@ class PathProgram(PathStrategy):
 
     name, fewest = "path_program", 4
 
+    @property
+    def elite(self) -> int:  # type: ignore[override]
+        """The parents."""
+        return self.population_size // 2
+
     def init(self, key: jax.Array) -> State:
         """No generation yet."""
         return {"ranked": np.zeros((self.population_size, self.num_genes)), "generation": np.zeros((), np.int64)}
@@ -213,7 +220,7 @@ class PathProgram(PathStrategy):
         return {"ranked": population[np.argsort(ranks)], "generation": np.asarray(state["generation"] + 1)}
 
     def _child(self, rng: np.random.Generator, ranked: np.ndarray) -> np.ndarray:
-        parents = ranked[: self.population_size // 2]
+        parents = ranked[: self.elite]
         genome, other = parents[rng.integers(len(parents), size=2)]
         genome = genome.copy()
         if rng.random() < 0.5:

@@ -20,8 +20,8 @@ from jevomerge.config import PathSearch, RunConfig
 from jevomerge.errors import InputError
 from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted, Routed
 from jevomerge.genome import Space, express, make_space, start_of
-from jevomerge.genome.path import PathSpace, describe, encode, express_path, hops_of, slices_of
-from jevomerge.merge import Merge, make_bank
+from jevomerge.genome.path import PathSpace, describe, distinct, encode, express_path, hops_of, slices_of
+from jevomerge.merge import Merge, abstract_bank, make_bank
 from jevomerge.models import DecoderConfig
 from jevomerge.recipe import Numbers, Sources
 from jevomerge.stream import merge_to_folder
@@ -50,6 +50,10 @@ class WeightProblem:
         """The genes by name."""
         return self.space.values(genome)
 
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        return genomes.astype(np.float32)
+
     def numbers(self, genome: np.ndarray) -> Numbers:
         """The recipe's coefficients for a genome, as the search itself expresses it."""
         return jax.tree.map(np.asarray, express(self.space, jnp.asarray(genome, jnp.float32)))
@@ -58,6 +62,12 @@ class WeightProblem:
         """Read the weights."""
         bank = make_bank(self.merge, self.sources.specs, *self.sources.load(mesh), self.sources.keys(), mesh)
         return Merged(bank, self.space, self.merge)
+
+    def abstract(self, mesh: Mesh) -> Merged:
+        """Shapes, dtypes and shardings of what `load` returns; reads nothing."""
+        trees = self.sources.load(mesh, abstract=True)
+        bank = abstract_bank(self.merge, self.sources.specs, *trees, self.sources.keys(), mesh)
+        return Merged(bank, jax.eval_shape(lambda: self.space), self.merge)
 
     def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
         """Write the merged model of a genome as a folder; `options` as for `merge_to_folder`."""
@@ -84,9 +94,17 @@ class PathProblem:
         """The genes by name."""
         return self.space.values(genome)
 
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        return distinct(self.space, genomes)
+
     def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""
         return Routed(self.stack.load(mesh), self.space, self.scale)
+
+    def abstract(self, mesh: Mesh) -> Candidates:
+        """Shapes, dtypes and shardings of what `load` returns; reads nothing."""
+        return Routed(self.stack.load(mesh, abstract=True), self.space, self.scale)
 
     def export(
         self,
@@ -153,10 +171,20 @@ class JointProblem:
         weights, path = self._split(genome)
         return self.weights.values(weights) | self.space.values(path)
 
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        weights, paths = np.split(genomes, [len(self.weights.names)], axis=1)
+        return np.concatenate([self.weights.distinct(weights), distinct(self.space, paths)], axis=1)
+
     def load(self, mesh: Mesh | None = None) -> Candidates:
         """Read the weights."""
         blocks = self.stack.load(mesh)["layers"]
         return MergedAndRouted(self.weights.load(mesh), blocks, self.space, self.path.scale)
+
+    def abstract(self, mesh: Mesh) -> Candidates:
+        """Shapes, dtypes and shardings of what `load` returns; reads nothing."""
+        blocks = self.stack.load(mesh, abstract=True)["layers"]
+        return MergedAndRouted(self.weights.abstract(mesh), blocks, self.space, self.path.scale)
 
     def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
         """Merge first, beside `out`, then write the path."""

@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
 from jevomerge.hosts import first, on_first, together
 from jevomerge.mesh import make_mesh
+from jevomerge.plan.measure import best_plan, memory_limit
 from jevomerge.stream import write_beside_weights
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
@@ -58,8 +59,8 @@ class Observer(Protocol):
 class Setup:
     """Everything a run needs that can be made, and checked, without reading a weight."""
 
-    def __init__(self, config: RunConfig):
-        """Open the models, build the search space, read the tasks' data."""
+    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
+        """Open the models, build the search space, read the tasks' data; `devices` other than this machine's."""
         self.config = config
         self.problem: Problem = make_problem(config)
         problem, search = self.problem, config.search
@@ -72,9 +73,14 @@ class Setup:
                 f"search: {search.strategy} compares candidates across generations, whose scores on different "
                 "minibatches mean different things; leave examples_per_generation out or choose cma_es"
             )
+        if search.racing is not None and self.strategy.elite is None:
+            raise InputError(
+                f"search.racing: {self.strategy.name} learns from the rank of every candidate, also the worst; leave "
+                "racing out or choose sep_cma_es, snes or random, for paths mixed or path_program"
+            )
         if search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
-        self.mesh = make_mesh(config.mesh.pop, config.mesh.model)
+        self.mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
         self.judge = Judge(
             config.tasks,
             problem_tokenizer(problem),
@@ -83,8 +89,21 @@ class Setup:
             examples_at_once=search.examples_per_generation,
             dtype=config.compute_dtype,
             mesh=self.mesh,
-            members_per_device=config.members_per_device,
+            members_per_device=config.members_per_device or 1,
+            racing=search.racing,
         )
+
+    def choose_mesh(self, observer: Observer) -> None:
+        """Where devices say how much memory they have: as the plan for them says, what the config leaves open."""
+        devices = jax.devices()
+        given = self.config.mesh.model or self.config.mesh.pop
+        if memory_limit(devices[0]) is None or (given and self.config.members_per_device):
+            return
+        observer.stage("choosing the mesh by what fits")
+        plan = best_plan(self, devices)
+        self.mesh, self.judge = plan.mesh, self.judge.on(plan.mesh, plan.members_per_device)
+        if not plan.fits:
+            observer.note("this may not fit in memory; `jevomerge plan` says what to change")
 
 
 def make_strategy_for(problem: Problem, search: Search) -> Strategy | PathStrategy:
@@ -136,6 +155,7 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
         on_first(lambda: check_unchanged(setup, folder))
     for note in setup.problem.notes:
         observer.note(note)
+    together(lambda: setup.choose_mesh(observer))
     observer.stage("loading models")
     candidates = together(lambda: setup.problem.load(setup.mesh))  # broken ones (NaN, truncated files) are refused here
     if not resume:
@@ -334,13 +354,25 @@ def evaluate(
     subset = None if size is None else judge.sample("search", size, key)
     done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
     group, count = judge.group, len(population)
+    same = {} if subset is not None else archive.before(generation, setup.problem.distinct, population)
+    if copies := [copy_record(same[m], generation, m, population[m]) for m in same if done[m] is None]:
+        together(lambda: archive.append(copies))
+        done |= {r["member"]: r for r in copies}
     # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
-    groups = [range(start, min(start + group, count)) for start in range(0, count, group)]
+    rest = [m for m in range(count) if m not in same]
+    groups = [rest[start : start + group] for start in range(0, len(rest), group)]
     pending = [members for members in groups if any(done[m] is None for m in members)]
     total, best = generations * count, best_fitness(archive.records)
     before = time.perf_counter()
-    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset)
+    first_member = 0
+
+    def cut() -> float:
+        """What a member must reach: by the groups before its own alone, so that a resumed run stops the same ones."""
+        return threshold(setup, [done[m] for m in range(first_member)])
+
+    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset, cut)
     for members in pending:
+        first_member = members[0]
         where = f"generation {generation}, member {' and '.join(map(str, members))}"
         try:
             with watchdog.watching(f"{where}: not scored within search.time_limit, {config.search.time_limit} s"):
@@ -363,6 +395,17 @@ def evaluate(
     return [r for r in done.values() if r is not None]
 
 
+def threshold(setup: Setup, earlier: list[dict[str, Any] | None]) -> float:
+    """The fitness of the worst of the best that matter, among the records of a generation so far; -inf: not known."""
+    search, elite = setup.config.search, setup.strategy.elite
+    if search.racing is None or elite is None:
+        return -math.inf
+    if search.examples_per_generation is not None:
+        elite = max(elite, search.finalists)  # who may be scored again at the end
+    fitness = sorted((r["fitness"] for r in earlier if r is not None and r["fitness"] is not None), reverse=True)
+    return fitness[elite - 1] if len(fitness) >= elite else -math.inf
+
+
 def best_fitness(records: list[dict[str, Any]]) -> float:
     """The highest fitness among records, -inf if there is none."""
     return max((r["fitness"] for r in records if r["fitness"] is not None), default=-math.inf)
@@ -377,7 +420,7 @@ def make_record(
     seconds: float,
     subset: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
-    """A line of evaluations.jsonl; a fitness or a score that is not a number is null."""
+    """A line of evaluations.jsonl; a fitness or a score that is not a number, or was not found out, is null."""
     fitness, tie_break = (x if math.isfinite(x) else None for x in judge.fitness(scores))
     return {
         "generation": generation,
@@ -390,8 +433,15 @@ def make_record(
             name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
             for name, values in scores.primary.items()
         },
+        **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
         **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
     }
+
+
+def copy_record(record: dict[str, Any], generation: int, member: int, genome: np.ndarray) -> dict[str, Any]:
+    """The line of a candidate that has been scored before, perhaps by other genes that do not matter."""
+    where = {"generation": generation, "member": member, "genome": genome.tolist()}
+    return {**record, **where, "seconds": 0.0, "copy_of": [record["generation"], record["member"]]}
 
 
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:

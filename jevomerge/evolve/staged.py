@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import yaml
 
 from jevomerge.checkpoint.export import export_folder
@@ -68,10 +70,19 @@ def finish(results: dict[str, Any], folder: Path, observer: Observer) -> None:
 
 
 def rehearse(config: StagedConfig) -> None:
-    """Set up every stage; hollow models of the right shape stand in for the merges of earlier ones.
+    """Set up every stage.
 
     (How many layers a path will have is not known before it is found, so what builds on one is checked later.)
     """
+    for _ in set_up(config):
+        pass
+
+
+def set_up(config: RunConfig | StagedConfig, devices: Sequence[jax.Device] | None = None) -> Iterator[Setup]:
+    """Every search of a config but those that build on paths; hollow models stand in for the merges of earlier ones."""
+    if isinstance(config, RunConfig):
+        yield Setup(config, devices)
+        return
     with tempfile.TemporaryDirectory(prefix="jevomerge-") as work:
         winners: dict[str, str] = {}
         unknown: set[str] = set()
@@ -80,10 +91,10 @@ def rehearse(config: StagedConfig) -> None:
             if named & unknown:
                 unknown.add(stage.name)
                 continue
-            problem = Setup(config.run_of(stage, winners)).problem
-            if not isinstance(problem, WeightProblem):
+            yield (setup := Setup(config.run_of(stage, winners), devices))
+            if not isinstance(setup.problem, WeightProblem):
                 unknown.add(stage.name)
                 continue
             hollow = Path(work) / stage.name
-            write_hollow(hollow, problem.sources)
+            write_hollow(hollow, setup.problem.sources)
             winners[stage.name] = str(hollow)

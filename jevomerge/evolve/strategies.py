@@ -57,12 +57,13 @@ class Method(NamedTuple):
     build: Callable[[int, jax.Array, float], Any]  # (population size, a solution, sigma) -> algorithm
     fewest: int  # the smallest population with which the method is itself
     memory: str | None = None  # where evosax keeps the fitness of earlier generations that newcomers must match
+    elite: Callable[[int], int] | None = None  # of P, how many of the best count by rank, all others alike; None: all
 
 
 METHODS: dict[str, Method] = {
     "cma_es": Method(lambda size, x, _: CMA_ES(size, x), fewest=4),  # one parent only: c_mu = 0, Eq. (58)
-    "sep_cma_es": Method(lambda size, x, _: Sep_CMA_ES(size, x), fewest=4),
-    "snes": Method(lambda size, x, _: SNES(size, x), fewest=2),
+    "sep_cma_es": Method(lambda size, x, _: Sep_CMA_ES(size, x), fewest=4, elite=lambda size: size // 2),
+    "snes": Method(lambda size, x, _: SNES(size, x), fewest=2, elite=lambda size: -(-size // 2)),
     "open_es": Method(
         lambda size, x, sigma: Open_ES(
             size, x, optimizer=optax.adam(sigma / 10), std_schedule=optax.constant_schedule(sigma)
@@ -72,7 +73,9 @@ METHODS: dict[str, Method] = {
     "de": Method(lambda size, x, _: DifferentialEvolution(size, x), fewest=4, memory="fitness"),
     "pso": Method(lambda size, x, _: PSO(size, x), fewest=2, memory="fitness_best"),
     "random": Method(
-        lambda size, x, _: RandomSearch(size, x, lambda key: jax.random.uniform(key, x.shape, x.dtype)), fewest=1
+        lambda size, x, _: RandomSearch(size, x, lambda key: jax.random.uniform(key, x.shape, x.dtype)),
+        fewest=1,
+        elite=lambda size: 1,
     ),
 }
 
@@ -127,6 +130,8 @@ class Strategy:
     def __init__(self, name: str, population_size: int, mean: np.ndarray, sigma: float) -> None:
         self.name, self.population_size, self.num_genes = name, population_size, mean.size
         self._memory = METHODS[name].memory
+        elite = METHODS[name].elite
+        self.elite = None if elite is None else elite(population_size)
         self._draws = max(1, min(MAX_DRAWS, 2**20 // (population_size * mean.size)))  # 8 MB of candidates at most
         with self._host():
             self._mean, self._sigma = jnp.asarray(mean), sigma

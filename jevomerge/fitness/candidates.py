@@ -44,6 +44,10 @@ class Candidates:
         """(n,) and what was made of it -> the model, if it is a path with room for `slots` hops (None: for any)."""
         raise NotImplementedError
 
+    def hops(self, genomes: np.ndarray) -> np.ndarray | None:
+        """(M,) how long the paths of (M, n) genomes are; None without paths."""
+        return None
+
     def slots(self, genomes: np.ndarray) -> int | None:
         """How much room the paths of (M, n) genomes need, rounded up to 16; None without paths."""
         return None
@@ -93,9 +97,13 @@ class Routed(Candidates):
         """The stack with a path."""
         return Model(self.params, path=shortened(express_path(self.space, genome), slots), scale=self.scale)
 
+    def hops(self, genomes: np.ndarray) -> np.ndarray:
+        """Of each path."""
+        return np.asarray(_lengths(self.space, genomes.astype(np.float32)))
+
     def slots(self, genomes: np.ndarray) -> int:
         """Of the longest path, rounded up to 16: a cache has room for each hop."""
-        return slots_of(self.space, genomes)
+        return slots_of(self.space, self.hops(genomes))
 
 
 @flax.struct.dataclass
@@ -124,9 +132,13 @@ class MergedAndRouted(Candidates):
         path = shortened(express_path(self.space, genome[self.weights :]), slots)
         return Model(made, path=path, scale=self.scale)
 
+    def hops(self, genomes: np.ndarray) -> np.ndarray:
+        """As for `Routed`."""
+        return np.asarray(_lengths(self.space, genomes[:, self.weights :].astype(np.float32)))
+
     def slots(self, genomes: np.ndarray) -> int:
         """As for `Routed`."""
-        return slots_of(self.space, genomes[:, self.weights :])
+        return slots_of(self.space, self.hops(genomes))
 
 
 def shortened(path: Path, slots: int | None) -> Path:
@@ -134,10 +146,9 @@ def shortened(path: Path, slots: int | None) -> Path:
     return Path(path.layers[:slots], path.scales[:slots], path.length)
 
 
-def slots_of(space: PathSpace, genomes: np.ndarray) -> int:
-    """Hops of the longest path of (M, n) genomes, rounded up to 16, at most those there are."""
-    longest = int(np.max(_lengths(space, genomes.astype(np.float32))))
-    return min(-(-longest // 16) * 16, space.num_slots + 1)
+def slots_of(space: PathSpace, hops: np.ndarray) -> int:
+    """The most hops, rounded up to 16, at most those there are."""
+    return min(-(-int(np.max(hops)) // 16) * 16, space.num_slots + 1)
 
 
 @jax.jit

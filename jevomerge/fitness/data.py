@@ -101,14 +101,19 @@ def refuse_overlap(task: Task, search: Sequence[Example], heldout: Sequence[Exam
 
 
 def plan_layouts(
-    task: Task, search: Sequence[Example], others: Sequence[Example], tokens_per_batch: int, at_once: int | None = None
+    task: Task,
+    search: Sequence[Example],
+    others: Sequence[Example],
+    tokens_per_batch: int,
+    at_once: int | None = None,
+    pieces: int = 1,
 ) -> list[Layout]:
     """A few batch shapes, by growing length, into which every example fits.
 
     Lengths fall into buckets whose widths double, unless padding all of them to the longest costs less than a
     quarter more tokens than that; a bucket is as long as its longest example, rounded up to 8.  All examples
     share the shapes, but the number of rows fits what a candidate is scored on: the search split, or the
-    `at_once` examples of a minibatch.
+    `at_once` examples of a minibatch, in `pieces` or more.
     """
     generates = task.score == "generation"
     examples = [*search, *others]
@@ -129,20 +134,25 @@ def plan_layouts(
             count += 2 * math.sqrt(count)  # the share of a random minibatch varies
         count = max(count, inside.sum() / 8)  # a bucket that the search hardly meets is for the others
         most = max(1, tokens_per_batch // (length + (slots if generates else 0)))
-        rows = math.ceil(count / math.ceil(count / most))  # full batches of equal size
+        rows = math.ceil(count / max(math.ceil(count / most), min(pieces, math.ceil(count))))  # full ones of equal size
         layouts.append(Layout(rows, length, slots))
     return layouts
 
 
 def make_batches(
-    task: Task, examples: Sequence[Example], layouts: Sequence[Layout], pad: int
+    task: Task, examples: Sequence[Example], layouts: Sequence[Layout], pad: int, shuffled: bool = False
 ) -> list[tuple[Layout, np.ndarray, Batch]]:
-    """[(layout, (rows,) index of each row's example or -1 for padding, batch)]."""
+    """[(layout, (rows,) index of each row's example or -1 for padding, batch)].
+
+    `shuffled`: the examples of a layout come in a random order, which is always the same.
+    """
     generates = task.score == "generation"
     texts = [e.prompt_tokens + ([] if generates else e.answer_tokens) for e in examples]
-    batches = []
-    for shortest, layout in zip([-1, *(x.length for x in layouts)], layouts, strict=False):
-        inside = [i for i, text in enumerate(texts) if shortest < len(text) <= layout.length]
+    strata, batches = strata_of(task, examples, layouts), []
+    for stratum, layout in enumerate(layouts):
+        inside = np.flatnonzero(strata == stratum)
+        if shuffled:
+            inside = np.random.default_rng(stratum).permutation(inside)
         for start in range(0, len(inside), layout.rows):
             index = np.full(layout.rows, -1)
             chosen = inside[start : start + layout.rows]
@@ -158,6 +168,13 @@ def make_batches(
             arrays: tuple[Any, ...] = (tokens, valid, answer_length)  # NumPy's, for any mesh
             batches.append((layout, index, Batch(*arrays)))
     return batches
+
+
+def strata_of(task: Task, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
+    """(n,) the index of the layout that each example is scored in: the shortest one that holds it."""
+    generates = task.score == "generation"
+    lengths = [len(e.prompt_tokens) + (0 if generates else len(e.answer_tokens)) for e in examples]
+    return np.searchsorted([layout.length for layout in layouts], lengths)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -29,13 +31,16 @@ from jevomerge.fitness.data import (
     make_batches,
     plan_layouts,
     refuse_overlap,
+    strata_of,
 )
 from jevomerge.fitness.extract import is_correct
+from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
 from jevomerge.mesh import by_member, everywhere, make_mesh, put, spread
 from jevomerge.models import DecoderConfig, Params
 
 SPLITS = ("search", "heldout")
+T = TypeVar("T")
 
 
 class Scores(NamedTuple):
@@ -44,6 +49,7 @@ class Scores(NamedTuple):
     primary: dict[str, np.ndarray]
     secondary: dict[str, np.ndarray]
     texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates
+    stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
 
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -148,12 +154,14 @@ class Judge:
         dtype: str = "float32",
         mesh: Mesh | None = None,
         members_per_device: int = 1,
+        racing: Rule | None = None,
     ):
         """Read, check and tokenise the data of `splits`; no weights are needed.
 
         Batches are laid out for the first split, and for minibatches of `examples_at_once` of it.  Members are scored
         on the devices of `mesh` (None: on one), in each slice of its axis `pop` so many together.
         """
+        self.racing = racing
         self.mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         self.group = self.mesh.shape["pop"] * members_per_device  # members that are scored together
         self.tasks, self.tokenizer, self.config, self.dtype = tuple(tasks), tokenizer, config, dtype
@@ -174,13 +182,8 @@ class Judge:
             first, *rest = (self.examples[split][task.name] for split in splits)
             others = [e for examples in rest for e in examples]
             self._check_tokens(task, [*first, *others])
-            self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, examples_at_once)
-
-    def on(self, mesh: Mesh) -> Judge:
-        """The same on another mesh."""
-        other = copy.copy(self)
-        other.mesh, other.group = mesh, self.group // self.mesh.shape["pop"] * mesh.shape["pop"]
-        return other
+            pieces = 1 if racing is None else PIECES
+            self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, examples_at_once, pieces)
 
     def _check_tokens(self, task: Task, examples: Sequence[Example]) -> None:
         top = max(max(e.prompt_tokens + e.answer_tokens) for e in examples)
@@ -189,6 +192,12 @@ class Judge:
                 f"task {task.name}: token {top} is outside the model's vocabulary of {self.config.vocab_size}; "
                 "tokenizer and weights do not belong together"
             )
+
+    def on(self, mesh: Mesh, members_per_device: int = 1) -> Judge:
+        """The same judge on other devices."""
+        other = copy.copy(self)
+        other.mesh, other.group = mesh, mesh.shape["pop"] * members_per_device
+        return other
 
     def fingerprint(self, split: str) -> dict[str, str]:
         """A digest of each task's examples."""
@@ -203,7 +212,9 @@ class Judge:
         return chosen
 
     def fitness(self, scores: Scores) -> tuple[float, float]:
-        """The weighted mean over tasks of the mean score, and of the second criterion."""
+        """The weighted mean over tasks of the mean score, and of the second criterion; a bound, if it was stopped."""
+        if scores.stopped is not None:
+            return scores.stopped.bound, -math.inf
         total = sum(task.weight for task in self.tasks)
         first, second = (
             float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores[:2]
@@ -211,16 +222,21 @@ class Judge:
         return first, second
 
     def members(
-        self, candidates: Candidates, genomes: np.ndarray, subset: Mapping[str, np.ndarray] | None = None
+        self,
+        candidates: Candidates,
+        genomes: np.ndarray,
+        subset: Mapping[str, np.ndarray] | None = None,
+        cut: Callable[[], float] = lambda: -math.inf,
     ) -> Iterator[list[Scores]]:
         """Score a population on the search split, yielding as each group of members is done.
 
-        The last group is filled up with copies, so that every group has the same shape.
+        The last group is filled up with copies, so that every group has the same shape.  With racing, a group is
+        stopped when the fitness of none of its members can reach `cut()` any more.
         """
         for start in range(0, len(genomes), self.group):
             group = genomes[start : start + self.group]
             full = np.concatenate([group, np.repeat(group[-1:], self.group - len(group), axis=0)])
-            yield self._score(candidates, full, "search", subset, self.config)[: len(group)]
+            yield self._score(candidates, full, "search", subset, self.config, cut())[: len(group)]
 
     def model(self, params: Params, split: str, config: DecoderConfig | None = None) -> Scores:
         """Score one model on a whole split; `config` if it is not of the judge's architecture."""
@@ -234,60 +250,104 @@ class Judge:
         split: str,
         subset: Mapping[str, np.ndarray] | None,
         config: DecoderConfig,
+        cut: float = -math.inf,
     ) -> list[Scores]:
         """The scores of members that fill the mesh."""
         members = put(genomes.astype(np.float32), by_member(self.mesh))
         generating = any(task.score == "generation" for task in self.tasks)
         made = make_members(candidates, members, mesh=self.mesh) if generating or not candidates.lazy else None
         static = {"mesh": self.mesh, "config": config, "dtype": self.dtype}
-        scores = [Scores({}, {}, {}) for _ in genomes]
-        for task in self.tasks:
-            chosen, texts = self._chosen(task, split, subset), None
+        slots = candidates.slots(genomes)
+
+        def start(task: Task, layout: Layout, batch: Batch) -> Any:
+            """What a batch comes to, which the device may still be busy with."""
             with _scoring(task):
                 if task.score == "generation":
-                    write = functools.partial(generate_members, candidates, made, members, **static)
-                    texts = self._texts(task, chosen, functools.partial(write, slots=candidates.slots(genomes)))
-                    pairs = _correct(task, chosen, texts)
+                    arguments = (candidates, made, members, batch, np.int32(task.max_new_tokens), self.eos)
+                    return generate_members(*arguments, slots=slots, layout=layout, **static)
+                given = None if candidates.lazy else made
+                return score_members(candidates, given, members, batch, layout=layout, **static)
+
+        chosen = {task.name: self.chosen(task, split, subset) for task in self.tasks}
+        # Of each task (2, M, n): scores, and what breaks their ties; and the texts of each member.
+        pairs = {name: np.full((2, len(genomes), len(rows)), np.nan) for name, rows in chosen.items()}
+        seen = {name: np.zeros(len(rows), bool) for name, rows in chosen.items()}
+        texts = {t.name: [[""] * len(chosen[t.name]) for _ in genomes] for t in self.tasks if t.score == "generation"}
+        stopped: list[Stopped | None] = [None] * len(genomes)
+        started = ((task, index, start(task, layout, batch)) for task, layout, index, batch in self._batches(chosen))
+        for task, index, output in one_ahead(started) if cut == -math.inf else started:
+            with _scoring(task):
+                real, rows = index >= 0, index[index >= 0]
+                if task.score == "generation":
+                    tokens = np.asarray(output)[:, real]
+                    pairs[task.name][..., rows] = self._read(task, chosen[task.name], rows, tokens, texts[task.name])
                 else:
-                    given = None if candidates.lazy else made
-                    score = functools.partial(score_members, candidates, given, members, **static)
-                    pairs = self._likelihoods(task, chosen, score)
-            for m, own in enumerate(scores):
-                own.primary[task.name], own.secondary[task.name] = pairs[:, m]
-                if texts is not None:
-                    own.texts[task.name] = texts[m]
-        return scores
+                    pair = np.stack([np.asarray(x, np.float64) for x in output])[..., real]
+                    pairs[task.name][..., rows] = pair if task.score == "likelihood" else pair[::-1]
+                seen[task.name][rows] = True
+            if cut > -math.inf and not all(map(np.all, seen.values())):
+                bounds = self._bounds(chosen, pairs, seen)
+                if np.all(bounds < cut):
+                    count = sum(int(s.sum()) for s in seen.values())
+                    stopped = [Stopped(float(bound), count) for bound in bounds]
+                    break
+        return [
+            Scores(
+                {name: pair[0, m] for name, pair in pairs.items()},
+                {name: pair[1, m] for name, pair in pairs.items()},
+                {name: written[m] for name, written in texts.items()},
+                stopped[m],
+            )
+            for m in range(len(genomes))
+        ]
 
-    def _likelihoods(self, task: Task, chosen: Sequence[Example], score: Callable[..., Any]) -> np.ndarray:
-        """(2, M, n): a task's score of every example, then what breaks its ties."""
-        parts, order = [], []
-        for layout, index, batch in make_batches(task, chosen, self.layouts[task.name], self.pad):
-            pair = np.stack([np.asarray(x, np.float64) for x in score(batch, layout=layout)])
-            parts.append(pair[..., index >= 0])
-            order.append(index[index >= 0])
-        scores = np.concatenate(parts, axis=-1)[..., np.argsort(np.concatenate(order))]
-        return scores if task.score == "likelihood" else scores[::-1]
+    def _batches(self, chosen: Mapping[str, Sequence[Example]]) -> Iterator[tuple[Task, Layout, np.ndarray, Batch]]:
+        """The batches of all tasks, one task after another."""
+        for task in self.tasks:
+            layouts, shuffled = self.layouts[task.name], self.racing == "hoeffding"
+            for layout, index, batch in make_batches(task, chosen[task.name], layouts, self.pad, shuffled):
+                yield task, layout, index, batch
 
-    def _texts(self, task: Task, chosen: Sequence[Example], write: Callable[..., Array]) -> list[list[str]]:
-        """What each member writes after each prompt."""
-        texts: list[list[str]] = []
-        limit = np.asarray(task.max_new_tokens, np.int32)
-        for layout, index, batch in make_batches(task, chosen, self.layouts[task.name], self.pad):
-            real = index >= 0
-            tokens = np.asarray(write(batch, limit, self.eos, layout=layout))[:, real]
-            texts = texts or [[""] * len(chosen) for _ in tokens]
-            for row, written in zip(texts, tokens, strict=True):
-                decoded = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-                for i, text in zip(index[real], decoded, strict=True):
-                    row[i] = text
-        return texts
+    def _read(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        rows: np.ndarray,
+        tokens: np.ndarray,
+        texts: Sequence[list[str]],
+    ) -> np.ndarray:
+        """(2, M, R): which generated answers (M, R, new) are right (nothing breaks ties); they go to `texts`."""
+        right = np.zeros((2, *tokens.shape[:2]))
+        for m, own in enumerate(tokens):
+            for k, text in enumerate(self.tokenizer.batch_decode(own, skip_special_tokens=True)):
+                texts[m][rows[k]] = text
+                right[0, m, k] = is_correct(task, text, examples[rows[k]].answer)
+        return right
 
-    def _chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
+    def _bounds(
+        self, chosen: Mapping[str, Sequence[Example]], pairs: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """(M,) what the fitness of each member can still be, at most."""
+        assert self.racing is not None
+        bounds = np.zeros(self.group)
+        for task in self.tasks:
+            name, top = task.name, 0.0 if task.score == "likelihood" else 1.0
+            rule = "exact" if task.score == "likelihood" else self.racing  # a likelihood has no lowest value
+            strata = strata_of(task, chosen[name], self.layouts[name])
+            bounds += task.weight * upper_bound(pairs[name][0], seen[name], strata, top, rule)
+        return bounds / sum(task.weight for task in self.tasks)
+
+    def chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
+        """The examples of a task that a candidate is scored on: a split, or those of it in `subset`."""
         examples = self.examples[split][task.name]
         return examples if subset is None else [examples[i] for i in subset[task.name]]
 
 
-def _correct(task: Task, chosen: Sequence[Example], texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """(2, M, n): which of each member's answers are right; nothing breaks their ties."""
-    right = [[float(is_correct(task, t, e.answer)) for t, e in zip(row, chosen, strict=True)] for row in texts]
-    return np.stack([right, np.zeros_like(right)])
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, each asked for before the one in front of it is given away: texts are read meanwhile."""
+    held = deque[T]()
+    for item in items:
+        held.append(item)
+        if len(held) == 2:
+            yield held.popleft()
+    yield from held

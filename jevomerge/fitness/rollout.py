@@ -16,6 +16,7 @@ from jax import Array
 from jevomerge.fitness.candidates import Model
 from jevomerge.models import Cache, DecoderConfig, apply, unembed
 
+DECODE = "decode"  # name of the loop over new tokens, by which a plan knows it
 LOGITS_CHUNK = 512  # positions whose logits exist at a time: 100 MB at a vocabulary of 49,152
 
 
@@ -125,4 +126,5 @@ def generate(
         return step + 1, token, done | ends(token), written, cache
 
     start = (jnp.ones((), jnp.int32), token, ends(token), written, filled)
-    return jax.lax.while_loop(unfinished, body, start)[3]
+    with jax.named_scope(DECODE):
+        return jax.lax.while_loop(unfinished, body, start)[3]

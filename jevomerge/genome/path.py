@@ -150,6 +150,21 @@ def active(space: PathSpace, genome: Array) -> Array:
     return jnp.concatenate([jnp.arange(space.num_slots) > 0, scales])
 
 
+def distinct(space: PathSpace, genomes: np.ndarray) -> np.ndarray:
+    """(P, n) genomes -> (P, n) float32, equal where paths are: slots as 1 or 0, scales that do not matter as 0."""
+    genomes = genomes.astype(np.float32)
+    matters = np.array(_active(space, genomes))
+    matters[:, 0] = True
+    values = np.concatenate([genomes[:, : space.num_slots] > 0.5, genomes[:, space.num_slots :]], axis=1)
+    values[:, 0] = 1  # the first hop is not up to the genome
+    return np.where(matters, values, 0).astype(np.float32)
+
+
+@jax.jit
+def _active(space: PathSpace, genomes: Array) -> Array:
+    return jax.vmap(lambda genome: active(space, genome))(genomes)
+
+
 def _hops(space: PathSpace, genome: Array) -> tuple[Array, Array, Array]:
     """Layers (T + 1,), slots (T + 1,) and length () of the path; slot T is the appended end."""
     total = space.num_slots

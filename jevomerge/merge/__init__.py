@@ -1,6 +1,6 @@
 """Merging as pure functions: sources and coefficients in, one model out."""
 
-from jevomerge.merge.bank import Bank, Merge, build, in_scan, make_bank, merge_tensor
+from jevomerge.merge.bank import Bank, Merge, abstract_bank, build, in_scan, make_bank, merge_tensor
 from jevomerge.merge.method import MergeMethod, Parameter
 from jevomerge.merge.registry import get_method, register
 
@@ -9,6 +9,7 @@ __all__ = [
     "Merge",
     "MergeMethod",
     "Parameter",
+    "abstract_bank",
     "build",
     "get_method",
     "in_scan",

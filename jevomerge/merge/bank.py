@@ -89,6 +89,41 @@ def make_bank(
     return Bank(flat, flat_base, *(rest if mesh is None else jax.device_put(rest, everywhere(mesh))))
 
 
+def abstract_bank(
+    merge: Merge,
+    specs: Sequence[ParamSpec],
+    sources: Sequence[dict[str, Any]],
+    base: dict[str, Any] | None,
+    keys: Mapping[str, Any],
+    mesh: Mesh,
+) -> Bank:
+    """Shapes, dtypes and shardings of `make_bank`'s result, from those of the sources (`Sources.load(abstract=True)`).
+
+    What a method prepares is found by tracing; a `pool`, which may be NumPy's, runs on zeros of those shapes.
+    """
+    flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
+    rows: list[Any] = []
+    for spec in specs:
+        tensors = [
+            None if leaves is None else jax.ShapeDtypeStruct(spec.shape, leaves[spec.path].dtype)
+            for leaves in (*flat, flat_base)
+        ]
+        prepared = jax.eval_shape(merge.method.prepare, tensors[:-1], tensors[-1])
+        rows += [(prepared, int(np.prod(spec.shape)))] * (spec.num_layers or 1)
+    values = [prepared for prepared, _ in rows]
+    if merge.method.pool:
+        values = merge.method.pool([(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), p), size) for p, size in rows])
+    prepared, start, where = {}, 0, everywhere(mesh)
+    for spec in specs:
+        leading = () if spec.num_layers is None else (spec.num_layers,)
+        shapes = [(x, (*leading, *x.shape)) for x in jax.tree.leaves(values[start])]
+        leaves = [jax.ShapeDtypeStruct(shape, x.dtype, sharding=where) for x, shape in shapes]
+        prepared[spec.path] = jax.tree.unflatten(jax.tree.structure(values[start]), leaves)
+        start += spec.num_layers or 1
+    fields = {path: jax.ShapeDtypeStruct(k.shape, k.dtype, sharding=where) for path, k in keys.items()}
+    return Bank(flat, flat_base, prepared, fields)
+
+
 def _row(leaves: Leaves, path: str, layer: int | None) -> Array:
     return leaves[path] if layer is None else leaves[path][layer]
 

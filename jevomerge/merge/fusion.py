@@ -33,7 +33,7 @@ def prepare_fusion(sources: Sequence[Array], base: Array | None) -> Importance:
     """Divergence of every row, and the threshold from exact quantiles (mergekit samples a million elements)."""
     assert base is not None
     (x,) = sources
-    if on_host():
+    if on_host(x):
         divergence, ordered = _sort_on_host(x, base)
     else:
         divergence = _divergence(float32(x), float32(base), jnp)

@@ -19,7 +19,7 @@ SHORT = 1e-6  # mergekit counts task vectors whose lengths multiply to less than
 
 def prepare_model_stock(sources: Sequence[Array], base: Array | None) -> tuple[Gram, Gram]:
     """Lengths and angles of the task vectors, and of their rows."""
-    if not on_host():
+    if not on_host(*sources):
         return prepare_gram(sources, base), prepare_gram(sources, base, -1)
     rows = inner_products(sources, base, -1)  # once is enough: the whole tensor's are their sums
     return gram_of(rows.sum(axis=tuple(range(2, rows.ndim)))), gram_of(rows)

@@ -7,6 +7,7 @@ Elsewhere the same is written in jax.numpy, so that a sharded tensor never has t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ TABLE_SIZE = 1 << 16
 BLOCK = 1 << 18  # elements worked on at a time: they fit a core's cache in float64
 
 
-def on_host() -> bool:
-    """Whether arrays live in this process's memory, where NumPy reads them without a copy."""
-    return jax.default_backend() == "cpu" and jax.process_count() == 1
+def on_host(*arrays: Any) -> bool:
+    """Whether arrays live in this process's memory, where NumPy reads them without a copy; tracers do not."""
+    traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
+    return jax.default_backend() == "cpu" and jax.process_count() == 1 and not traced
 
 
 def row_blocks(arrays: Sequence[Array], base: Array | None, dtype: type) -> Iterator[tuple[slice, np.ndarray]]:

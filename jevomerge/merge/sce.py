@@ -42,7 +42,7 @@ def _variance(deltas: Sequence[Any]) -> Any:
 
 def prepare_sce(sources: Sequence[Array], base: Array | None) -> Variances:
     """Sort the elements by their variance over the task vectors."""
-    if on_host():
+    if on_host(*sources):
         return _prepare_on_host(sources, base)
     deltas = task_vectors(sources, base)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(d)) for d in deltas]))

@@ -47,7 +47,7 @@ def prepare_magnitudes(sources: Sequence[Array], base: Array | None) -> list[Mag
 
 
 def _descending(x: Array, base: Array) -> np.ndarray | Array:
-    if not on_host():
+    if not on_host(x):
         return jnp.sort(jnp.abs(float32(x) - float32(base)).reshape(-1), descending=True)
     magnitudes = np.empty(x.size, np.float32)
     flat = magnitudes.reshape(-1, x.shape[-1] if x.ndim else 1)
@@ -112,7 +112,7 @@ def prepare_ranks(sources: Sequence[Array], base: Array | None) -> list[Array]:
 def _ranks(x: Array, base: Array) -> Array:
     width = x.shape[-1] if x.ndim else 1
     dtype = next(t for t in (np.uint8, np.uint16, np.uint32) if width - 1 <= np.iinfo(t).max)
-    if not on_host():
+    if not on_host(x):
         return jnp.argsort(jnp.argsort(jnp.abs(float32(x) - float32(base)), axis=-1), axis=-1).astype(dtype)
     ranks = np.empty((x.size // width, width), dtype)
     for rows, (block,) in row_blocks([x], base, np.float32):

@@ -49,7 +49,7 @@ def prepare_gram(sources: Sequence[Array], base: Array | None, axis: int | None 
     `axis` None: a tensor is one vector; -1: every row is one; 0: every column.  The further axes of the result
     are those of the tensor, with size 1 along a vector.
     """
-    if not on_host():
+    if not on_host(*sources):
         return _gram_on_device(task_vectors(sources, base), axis)
     return gram_of(inner_products(sources, base, axis))
 

@@ -33,6 +33,7 @@ from jevomerge.models.rope import Rope
 Params = dict[str, Any]
 Scaling = Literal["stream", "delta"]  # what a path's scales multiply, see `Path`
 
+HOPS = "hops"  # name of the loop along a path, by which a plan knows it
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
@@ -384,7 +385,8 @@ def apply(
             x, y, kv = run(x.astype(dtype), kv, t, layer_params, kinds[at])
             return (jnp.zeros_like(x), x + y, kv) if scale == "stream" else (x, y, kv)
 
-        rest, x, kv = jax.lax.fori_loop(jnp.zeros_like(path.length), path.length, hop, (jnp.zeros_like(x), x, kv))
+        with jax.named_scope(HOPS):
+            rest, x, kv = jax.lax.fori_loop(jnp.zeros_like(path.length), path.length, hop, (jnp.zeros_like(x), x, kv))
         x = rest + x
     x = rms_norm(x, params["norm"]["weight"], c.rms_norm_eps, c.norm_plus_one)
     if kv is None:

@@ -13,7 +13,7 @@ from jevomerge.checkpoint import Checkpoint, ParamSpec
 from jevomerge.checkpoint.chat import chat_template
 from jevomerge.checkpoint.hf_config import stacked_config_json
 from jevomerge.checkpoint.safetensors_file import DTYPES
-from jevomerge.checkpoint.source import read_leaf
+from jevomerge.checkpoint.source import abstract_leaf, read_leaf
 from jevomerge.checkpoint.specs import param_specs, unflatten
 from jevomerge.checkpoint.vocabulary import Alignment, align, special_ids
 from jevomerge.errors import InputError
@@ -385,29 +385,34 @@ class Sources:
         inputs = [c.tensor(tensor.input_name(i)) for i, c in enumerate(part.checkpoints)]
         return inputs, part.base.tensor(tensor.base_name) if part.base else None
 
-    def load(self, mesh: Mesh | None = None) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    def load(
+        self, mesh: Mesh | None = None, *, abstract: bool = False
+    ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """All weights in memory, shaped like the merged model: a nested tree per input, and one for the base.
+
+        `abstract`: nothing is read, and the leaves are their `jax.ShapeDtypeStruct`.
 
         Raises:
             InputError: if the slices merge different numbers of models, or for broken weights.
         """
         trees: list[dict[str, Any]] = [{} for _ in range(self.num_inputs)]
         base: dict[str, Any] = {}
-        for checkpoint in self.checkpoints:
+        for checkpoint in () if abstract else self.checkpoints:
             checkpoint.check_head()
+        make = abstract_leaf if abstract else read_leaf
         places = shardings(mesh, self.config, self.specs)
         for spec in self.specs:
             where = places[spec.path]
             rows = [t for t in self.tensors if t.spec is spec]
-            if self.alignment is not None and spec.path in VOCABULARY_LEAVES:
+            if self.alignment is not None and spec.path in VOCABULARY_LEAVES and not abstract:
                 inputs, own = self.read(rows[0])
                 for tree, array in zip(trees, inputs, strict=True):
                     tree[spec.path] = put(array, where)
                 base[spec.path] = None if own is None else put(own, where)
                 continue
             for i, tree in enumerate(trees):
-                tree[spec.path] = read_leaf(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in rows], where)
+                tree[spec.path] = make(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in rows], where)
             bases = [(t.part.base, t.base_name) for t in rows if t.part.base is not None]
-            base[spec.path] = read_leaf(spec, bases, where) if bases else None
+            base[spec.path] = make(spec, bases, where) if bases else None
         whole = self.parts[0].base is not None
         return [unflatten(tree) for tree in trees], unflatten(base) if whole else None

@@ -53,6 +53,29 @@ def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     assert result["sources"].keys() == {"front", "back"}
 
 
+def test_a_path_that_was_scored_is_not_scored_again(siblings, tmp_path):
+    text = PATH.replace("STRATEGY", "path_program").replace("repeats: 2, scaling: per_hop", "repeats: 1, scaling: none")
+    (siblings / "again.yaml").write_text(text)
+    folder = tmp_path / "run"
+    assert main(["evolve", str(siblings / "again.yaml"), "--output", str(folder), "--debug"]) == 0
+    records = {(r["generation"], r["member"]): r for r in lines(folder)}
+    copies = [r for r in records.values() if "copy_of" in r]
+    assert len(copies) >= 2  # this strategy asks for its best again
+    space = Setup(read_run(folder / "config.yaml")).problem.space
+    for copy in copies:
+        first = records[tuple(copy["copy_of"])]
+        assert first["generation"] < copy["generation"]
+        assert (first["fitness"], first["scores"], copy["seconds"]) == (copy["fitness"], copy["scores"], 0)
+        paths = [describe(space, express_path(space, jnp.asarray(r["genome"], jnp.float32))) for r in (first, copy)]
+        assert paths[0] == paths[1]
+    # Killed after the second generation, it copies the same.
+    whole = (folder / "evaluations.jsonl").read_bytes()
+    (folder / "evaluations.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:33]))
+    (folder / "result.json").unlink()
+    assert main(["evolve", "--resume", str(folder)]) == 0
+    assert [r.get("copy_of") for r in lines(folder)] == [r.get("copy_of") for r in records.values()]
+
+
 FRANKENMERGE = """
 merge_method: passthrough
 dtype: float32

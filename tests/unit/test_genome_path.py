@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jevomerge.errors import InputError
 from jevomerge.evolve.paths import make_path_strategy
-from jevomerge.genome.path import Hop, PathSpace, active, describe, encode, express_path, hops_of, slices_of
+from jevomerge.genome.path import Hop, PathSpace, active, describe, distinct, encode, express_path, hops_of, slices_of
 
 SCALINGS = ("none", "per_hop", "matrix", "network")
 SPACES = [
@@ -253,3 +253,26 @@ def test_spaces_that_cannot_be_are_refused():
     ]:
         with pytest.raises(InputError, match=message):
             PathSpace(**arguments)
+
+
+@pytest.mark.parametrize("scaling", ["none", "per_hop", "matrix", "network"])
+def test_genomes_of_one_path_are_alike_and_others_are_not(scaling):
+    space = PathSpace(("a", "b"), (3, 2), 2, scaling)
+    rng = np.random.default_rng(0)
+    genomes = rng.random((200, space.num_genes))
+    rows = distinct(space, genomes)
+
+    def path(genome):
+        found = express_path(space, jnp.asarray(genome, jnp.float32))
+        return [(int(i), float(s)) for i, s in zip(found.layers[: found.length], found.scales, strict=False)]
+
+    for genome, row in zip(genomes[:20], rows, strict=False):
+        other = genome.copy()
+        other[: space.num_slots] = np.where(genome[: space.num_slots] > 0.5, 0.9, 0.1)
+        other[0] = 0.0  # always on
+        unused = ~np.asarray(active(space, jnp.asarray(genome, jnp.float32)))
+        other[unused] = rng.random(int(unused.sum()))
+        assert path(other) == path(genome)
+        np.testing.assert_array_equal(distinct(space, other[None])[0], row)
+    paths = {str(path(g)) for g in genomes}
+    assert len({row.tobytes() for row in rows}) >= len(paths) > (5 if scaling == "none" else 150)

@@ -174,7 +174,7 @@ def test_preparing_on_a_device_gives_the_same_merge(name, monkeypatch):
     sources, base = inputs(name, SHAPES["matrix"], 0.3)
     on_host = run(name, "mergekit", sources, base, **SETTINGS[name][-1])
     for module in ("fusion", "prepare", "sce", "sparsify", "spherical"):
-        monkeypatch.setattr(f"jevomerge.merge.{module}.on_host", lambda: False)
+        monkeypatch.setattr(f"jevomerge.merge.{module}.on_host", lambda *_: False)
     on_device = run(name, "mergekit", sources, base, **SETTINGS[name][-1])
     np.testing.assert_allclose(on_device, on_host, atol=3e-6, rtol=3e-6)
 

@@ -174,7 +174,7 @@ def test_an_exchange_between_members_would_be_seen():
 def test_groups_of_devices_are_read_however_they_are_written(groups, axes):
     line = f"  %x.1 = (f32[4,8]{{1,0}}, bf16[2]{{0}}) all-gather-start(%y), channel_id=1, {groups}, dimensions={{0}}"
     (found,) = collectives(line, mesh_of(4, 2))
-    assert found == ("all-gather", axes, "(f32[4,8]{1,0}, bf16[2]{0})", 4 * 32 + 4)
+    assert found == ("all-gather", axes, "(f32[4,8]{1,0}, bf16[2]{0})", 4 * 32 + 4, 1)
 
 
 def test_an_unknown_way_to_write_groups_is_an_error():

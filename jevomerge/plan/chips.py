@@ -1,0 +1,86 @@
+"""TPU slices: their devices without having them, and what a chip can do.
+
+Published peaks per chip, https://docs.cloud.google.com/tpu/docs (system architecture of v4, v5e, v5p and v6e, as of
+2026): bf16 FLOP/s, HBM bytes and bytes/s, and the bidirectional bandwidth of the inter-chip interconnect.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import NamedTuple
+
+import jax
+
+from jevomerge.errors import InputError
+
+GIB = 1 << 30
+
+
+class Chip(NamedTuple):
+    """A device and its peaks."""
+
+    name: str
+    kind: str  # what `jax.Device.device_kind` says
+    flops: float  # per second, bfloat16 in and float32 accumulated
+    bandwidth: float  # bytes per second, of its memory
+    interconnect: float  # bytes per second, all links, both directions
+    memory: float  # bytes that a program can use: a little is the system's
+
+
+CHIPS = (
+    Chip("v4", "TPU v4", 275e12, 1228e9, 300e9, 31.75 * GIB),
+    Chip("v5e", "TPU v5 lite", 197e12, 819e9, 400e9, 15.75 * GIB),
+    Chip("v5p", "TPU v5", 459e12, 2765e9, 1200e9, 94.75 * GIB),
+    Chip("v6e", "TPU v6 lite", 918e12, 1640e9, 800e9, 31.25 * GIB),
+)
+
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+DEEP = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+SLICES = {"v4": DEEP[1:], "v5e": FLAT, "v5p": DEEP[1:], "v6e": FLAT}
+
+
+def larger_slices(topology: str) -> list[str]:
+    """A slice and the larger ones of its chip, by size."""
+    chip, _, shape = topology.partition(":")
+    sizes = [math.prod(map(int, s.split("x"))) for s in (shape, *SLICES[chip])]
+    return [topology, *(f"{chip}:{s}" for s, size in zip(SLICES[chip], sizes[1:], strict=True) if size > sizes[0])]
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The chip that a device is; None for what is in no table (CPUs, GPUs)."""
+    return next((c for c in CHIPS if c.kind == device.device_kind), None)
+
+
+def slice_devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU slice such as "v5e:4x4", to compile for; there need not be one.
+
+    Raises:
+        InputError: for a topology that does not exist, or without the compiler.
+    """
+    chip = re.fullmatch(r"(v\w+):\d+(x\d+){1,2}", topology)
+    if chip is None or chip[1] not in {c.name for c in CHIPS}:
+        names = ", ".join(c.name for c in CHIPS)
+        raise InputError(f"--topology: `{topology}` is not like v5e:4x8 or v5p:2x2x1 (chips: {names})")
+    # The compiler looks for a TPU around it unless it is told not to.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip[1]}-8")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is touched, so nobody need wait for another
+    from jax.experimental import topologies
+
+    options = {"chip_config_name": "megacore"} if chip[1] == "v4" else {}  # its two cores as one device
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+    except Exception as error:
+        try:
+            import libtpu  # noqa: F401  # type: ignore[import-not-found]
+        except ImportError:
+            raise InputError(
+                "--topology: compiling for a TPU needs its compiler: pip install 'jevomerge[plan]'"
+            ) from None
+        raise InputError(f"--topology: {topology}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,106 @@
+"""Plans as text, and what to change where one does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from jevomerge.evolve.run import Setup
+from jevomerge.mesh import make_mesh
+from jevomerge.plan.chips import GIB
+from jevomerge.plan.measure import Plan, Use, plan_on
+
+
+def lines_of(plan: Plan, where: str) -> Iterator[str]:
+    """A plan for people; `where` names the devices."""
+    mesh = plan.mesh
+    yield (
+        f"{where}: pop {mesh.shape['pop']} x model {mesh.shape['model']}, "
+        f"{plan.members_per_device} member{'s' * (plan.members_per_device > 1)} per device"
+    )
+    total = f"{plan.peak / GIB:.2f}" + ("" if plan.limit is None else f" of {plan.limit / GIB:.2f}")
+    if plan.limit is None:
+        yield f"  memory per device: {total} GiB (how much there is, is not known)"
+    else:
+        yield f"  {'fits' if plan.fits else 'does not fit'}: {total} GiB per device" + (
+            f"; {plan.failed}" if plan.failed else ""
+        )
+    worst = max(plan.uses, key=lambda u: u.merged + u.cache + u.temporaries, default=None)
+    kinds = {"sources": plan.sources, "prepared by the method": plan.prepared}
+    if worst is not None:
+        kinds |= {"merged": worst.merged, "cache": worst.cache, "temporaries": worst.temporaries}
+    yield from (f"    {name:24}{size / GIB:9.3f} GiB" for name, size in kinds.items())
+    if not plan.uses:
+        return
+    yield f"  {'program, per run and device':56}{'runs':>6}{'TFLOP':>10}{'GB moved':>10}{'exchanged':>11}{'seconds':>9}"
+    for use in plan.uses:
+        yield _row(use)
+    for axes in sorted({a for u in plan.uses for a in u.exchanged or ()}):
+        sent = sum(u.runs * (u.exchanged or {}).get(axes, 0.0) for u in plan.uses)
+        yield f"  exchanged over {axes}: {sent / 1e9:.4g} GB per device and generation"
+    for use in plan.uses:
+        if use.exchanged is None:
+            yield f"  what `{use.name}` exchanges is not known (its compiled text cannot be read) and not counted"
+    for name in sorted({n for u in plan.uses for n in u.unknown}):
+        yield f"  how often the loop `{name}` runs is not known; it is counted once"
+    if plan.failed:
+        return
+    if plan.generation is None or plan.utilisation is None:
+        yield "  no estimate of the time: the peaks of this device are not in the table (jevomerge/plan/chips.py)"
+        return
+    yield (
+        f"  a generation of {plan.population} candidates: {_duration(plan.generation)}; "
+        f"the run, {plan.generations} generations: {_duration(plan.generation * plan.generations)}"
+    )
+    yield (
+        f"  utilisation: {100 * plan.utilisation:.1f} % of the peak in bfloat16; "
+        f"{100 * plan.useful:.0f} % of the members scored are candidates"
+    )
+    estimates = [u.estimate for u in plan.uses if u.estimate is not None]
+    if estimates:
+        yield f"  the compiler's own estimates, which count a loop's body once: {sum(estimates):.3g} s"
+
+
+def _row(use: Use) -> str:
+    seconds = "" if use.seconds is None else f"{use.seconds:9.3g}"
+    sent = "      ?" if use.exchanged is None else f"{sum(use.exchanged.values()) / 1e9:8.3g}"
+    return f"    {use.name:54}{use.runs:6}{use.flops / 1e12:10.4g}{use.moved / 1e9:10.4g}{sent} GB{seconds}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def summary(plan: Plan) -> str:
+    """A plan on one line, for a sweep."""
+    mesh = plan.mesh
+    state = "fits" if plan.fits else "does not fit"
+    time = "" if plan.generation is None or not plan.fits else f"  {_duration(plan.generation):>9} per generation"
+    used = "" if plan.utilisation is None or not plan.fits else f"  {100 * plan.utilisation:5.1f} % utilised"
+    return (
+        f"{mesh.size:4} devices  pop {mesh.shape['pop']:3} x model {mesh.shape['model']:2}  "
+        f"{plan.members_per_device} per device  {plan.peak / GIB:7.2f} GiB  {state:12}{time}{used}"
+    )
+
+
+def advice(setup: Setup, plan: Plan, devices: Sequence[jax.Device]) -> str:
+    """Which setting to change, and to what, so that a plan that does not fit does; found by trying."""
+    config, now = setup.config, plan.mesh.shape["model"]
+    if plan.members_per_device > 1 and plan_on(setup, plan.mesh, 1).fits:
+        return "set `members_per_device: 1`"
+    heads = setup.problem.config.num_attention_heads
+    ways = [n for n in (now << i for i in range(1, 9)) if n <= len(devices) and len(devices) % n == heads % n == 0]
+    for model in ways:
+        if plan_on(setup, make_mesh(None, model, devices), 1).fits:
+            return f"set `mesh: {{model: {model}}}`: so many devices then share the weights of a candidate"
+    widest = make_mesh(None, max([now, *ways]), devices)
+    size = config.tokens_per_batch
+    while (size := size // 2) >= 256:
+        smaller = Setup(config.model_copy(update={"tokens_per_batch": size}), devices)
+        if plan_on(smaller, widest, 1).fits:
+            model = f" and `mesh: {{model: {widest.shape['model']}}}`" if widest.shape["model"] != now else ""
+            return f"set `tokens_per_batch: {size}`{model}: fewer examples are then scored together"
+    return "no setting of members_per_device, mesh or tokens_per_batch makes it fit: take more or larger devices"
