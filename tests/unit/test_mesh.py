@@ -91,16 +91,17 @@ def test_scores_are_the_same_on_every_mesh(kind, shape):
     np.testing.assert_array_equal(many["generation"], one["generation"])
 
 
-@pytest.mark.parametrize("kind", ["ties", "dare_ties", "slerp", "both"])
+@pytest.mark.parametrize(
+    "kind", ["ties", "dare_ties", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("slerp", "both"))]
+)
 def test_methods_that_look_at_whole_tensors_are_split_too(kind):
     one, many = (scores(kind, *shape, names=("likelihood",)) for shape in ((1, 1), (2, 2)))
     assert np.ptp(one["likelihood"].mean(axis=1)) > 0.05
     np.testing.assert_allclose(many["likelihood"], one["likelihood"], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["task_arithmetic", "path"])
-def test_several_members_on_each_device(kind):
-    one, many = scores(kind, 1, 1), scores(kind, 2, 1, 2)
+def test_several_members_on_each_device():
+    one, many = (scores("task_arithmetic", *shape) for shape in ((1, 1), (2, 1, 2)))
     np.testing.assert_allclose(many["likelihood"], one["likelihood"], atol=1e-5)
     np.testing.assert_array_equal(many["generation"], one["generation"])
 
