@@ -269,14 +269,13 @@ def ailing(problem, tmp_path):
 def test_a_fitness_that_raises(ailing, tmp_path, capsys):
     """In processes with one device: on several, those that wait for the results of one that failed abort it."""
     run = tmp_path / "run"
-    for arguments in (["evolve", ailing, "--output", run], ["evolve", "--resume", run]):  # it still does
-        process = command(*arguments, module="tests.e2e.ailing", AILMENT="raises")
-        _, message = process.communicate()
-        assert process.returncode == 1
-        count = len(read_archive(run / "evaluations.jsonl"))
-        assert f"jevomerge: generation {count // 8}, member {count % 8}: task stories: " in message
-        assert "ArithmeticError: the first weight is too large for me" in message
-        assert f"continue with `jevomerge evolve --resume {run}`" in message
+    process = command("evolve", ailing, "--output", run, module="tests.e2e.ailing", AILMENT="raises")
+    _, message = process.communicate()
+    assert process.returncode == 1
+    count = len(read_archive(run / "evaluations.jsonl"))
+    assert f"jevomerge: generation {count // 8}, member {count % 8}: task stories: " in message
+    assert "ArithmeticError: the first weight is too large for me" in message
+    assert f"continue with `jevomerge evolve --resume {run}`" in message
     resumed(run, capsys)  # in this process nothing ails
     assert main(["evolve", str(ailing), "--output", str(tmp_path / "well")]) == 0
     assert outcome(run) == outcome(tmp_path / "well")
