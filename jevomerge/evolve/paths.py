@@ -39,7 +39,7 @@ from jevomerge.evolve.strategies import (
     make_strategy,
     strict_ranks,
 )
-from jevomerge.genome.path import Hop, PathSpace, active, encode, place
+from jevomerge.genome.path import Hop, PathSpace, active_genes, encode, place
 
 GENE_ON, GENE_OFF = 0.75, 0.25  # what a slot that is on or off is written as
 
@@ -87,7 +87,6 @@ class PathStrategy(ABC):
     def __init__(self, space: PathSpace, population_size: int, mean: np.ndarray, sigma: float, before: int = 0) -> None:
         self.space, self.population_size, self.num_genes = space, population_size, mean.size
         self._before, self._start, self._sigma = before, np.roll(mean, -before), sigma
-        self._active = jax.jit(jax.vmap(lambda genome: active(space, genome)))
 
     @abstractmethod
     def init(self, key: jax.Array) -> State:
@@ -131,7 +130,7 @@ class PathStrategy(ABC):
     def _in_use(self, population: np.ndarray) -> np.ndarray:
         """(P, n) bool: which genes matter."""
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            path = np.asarray(self._active(population[:, : self.space.num_genes].astype(np.float32)))
+            path = np.asarray(active_genes(self.space, population[:, : self.space.num_genes].astype(np.float32)))
         return np.pad(path, ((0, 0), (0, self._before)), constant_values=True)
 
 

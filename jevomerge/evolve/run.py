@@ -303,11 +303,10 @@ def search(
         ignored = f"evaluations.jsonl: damaged lines are ignored ({archive.damaged})"
         observer.note(f"{ignored}; evaluations that are missing are made again")
     key = jax.random.key(config.seed)
-    saved = Checkpoints(checkpoints, observer.note)
-    # With a checkpoint ahead of the archive, evaluations would be missing in the end.
-    start = strategy.init(jax.random.fold_in(key, 0))
+    saved, start = Checkpoints(checkpoints, observer.note), strategy.init(jax.random.fold_in(key, 0))
 
     def load() -> tuple[int, dict[str, Any]]:
+        # With a checkpoint ahead of the archive, evaluations would be missing in the end.
         step, state = saved.load(start, lambda step: archive.holds(step, strategy.population_size))
         return step, {name: values.tolist() for name, values in state.items()}
 

@@ -257,7 +257,7 @@ class Judge:
         generating = any(task.score == "generation" for task in self.tasks)
         made = make_members(candidates, members, mesh=self.mesh) if generating or not candidates.lazy else None
         static = {"mesh": self.mesh, "config": config, "dtype": self.dtype}
-        slots = candidates.slots(genomes)
+        slots = candidates.slots(genomes) if generating else None
 
         def start(task: Task, layout: Layout, batch: Batch) -> Any:
             """What a batch comes to, which the device may still be busy with."""

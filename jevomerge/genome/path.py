@@ -153,7 +153,7 @@ def active(space: PathSpace, genome: Array) -> Array:
 def distinct(space: PathSpace, genomes: np.ndarray) -> np.ndarray:
     """(P, n) genomes -> (P, n) float32, equal where paths are: slots as 1 or 0, scales that do not matter as 0."""
     genomes = genomes.astype(np.float32)
-    matters = np.array(_active(space, genomes))
+    matters = np.array(active_genes(space, genomes))
     matters[:, 0] = True
     values = np.concatenate([genomes[:, : space.num_slots] > 0.5, genomes[:, space.num_slots :]], axis=1)
     values[:, 0] = 1  # the first hop is not up to the genome
@@ -161,7 +161,8 @@ def distinct(space: PathSpace, genomes: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _active(space: PathSpace, genomes: Array) -> Array:
+def active_genes(space: PathSpace, genomes: Array) -> Array:
+    """(P, n) bool: `active` of (P, n) genomes."""
     return jax.vmap(lambda genome: active(space, genome))(genomes)
 
 
