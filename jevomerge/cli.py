@@ -176,7 +176,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from jevomerge.checkpoint.export import refuse_existing
     from jevomerge.config import read_task
     from jevomerge.evolve.archive import write_atomically
-    from jevomerge.evolve.run import load_tokenizer
+    from jevomerge.evolve.setup import load_tokenizer
     from jevomerge.fitness.judge import Judge
 
     if args.json:
@@ -201,7 +201,7 @@ def run_export(args: argparse.Namespace) -> None:
     from jevomerge.config import read_run
     from jevomerge.console import Terminal
     from jevomerge.evolve.archive import read_archive
-    from jevomerge.evolve.run import Setup
+    from jevomerge.evolve.setup import Setup
 
     records = read_archive(Path(args.run) / "evaluations.jsonl")
     if args.genome == "best":

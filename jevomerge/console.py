@@ -15,7 +15,7 @@ LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 class Silent:
-    """Shows nothing: what all processes of a run but the first do. An `evolve.run.Observer`."""
+    """Shows nothing: what all processes of a run but the first do. An `evolve.observer.Observer`."""
 
     def stage(self, text: str) -> None:
         """Nothing."""
@@ -31,7 +31,7 @@ class Silent:
 
 
 class Terminal:
-    """Shows a run: a progress bar in a terminal, plain lines elsewhere. An `evolve.run.Observer`."""
+    """Shows a run: a progress bar in a terminal, plain lines elsewhere. An `evolve.observer.Observer`."""
 
     def __init__(self, console: Console | None = None):
         """Write to `console`, by default standard output."""

@@ -25,7 +25,7 @@ def devices(count: int) -> dict[str, Any]:
     import numpy as np
 
     from jevomerge.config import read_run
-    from jevomerge.evolve.run import Setup
+    from jevomerge.evolve.setup import Setup
     from jevomerge.fitness import judge as judging
 
     setup = Setup(read_run(QUICKSTART))

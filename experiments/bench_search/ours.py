@@ -8,7 +8,7 @@ import numpy as np
 from common import Problem, genomes, recipe
 
 from jevomerge.config import RunConfig
-from jevomerge.evolve.run import Setup
+from jevomerge.evolve.setup import Setup
 from jevomerge.fitness.data import make_batches
 from jevomerge.fitness.judge import score_members
 

@@ -19,7 +19,7 @@ from jevomerge.checkpoint import Checkpoint
 from jevomerge.config import PathSearch, RunConfig, StagedConfig, read_config, read_run
 from jevomerge.console import Terminal
 from jevomerge.evolve.problem import PathProblem
-from jevomerge.evolve.run import load_tokenizer
+from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.evolve.staged import evolve_config
 from jevomerge.fitness.judge import SPLITS, Judge
 from jevomerge.genome.path import Hop, encode, hops_of

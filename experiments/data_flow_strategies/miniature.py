@@ -15,7 +15,7 @@ import numpy as np
 from jevomerge.config import PathSearch, Task
 from jevomerge.evolve.paths import make_path_strategy
 from jevomerge.evolve.problem import PathProblem
-from jevomerge.evolve.run import load_tokenizer
+from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness.judge import Judge
 
 MINI = Path(__file__).parents[1] / "japanese_math_mini"

@@ -173,7 +173,7 @@ def flops(setup: Any) -> dict[str, Any]:
 
 def child(kind: str, config: str) -> None:
     from jevomerge.config import RunConfig
-    from jevomerge.evolve.run import Setup
+    from jevomerge.evolve.setup import Setup
 
     setup = Setup(RunConfig.model_validate({"name": "validation", **json.loads(config)}))
     print(json.dumps({"memory": memory, "flops": flops}[kind](setup)))

@@ -14,8 +14,10 @@ import yaml
 from jevomerge.checkpoint.export import export_folder
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.evolve.archive import write_atomically
+from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.problem import WeightProblem
-from jevomerge.evolve.run import Observer, Setup, check_folder, evolve, report
+from jevomerge.evolve.run import check_folder, evolve, report
+from jevomerge.evolve.setup import Setup
 from jevomerge.hosts import on_first, together
 from jevomerge.stream import write_hollow
 

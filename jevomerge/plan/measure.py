@@ -20,7 +20,7 @@ from jevomerge.plan.cost import cost_of
 from jevomerge.plan.programs import Program, export_program, programs
 
 if TYPE_CHECKING:
-    from jevomerge.evolve.run import Setup
+    from jevomerge.evolve.setup import Setup
 
 # How the TPU compiler says that a program does not fit.
 FULL = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of ")

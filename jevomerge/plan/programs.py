@@ -22,7 +22,7 @@ from jevomerge.models.decoder import HOPS
 from jevomerge.recipe import Sources
 
 if TYPE_CHECKING:
-    from jevomerge.evolve.run import Setup
+    from jevomerge.evolve.setup import Setup
 
 Shape = jax.ShapeDtypeStruct
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from jevomerge.evolve.run import Setup
+from jevomerge.evolve.setup import Setup
 from jevomerge.mesh import make_mesh
 from jevomerge.plan.chips import GIB
 from jevomerge.plan.measure import Plan, Use, plan_on

@@ -9,7 +9,7 @@ import pytest
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.cli import main
 from jevomerge.config import read_run
-from jevomerge.evolve.run import Setup
+from jevomerge.evolve.setup import Setup
 from jevomerge.genome.path import describe, express_path
 from jevomerge.report.record import path_space, read_paths, read_record
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from jevomerge.cli import main
 from jevomerge.config import read_run
-from jevomerge.evolve.run import Setup
+from jevomerge.evolve.setup import Setup
 from jevomerge.fitness import judge
 from jevomerge.report.record import read_record, weight_space
 

@@ -14,7 +14,7 @@ from jevomerge.checkpoint.safetensors_file import read_header
 from jevomerge.config import RunConfig, Task
 from jevomerge.errors import InputError
 from jevomerge.evolve.problem import make_problem
-from jevomerge.evolve.run import problem_tokenizer
+from jevomerge.evolve.setup import problem_tokenizer
 from jevomerge.fitness import judge as judging
 from jevomerge.fitness.data import make_batches
 from jevomerge.fitness.judge import Judge

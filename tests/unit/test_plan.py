@@ -19,7 +19,7 @@ from jevomerge.checkpoint.hf_config import read_config as read_architecture
 from jevomerge.checkpoint.specs import param_specs, unflatten
 from jevomerge.cli import main
 from jevomerge.config import RunConfig
-from jevomerge.evolve.run import Setup
+from jevomerge.evolve.setup import Setup
 from jevomerge.fitness import judge as judging
 from jevomerge.fitness.candidates import Whole
 from jevomerge.fitness.data import Layout, make_batches
@@ -290,7 +290,7 @@ def test_a_search_takes_the_mesh_that_fits(monkeypatch):
     assert dict(setup.mesh.shape) == {"pop": 8, "model": 1}
     limit = (plan_on(setup, mesh_of(8, 1), 1).peak + plan_on(setup, mesh_of(4, 2), 1).peak) / 2 / GIB
     with_memory(monkeypatch, limit)
-    monkeypatch.setattr("jevomerge.evolve.run.memory_limit", measure.memory_limit)
+    monkeypatch.setattr("jevomerge.evolve.setup.memory_limit", measure.memory_limit)
     setup.choose_mesh(Quiet())
     assert dict(setup.mesh.shape) == dict(setup.judge.mesh.shape) == {"pop": 4, "model": 2}
     assert setup.judge.group == 4
@@ -391,10 +391,11 @@ def large(tmp_path):
 
 def test_a_plan_reads_no_weights(large):
     """In a process that may not have as much memory as a fifth of one model."""
+    # Not getrusage's ru_maxrss: it survives exec, so a child would report this worker's own peak.
     script = (
-        "import resource, sys; from jevomerge.cli import main\n"
+        "import sys; from jevomerge.cli import main\n"
         "status = main(['plan', sys.argv[1], '--debug'])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
         "sys.exit(status)"
     )
     command, env = [sys.executable, "-c", script, str(large)], os.environ | {"JAX_PLATFORMS": "cpu"}
