@@ -1,14 +1,31 @@
 """The strictest configuration: several CPU devices, no implicit promotion, warnings are errors."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
+# The tests of whole runs start many processes that compile the same programs: each is compiled once.
+OURS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OURS:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jevomerge-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the first process, whose workers found it in their environment, made."""
+    if OURS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

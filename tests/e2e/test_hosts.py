@@ -14,8 +14,6 @@ import pytest
 
 from jevomerge.cli import main
 
-CACHE = "/tmp/jevomerge-test-cache"
-
 
 def free_port():
     with socket.socket() as s:
@@ -29,7 +27,7 @@ def launch(arguments, processes, environment=lambda process: {}, devices=2, flag
     started = []
     for i in range(processes):
         joining = ["--coordinator", coordinator, "--num-processes", processes, "--process-id", i] if flags else []
-        variables = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": CACHE, **environment(i)}
+        variables = {"JAX_NUM_CPU_DEVICES": str(devices), **environment(i)}
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "jevomerge", "evolve", *map(str, [*arguments, *joining])],
