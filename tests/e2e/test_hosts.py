@@ -1,5 +1,6 @@
 """Several processes, two CPU devices each, that meet on this machine: one run, whoever and however many make it."""
 
+import functools
 import json
 import os
 import re
@@ -126,21 +127,31 @@ def wait_for(condition, path, started, timeout=120):
     raise AssertionError("nothing happened")
 
 
-def test_open_mpi_says_who_is_who_and_bad_input_stops_all(small, tmp_path):
-    """`--distributed` reads mpirun's variables; a run folder that exists is refused by every process."""
+def open_mpi(job, process):
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(process),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+    }
+
+
+def slurm(job, process):
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+    }
+
+
+@pytest.mark.parametrize("cluster", [open_mpi, slurm])
+def test_a_cluster_says_who_is_who_and_bad_input_stops_all(cluster, small, tmp_path):
+    """`--distributed` reads the variables of mpirun or srun; a run folder that exists is refused by every process."""
     (tmp_path / "run").mkdir()
-
-    def mpirun(process):
-        job = (free_port() % 4096 + 4096) * 4096
-        mpirun.job = getattr(mpirun, "job", job)
-        return {
-            "OMPI_MCA_orte_hnp_uri": f"{mpirun.job}.0;tcp://127.0.0.1:1",
-            "OMPI_COMM_WORLD_SIZE": "2",
-            "OMPI_COMM_WORLD_RANK": str(process),
-            "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
-        }
-
-    ended = finish(launch([small, "--output", tmp_path / "run", "--distributed"], 2, mpirun, flags=False))
+    variables = functools.partial(cluster, free_port() % 4096 + 4096)  # the port follows from the job's number
+    ended = finish(launch([small, "--output", tmp_path / "run", "--distributed"], 2, variables, flags=False))
     assert [status for status, _, _ in ended] == [2, 2]
     assert "exists already" in ended[0][2]
     assert "process 0: " in ended[1][2]
