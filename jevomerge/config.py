@@ -178,6 +178,14 @@ class Judging(Strict):
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
     members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who else is told of every evaluation
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("give each tracker once")
+        return trackers
 
 
 class RunConfig(Stage, Judging):

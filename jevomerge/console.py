@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+PACE = 100  # reports from which the time that is left is estimated
+
+
+def remaining(pace: Sequence[tuple[float, int]], total: int) -> float | None:
+    """Seconds until `total` evaluations are done, by the pace of [(time, done)]; None: not known yet.
+
+    What was done before the first report, by an earlier process or while programs were compiled, says nothing.  (Rich's
+    own column forgets what is older than half a minute, a single evaluation of a large model.)
+    """
+    (began, before), (now, done) = pace[0], pace[-1]
+    return (total - done) * (now - began) / (done - before) if done > before else None
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1:02:05", 100000 -> "1 d 3 h"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{seconds:02}"
+    days, hours = divmod(minutes // 60, 24)
+    return f"{days} d {hours} h" if days else f"{hours}:{minutes % 60:02}:{seconds:02}"
+
+
+class TimeLeft(ProgressColumn):
+    """What is left until the task's field `ends`, counting down between evaluations."""
+
+    def render(self, task: Task) -> Text:
+        """So much of it."""
+        ends = task.fields["ends"]
+        return Text("" if ends is None else f"{duration(max(0.0, ends - time.monotonic()))} left")
 
 
 class Silent:
@@ -26,6 +58,9 @@ class Silent:
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """Nothing."""
 
+    def scored(self, number: int, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
     def finished(self, result: Mapping[str, Any], folder: Path) -> None:
         """Nothing."""
 
@@ -38,11 +73,12 @@ class Terminal:
         self.console = console or Console(highlight=False)
         self._progress: Progress | None = None
         self._last = 0.0
+        self._pace = deque[tuple[float, int]](maxlen=PACE)
 
     def stage(self, text: str) -> None:
         """Say what happens next."""
         self._stop()
-        self.console.print(f"[dim]{text} ...[/]")
+        self.console.print(f"{text} ...", style="dim", markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something that is worth knowing and needs no change."""
@@ -50,18 +86,26 @@ class Terminal:
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """Move the bar, or print a line every few seconds."""
-        status = f"best {best:.4f}  mean {mean:.4f}"
+        now = time.monotonic()
+        self._pace.append((now, done))
+        left = remaining(self._pace, total)
+        status = "  ".join(f"{name} {x:.4f}" for name, x in (("best", best), ("mean", mean)) if math.isfinite(x))
         if not self.console.is_terminal:
-            if time.monotonic() - self._last > LINE_EVERY or done == total:
-                self._last = time.monotonic()
-                self.console.print(f"evaluation {done}/{total}  {status}")
+            if now - self._last > LINE_EVERY or done == total:
+                self._last = now
+                time_left = f"  {duration(left)} left" if left else ""
+                self.console.print(f"evaluation {done}/{total}  {status}{time_left}", soft_wrap=True)
             return
+        fields: dict[str, Any] = {"status": status, "ends": None if left is None else now + left}
         if self._progress is None:
-            columns = (TextColumn("evolving"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
-            self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
-            self._progress.add_task("evolving", total=total, status=status)
+            columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn())
+            self._progress = Progress(*columns, TimeLeft(), console=self.console, expand=True)
+            self._progress.add_task("evolving", total=total, **fields)
             self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=done, status=status)
+        self._progress.update(self._progress.task_ids[0], completed=done, **fields)
+
+    def scored(self, number: int, record: Mapping[str, Any]) -> None:
+        """Nothing."""
 
     def tensors(self, label: str) -> Callable[[int, int], None]:
         """A progress callback for work that goes tensor by tensor."""
@@ -91,6 +135,7 @@ class Terminal:
             self.console.print(f"Report: {page}", soft_wrap=True)
 
     def _stop(self) -> None:
+        self._pace.clear()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

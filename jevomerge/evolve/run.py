@@ -28,6 +28,7 @@ from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import SPLITS
 from jevomerge.hosts import first, on_first, together
 from jevomerge.mesh import make_mesh
+from jevomerge.trackers import check_trackers, tracked
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
 
@@ -40,6 +41,7 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
             for broken weights, before anything is written.
     """
     on_first(lambda: check_folder(folder, resume))
+    on_first(lambda: check_trackers(config.trackers))
     observer.stage("reading configuration, models' headers and data")
     setup = together(lambda: Setup(config))
     if resume:
@@ -54,6 +56,8 @@ def evolve(config: RunConfig, folder: Path, observer: Observer, *, resume: bool 
     with ExitStack() as stack:
         archive = together(lambda: open_archive(folder, stack))
         archive.learn(*on_first(lambda: (archive.records, archive.damaged)))
+        if first():
+            observer = stack.enter_context(tracked(observer, config, folder))
         return _evolve(setup, candidates, archive, folder, observer)
 
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.specs import unflatten
 from jevomerge.evolve.archive import write_atomically
-from jevomerge.evolve.problem import PathProblem, Problem, WeightProblem
-from jevomerge.fitness.candidates import Candidates, Merged
+from jevomerge.evolve.problem import JointProblem, Problem, WeightProblem
+from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted
 from jevomerge.fitness.judge import SPLITS, Judge, Scores
 from jevomerge.merge import Bank, Merge, build, get_method
 from jevomerge.mesh import shardings
@@ -35,16 +35,19 @@ def score_baselines(
     """Of whole models that are merged, what their plain average scores; and every source by name."""
     scores: dict[str, Scored] = {}
     average = None
-    if isinstance(problem, WeightProblem) and problem.sources.plain:
-        assert isinstance(candidates, Merged)
-        trees = dict(zip(problem.sources.names, map(unflatten, candidates.bank.sources), strict=True))
+    weights = problem.weights if isinstance(problem, JointProblem) else problem
+    if isinstance(weights, WeightProblem) and weights.sources.plain:
+        merged = candidates.merged if isinstance(candidates, MergedAndRouted) else candidates
+        assert isinstance(merged, Merged)
+        trees = dict(zip(weights.sources.names, map(unflatten, merged.bank.sources), strict=True))
         stage("scoring the plain average")
-        average = score_model(judge, plain_average(problem, candidates.bank, judge.mesh))
+        average = score_model(judge, plain_average(weights, merged.bank, judge.mesh), weights.config)
         for name, tree in trees.items():
             stage(f"scoring {name}")
-            scores[name] = score_model(judge, tree)
-    elif isinstance(problem, PathProblem):
-        for checkpoint in problem.checkpoints:
+            scores[name] = score_model(judge, tree, weights.config)
+    others = problem.others if isinstance(problem, JointProblem) else problem.checkpoints
+    for checkpoint in () if isinstance(problem, WeightProblem) else others:
+        if checkpoint.name not in scores:  # it may be merged too
             stage(f"scoring {checkpoint.name}")
             scores[checkpoint.name] = score_model(judge, checkpoint.load(judge.mesh), checkpoint.config)
     return average, scores

@@ -43,6 +43,8 @@ def search(
         return step, {name: values.tolist() for name, values in state.items()}
 
     step, values = on_first(load)
+    for number, record in enumerate(archive.records[: step * strategy.population_size]):
+        observer.scored(number, record)
     finished = step, {k: np.asarray(v, start[k].dtype).reshape(start[k].shape) for k, v in values.items()}
     with Watchdog(config.search.time_limit) as watchdog:
         try:
@@ -95,12 +97,25 @@ def evaluate(
     pending = [members for members in groups if any(done[m] is None for m in members)]
     total, best = generations * count, best_fitness(archive.records)
     before = time.perf_counter()
-    first_member = 0
+    first_member, shown = 0, 0
+
+    def show(new: bool = True) -> None:
+        """Tell of all members up to the first one that is missing, and if some are new how many there are."""
+        nonlocal shown
+        while shown < count and (record := done[shown]) is not None:
+            observer.scored(generation * count + shown, record)
+            shown += 1
+        if not new:
+            return
+        made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]
+        evaluated = generation * count + sum(r is not None for r in done.values())
+        observer.evaluated(evaluated, total, best, float(np.mean(made)) if made else math.nan)
 
     def cut() -> float:
         """What a member must reach: by the groups before its own alone, so that a resumed run stops the same ones."""
         return threshold(setup, [done[m] for m in range(first_member)])
 
+    show(new=bool(copies))
     outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset, cut)
     for members in pending:
         first_member = members[0]
@@ -120,9 +135,7 @@ def evaluate(
         together(lambda records=records: archive.append(records))  # type: ignore[misc]
         done |= {r["member"]: r for r in records}
         best = max(best, best_fitness(records))
-        made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]
-        evaluated = generation * count + sum(r is not None for r in done.values())
-        observer.evaluated(evaluated, total, best, float(np.mean(made)) if made else math.nan)
+        show()
     return [r for r in done.values() if r is not None]
 
 
@@ -160,6 +173,7 @@ def make_record(
         "fitness": fitness,
         "tie_break": tie_break,
         "seconds": round(seconds, 4),
+        "tokens": scores.tokens._asdict(),
         "scores": {
             name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
             for name, values in scores.primary.items()
@@ -172,7 +186,8 @@ def make_record(
 def copy_record(record: dict[str, Any], generation: int, member: int, genome: np.ndarray) -> dict[str, Any]:
     """The line of a candidate that has been scored before, perhaps by other genes that do not matter."""
     where = {"generation": generation, "member": member, "genome": genome.tolist()}
-    return {**record, **where, "seconds": 0.0, "copy_of": [record["generation"], record["member"]]}
+    spent = {"seconds": 0.0, "tokens": {"prompt": 0, "answer": 0}}
+    return {**record, **where, **spent, "copy_of": [record["generation"], record["member"]]}
 
 
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jevomerge.evolve.run import check_folder, evolve, report
 from jevomerge.evolve.setup import Setup
 from jevomerge.hosts import on_first, together
 from jevomerge.stream import write_hollow
+from jevomerge.trackers import check_trackers
 
 
 def evolve_config(
@@ -36,6 +37,7 @@ def evolve_config(
     if isinstance(config, RunConfig):
         return evolve(config, folder, observer, resume=resume)
     on_first(lambda: check_folder(folder, resume))
+    on_first(lambda: check_trackers(config.trackers))
     if not resume:
         together(lambda: rehearse(config))
         on_first(lambda: begin(config, folder))

@@ -43,6 +43,13 @@ SPLITS = ("search", "heldout")
 T = TypeVar("T")
 
 
+class Tokens(NamedTuple):
+    """How many tokens a model was run on to be scored: those of the examples, without padding."""
+
+    prompt: int
+    answer: int  # of the reference answers; where it generates, those it wrote, its end-of-text tokens among them
+
+
 class Scores(NamedTuple):
     """Scores of one model: {task: (n,)} per example, and the same of a second criterion that breaks ties."""
 
@@ -50,6 +57,7 @@ class Scores(NamedTuple):
     secondary: dict[str, np.ndarray]
     texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates
     stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
+    tokens: Tokens = Tokens(0, 0)
 
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -272,6 +280,7 @@ class Judge:
         # Of each task (2, M, n): scores, and what breaks their ties; and the texts of each member.
         pairs = {name: np.full((2, len(genomes), len(rows)), np.nan) for name, rows in chosen.items()}
         seen = {name: np.zeros(len(rows), bool) for name, rows in chosen.items()}
+        answered = np.zeros(len(genomes), int)  # how many tokens
         texts = {t.name: [[""] * len(chosen[t.name]) for _ in genomes] for t in self.tasks if t.score == "generation"}
         stopped: list[Stopped | None] = [None] * len(genomes)
         started = ((task, index, start(task, layout, batch)) for task, layout, index, batch in self._batches(chosen))
@@ -281,9 +290,11 @@ class Judge:
                 if task.score == "generation":
                     tokens = np.asarray(output)[:, real]
                     pairs[task.name][..., rows] = self._read(task, chosen[task.name], rows, tokens, texts[task.name])
+                    answered += count_written(tokens, self.eos).sum(axis=1)
                 else:
                     pair = np.stack([np.asarray(x, np.float64) for x in output])[..., real]
                     pairs[task.name][..., rows] = pair if task.score == "likelihood" else pair[::-1]
+                    answered += sum(len(chosen[task.name][i].answer_tokens) for i in rows)
                 seen[task.name][rows] = True
             if cut > -math.inf and not all(map(np.all, seen.values())):
                 bounds = self._bounds(chosen, pairs, seen)
@@ -291,12 +302,14 @@ class Judge:
                     count = sum(int(s.sum()) for s in seen.values())
                     stopped = [Stopped(float(bound), count) for bound in bounds]
                     break
+        read = sum(len(rows[i].prompt_tokens) for name, rows in chosen.items() for i in np.flatnonzero(seen[name]))
         return [
             Scores(
                 {name: pair[0, m] for name, pair in pairs.items()},
                 {name: pair[1, m] for name, pair in pairs.items()},
                 {name: written[m] for name, written in texts.items()},
                 stopped[m],
+                Tokens(read, int(answered[m])),
             )
             for m in range(len(genomes))
         ]
@@ -341,6 +354,12 @@ class Judge:
         """The examples of a task that a candidate is scored on: a split, or those of it in `subset`."""
         examples = self.examples[split][task.name]
         return examples if subset is None else [examples[i] for i in subset[task.name]]
+
+
+def count_written(tokens: np.ndarray, eos: np.ndarray) -> np.ndarray:
+    """(..., new) generated tokens -> (...) how many were written: up to the first end-of-text token, which is one."""
+    ends = np.isin(tokens, eos)
+    return np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, tokens.shape[-1])
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:

@@ -140,8 +140,7 @@ def cut(text: str, head: int = 360, tail: int = 160) -> str:
 
 def searched(record: Record, paths: Paths | None) -> str:
     """In a sentence, what was searched and how."""
-    config, search = record.config, record.config.search
-    parts = []
+    config, parts = record.config, []
     if config.recipe is not None:
         names = {parse_gene(g).source for g in record.genes[: record.num_weight_genes]} - {""}
         sources = [m.model for m in config.recipe.models] or sorted(config.recipe.references)
@@ -151,9 +150,8 @@ def searched(record: Record, paths: Paths | None) -> str:
     if config.path is not None:
         through = ", ".join(paths.space.models) if paths else ", ".join(Path(m).name for m in config.path.models)
         parts.append(f"a path through the layers of {through}")
-    strategy = search.strategy or ("cma_es" if config.path is None else "mixed")
     size = f"generations of {record.environment['population']}, seed {config.seed}"
-    return f"Searched: {' and '.join(parts)}; {len(record.genes)} genes by {strategy} in {size}."
+    return f"Searched: {' and '.join(parts)}; {len(record.genes)} genes by {record.strategy} in {size}."
 
 
 def headline(record: Record) -> dict[str, Any]:
@@ -172,17 +170,32 @@ def headline(record: Record) -> dict[str, Any]:
 
 def cost(record: Record) -> dict[str, str]:
     """What the run took."""
-    searching = sum(e["seconds"] for e in record.evaluations)
-    count = len(record.evaluations)
+    searching, count = record.seconds.sum(), len(record.evaluations)
     rows = {"evaluations": f"{count} in {len(record.generations)} generations"}
     if failed := int(np.isnan(record.fitness).sum()):
         rows["without a fitness"] = f"{failed} (not a number)"
+    if copies := sum("copy_of" in e for e in record.evaluations):
+        rows["known already"] = f"{copies}, the same candidates as earlier ones, at no cost"
+    if stopped := sum("stopped" in e and "copy_of" not in e for e in record.evaluations):
+        rows["stopped by racing"] = f"{stopped}, before all examples were scored"
     rows["seconds of search"] = f"{searching:.1f}"
     if searching:
         rows["evaluations per second"] = f"{count / searching:.2f}"
+    if count and record.tokens is not None:
+        prompt, answer = record.tokens.sum(axis=0)
+        kinds = {"generated" if t.score == "generation" else "of reference answers" for t in record.config.tasks}
+        rows["tokens of search"] = f"{thousands(prompt + answer)}"
+        rows["among them"] = f"{thousands(prompt)} of prompts, {thousands(answer)} {' or '.join(sorted(kinds))}"
+        if searching:
+            rows["tokens per second"] = thousands((prompt + answer) / searching)
     if record.result is not None:
         rows["seconds in all"] = f"{record.result['seconds']:.1f}, with the sources' scores and the export"
     return rows
+
+
+def thousands(count: float) -> str:
+    """1234567 -> "1 234 567", with spaces at which no line breaks."""
+    return f"{count:,.0f}".replace(",", "\u202f")
 
 
 # --- figures ------------------------------------------------------------------------------------------------

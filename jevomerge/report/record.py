@@ -49,6 +49,24 @@ class Record:
         return np.array([np.nan if e["fitness"] is None else e["fitness"] for e in self.evaluations], np.float64)
 
     @functools.cached_property
+    def seconds(self) -> np.ndarray:
+        """(E,) that each evaluation took."""
+        return np.array([e["seconds"] for e in self.evaluations], np.float64)
+
+    @functools.cached_property
+    def tokens(self) -> np.ndarray | None:
+        """(E, 2) that each was run on: of prompts, and of answers; None: written by a version that did not count."""
+        if not all("tokens" in e for e in self.evaluations):
+            return None
+        counts = [(e["tokens"]["prompt"], e["tokens"]["answer"]) for e in self.evaluations]
+        return np.array(counts, np.int64).reshape(-1, 2)
+
+    @property
+    def strategy(self) -> str:
+        """Its name, also where the configuration leaves it open."""
+        return self.config.search.strategy or ("cma_es" if self.config.path is None else "mixed")
+
+    @functools.cached_property
     def generations(self) -> list[np.ndarray]:
         """The evaluations of each generation, by index; the last one may not be complete."""
         number = np.array([e["generation"] for e in self.evaluations], int)

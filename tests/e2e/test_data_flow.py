@@ -149,6 +149,24 @@ def test_both_spaces_at_once(strategy, siblings, tmp_path):
     record = lines(folder)[result["best"]["evaluation"]]
     np.testing.assert_allclose(result["best"]["search"], record["fitness"], atol=1e-4)
     assert {"layers 0-1/front/weight", "slot 0 = merged:0", "slot 5 = base:0"} <= result["best"]["genome"].keys()
+    # The models that are merged and those a path leads through besides are scored as what they are.
+    assert result["sources"].keys() == {"front", "back", "base"}
+    assert (
+        main(
+            [
+                "evaluate",
+                str(siblings / "base"),
+                "--task",
+                str(siblings / "task.yaml"),
+                "--json",
+                str(tmp_path / "base.json"),
+            ]
+        )
+        == 0
+    )
+    alone = json.loads((tmp_path / "base.json").read_text())["score"]
+    np.testing.assert_allclose(result["sources"]["base"]["heldout"], alone, atol=1e-5)
+    assert max(row["heldout"] for row in result["sources"].values()) == result["sources"]["base"]["heldout"]
     assert (folder / "report.html").read_text().count("<svg ") == 5  # fitness, coefficients, genes, path, slots
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == [".lock"]
 
