@@ -15,6 +15,7 @@ Scalars by step, which is the number of the evaluation, from 0:
 from __future__ import annotations
 
 import importlib
+import io
 import math
 import os
 import secrets
@@ -22,7 +23,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,8 +162,21 @@ class Tracked:
         try:
             f()
         except Exception as error:
-            self._trackers.pop(name, None)
+            if (tracker := self._trackers.pop(name, None)) is not None:
+                with suppress(Exception):
+                    tracker.close(finished=False)
             self._observer.note(f"{name}: {type(error).__name__}: {error}; the run goes on without it")
+
+
+class WholeFile(io.FileIO):
+    """A file without a buffer, to which everything is written or an error raised."""
+
+    def write(self, data: Any) -> int:
+        """All of the bytes."""
+        left = memoryview(data)
+        while left:
+            left = left[super().write(left) :]
+        return len(data)
 
 
 class TensorBoard:
@@ -185,7 +199,7 @@ class TensorBoard:
             old.unlink()
         # Names are in the order of time: a TensorBoard that is open goes on to the later one.
         path = own / f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}"
-        self._writer = RecordWriter(path.open("wb", buffering=0))
+        self._writer = RecordWriter(WholeFile(path, "wb"))
         self._write(file_version="brain.Event:2")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(step=0, session_log=start)  # it forgets what it had read of the earlier one
