@@ -1,4 +1,4 @@
-"""The command line: `jevomerge evolve | merge | evaluate | export | report | plan`."""
+"""The command line: `jevomerge evolve | merge | evaluate | export | report | compare | plan`."""
 
 from __future__ import annotations
 
@@ -95,6 +95,18 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run", metavar="RUN", help="a run folder")
     report.add_argument("--output", metavar="FILE", help="write the page here instead, and no path.png")
+
+    compare = command(
+        "compare",
+        "show several runs side by side",
+        "Print a table of several runs, finished or not: what they searched, what that cost, how good the outcome is "
+        "on the search and on the held-out split (with a 95 % bootstrap interval), and by how much it is better than "
+        "the first run's, paired on the held-out examples, where these are the same. Also write a page that needs "
+        "nothing but a browser, with the best fitness of all runs against evaluations, seconds and tokens. Of several "
+        "stages each is a run. An earlier report in the page's place is replaced.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="two run folders or more")
+    compare.add_argument("--output", metavar="FILE", default="compare.html", help="the page (default: compare.html)")
 
     plan = command(
         "plan",
@@ -229,6 +241,21 @@ def run_report(args: argparse.Namespace) -> None:
     print(f"Report: {write_report(args.run, args.output)}")
 
 
+def run_compare(args: argparse.Namespace) -> None:
+    """`jevomerge compare`."""
+    from rich.console import Console
+
+    from jevomerge.report.compare import compare, notes, table
+
+    entries = compare(args.runs, args.output)
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=200)
+    console.print(table(entries))
+    for note in notes(entries):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(f"Page: {args.output}", markup=False, soft_wrap=True)
+
+
 def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
     from jevomerge.config import read_config
@@ -244,6 +271,7 @@ COMMANDS = {
     "evaluate": run_evaluate,
     "export": run_export,
     "report": run_report,
+    "compare": run_compare,
     "plan": run_plan,
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from jevomerge.report.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SEQUENTIAL, blank, styled
 
@@ -66,6 +66,33 @@ def fitness_figure(course: Progress, references: Mapping[str, float]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3, fontsize=8, handlelength=1.4)
+    return figure
+
+
+@styled
+def curves_figure(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, bool]], references: Mapping[str, float], label: str
+) -> Figure:
+    """{run: (x, best fitness so far, whether it is finished)} in common axes, `label` being what x is."""
+    figure = blank(7.6, 3.3 + 0.1 * math.ceil(len(curves) / 3))
+    axes = figure.add_subplot()
+    colours = (BLUE, RED, GREEN, ORANGE, PURPLE, INK)
+    for i, (name, (x, best, finished)) in enumerate(curves.items()):
+        colour, style = colours[i % 6], ("-", "--", ":", "-.")[i // 6 % 4]
+        axes.plot(x, best, color=colour, linestyle=style, drawstyle="steps-post", linewidth=1.6, label=name)
+        if finished or len(x) == 1:
+            axes.plot(x[-1:], best[-1:], "o", color=colour, markersize=4)
+    known = {name: value for name, value in references.items() if np.isfinite(value)}
+    for value in known.values():
+        axes.axhline(value, color=MUTED, linewidth=0.8, linestyle=(0, (5, 4)), zorder=0)
+    axes.set_xlim(left=0)
+    low, high = axes.get_ylim()
+    for name, place in spread(known, 0.055 * (high - low)).items():
+        axes.text(1.015, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.set_xlabel(label)
+    axes.set_ylabel("best fitness so far")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, handlelength=1.6)
     return figure
 
 

@@ -75,13 +75,14 @@ def standings(heldout: Mapping[str, Any], tasks: Sequence[Task]) -> list[Standin
         difference = None
         if parent is not None and name != parent:
             better = model["heldout"] - models[parent]["heldout"]
-            difference = Estimate(better, *_interval(fitness[name] - fitness[parent]))
-        score = Estimate(model["heldout"], *_interval(fitness[name]))
+            difference = Estimate(better, *interval(fitness[name] - fitness[parent]))
+        score = Estimate(model["heldout"], *interval(fitness[name]))
         rows.append(Standing(name, model["search"], score, difference))
     return rows
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of what a bootstrap drew."""
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
 

@@ -89,14 +89,14 @@ def stages_page(config: StagedConfig, folder: Path) -> str:
         if begun:
             write_report(own)
         rows.append({"name": stage.name, "page": f"{stage.name}/{PAGE}", "record": record})
-    return _render("stages.html.jinja", name=config.name, stages=rows)
+    return render("stages.html.jinja", name=config.name, stages=rows)
 
 
 def run_page(record: Record, paths: Paths | None) -> str:
     """The page of one run."""
     heldout, tasks = record.heldout, record.config.tasks
     recipes = [p for name in ("recipe.yaml", "path.txt") if (p := record.folder / "best" / name).exists()]
-    return _render(
+    return render(
         "run.html.jinja",
         name=record.config.name,
         record=record,
@@ -114,7 +114,8 @@ def run_page(record: Record, paths: Paths | None) -> str:
     )
 
 
-def _render(template: str, **context: Any) -> str:
+def render(template: str, **context: Any) -> str:
+    """A page from its template."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jevomerge.report", "."),
         autoescape=True,
@@ -122,7 +123,7 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "cut": cut}
+    environment.filters |= {"number": number, "cut": cut, "thousands": thousands}
     return environment.get_template(template).render(mark=Markup(MARK), **context)
 
 
