@@ -93,8 +93,8 @@ class Terminal:
         if not self.console.is_terminal:
             if now - self._last > LINE_EVERY or done == total:
                 self._last = now
-                time_left = f"  {duration(left)} left" if left else ""
-                self.console.print(f"evaluation {done}/{total}  {status}{time_left}", soft_wrap=True)
+                parts = (f"evaluation {done}/{total}", status, f"{duration(left)} left" if left else "")
+                self.console.print("  ".join(filter(None, parts)), soft_wrap=True)
             return
         fields: dict[str, Any] = {"status": status, "ends": None if left is None else now + left}
         if self._progress is None:

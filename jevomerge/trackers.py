@@ -239,7 +239,7 @@ class WandB:
             resume="allow",
             dir=folder,
             config=config.model_dump(mode="json"),
-            settings=wandb.Settings(console="off"),  # the terminal is the run's
+            settings=wandb.Settings(console="off", quiet=True),  # the terminal is the run's
         )
         self._known = self._run.starting_step
         if self._run.settings.mode == "offline":

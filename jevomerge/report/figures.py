@@ -74,7 +74,7 @@ def curves_figure(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray, bool]], references: Mapping[str, float], label: str
 ) -> Figure:
     """{run: (x, best fitness so far, whether it is finished)} in common axes, `label` being what x is."""
-    figure = blank(7.6, 3.3 + 0.1 * math.ceil(len(curves) / 3))
+    figure = blank(5.6, 3.0 + 0.2 * math.ceil(len(curves) / 3))
     axes = figure.add_subplot()
     colours = (BLUE, RED, GREEN, ORANGE, PURPLE, INK)
     for i, (name, (x, best, finished)) in enumerate(curves.items()):

@@ -66,6 +66,7 @@ def test_a_path_that_was_scored_is_not_scored_again(siblings, tmp_path):
         first = records[tuple(copy["copy_of"])]
         assert first["generation"] < copy["generation"]
         assert (first["fitness"], first["scores"], copy["seconds"]) == (copy["fitness"], copy["scores"], 0)
+        assert copy["tokens"] == {"prompt": 0, "answer": 0}
         paths = [describe(space, express_path(space, jnp.asarray(r["genome"], jnp.float32))) for r in (first, copy)]
         assert paths[0] == paths[1]
     # Killed after the second generation, it copies the same.

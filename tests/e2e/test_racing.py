@@ -41,6 +41,7 @@ def test_exact_racing_leaves_the_search_as_it_was(runs):
     for record in stopped:
         scored = [x for x in record["scores"]["stories"] if x is not None]
         assert len(scored) == record["stopped"] < 16
+        assert record["tokens"]["prompt"] < whole[0]["tokens"]["prompt"]  # nor does it cost anything
 
 
 def test_strategies_that_need_every_rank_refuse_it(siblings, tmp_path, capsys):
