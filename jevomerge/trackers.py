@@ -31,7 +31,10 @@ from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.observer import Observer
 
-NEEDED = {"tensorboard": "tensorboard.summary.writer.record_writer", "wandb": "wandb"}
+NEEDED = {
+    "tensorboard": "tensorboard.summary.writer.record_writer",
+    "wandb": "wandb.sdk",
+}  # a folder wandb/ could be imported as "wandb"
 
 
 class Tracker(Protocol):

@@ -103,7 +103,7 @@ def evaluate(
         """Tell of all members up to the first one that is missing, and if some are new how many there are."""
         nonlocal shown
         while shown < count and (record := done[shown]) is not None:
-            observer.scored(generation * count + shown, record)
+            observer.scored(generation * setup.strategy.population_size + shown, record)
             shown += 1
         if not new:
             return

@@ -280,21 +280,20 @@ class Judge:
         # Of each task (2, M, n): scores, and what breaks their ties; and the texts of each member.
         pairs = {name: np.full((2, len(genomes), len(rows)), np.nan) for name, rows in chosen.items()}
         seen = {name: np.zeros(len(rows), bool) for name, rows in chosen.items()}
-        answered = np.zeros(len(genomes), int)  # how many tokens
+        tokens = np.zeros((len(genomes), 2), int)
         texts = {t.name: [[""] * len(chosen[t.name]) for _ in genomes] for t in self.tasks if t.score == "generation"}
         stopped: list[Stopped | None] = [None] * len(genomes)
         started = ((task, index, start(task, layout, batch)) for task, layout, index, batch in self._batches(chosen))
         for task, index, output in one_ahead(started) if cut == -math.inf else started:
             with _scoring(task):
                 real, rows = index >= 0, index[index >= 0]
+                tokens += count_tokens(task.score, [chosen[task.name][i] for i in rows], output, real, self.eos)
                 if task.score == "generation":
-                    tokens = np.asarray(output)[:, real]
-                    pairs[task.name][..., rows] = self._read(task, chosen[task.name], rows, tokens, texts[task.name])
-                    answered += count_written(tokens, self.eos).sum(axis=1)
+                    written = np.asarray(output)[:, real]
+                    pairs[task.name][..., rows] = self._read(task, chosen[task.name], rows, written, texts[task.name])
                 else:
                     pair = np.stack([np.asarray(x, np.float64) for x in output])[..., real]
                     pairs[task.name][..., rows] = pair if task.score == "likelihood" else pair[::-1]
-                    answered += sum(len(chosen[task.name][i].answer_tokens) for i in rows)
                 seen[task.name][rows] = True
             if cut > -math.inf and not all(map(np.all, seen.values())):
                 bounds = self._bounds(chosen, pairs, seen)
@@ -302,14 +301,13 @@ class Judge:
                     count = sum(int(s.sum()) for s in seen.values())
                     stopped = [Stopped(float(bound), count) for bound in bounds]
                     break
-        read = sum(len(rows[i].prompt_tokens) for name, rows in chosen.items() for i in np.flatnonzero(seen[name]))
         return [
             Scores(
                 {name: pair[0, m] for name, pair in pairs.items()},
                 {name: pair[1, m] for name, pair in pairs.items()},
                 {name: written[m] for name, written in texts.items()},
                 stopped[m],
-                Tokens(read, int(answered[m])),
+                Tokens(*tokens[m].tolist()),
             )
             for m in range(len(genomes))
         ]
@@ -354,6 +352,15 @@ class Judge:
         """The examples of a task that a candidate is scored on: a split, or those of it in `subset`."""
         examples = self.examples[split][task.name]
         return examples if subset is None else [examples[i] for i in subset[task.name]]
+
+
+def count_tokens(score: str, examples: Sequence[Example], output: Any, real: np.ndarray, eos: np.ndarray) -> np.ndarray:
+    """(M, 2) or (2,) tokens of prompts and answers in a batch, whose rows that are `real` have these examples."""
+    read = sum(len(e.prompt_tokens) for e in examples)
+    if score != "generation":
+        return np.array([read, sum(len(e.answer_tokens) for e in examples)])
+    written = count_written(np.asarray(output)[:, real], eos).sum(axis=1)
+    return np.stack([np.full_like(written, read), written], axis=1)
 
 
 def count_written(tokens: np.ndarray, eos: np.ndarray) -> np.ndarray:

@@ -184,9 +184,8 @@ def cost(record: Record) -> dict[str, str]:
         rows["evaluations per second"] = f"{count / searching:.2f}"
     if count and record.tokens is not None:
         prompt, answer = record.tokens.sum(axis=0)
-        kinds = {"generated" if t.score == "generation" else "of reference answers" for t in record.config.tasks}
-        rows["tokens of search"] = f"{thousands(prompt + answer)}"
-        rows["among them"] = f"{thousands(prompt)} of prompts, {thousands(answer)} {' or '.join(sorted(kinds))}"
+        rows["tokens of search"] = f"{thousands(prompt + answer)}, without padding"
+        rows["among them"] = f"{thousands(prompt)} of prompts, {thousands(answer)} of answers"
         if searching:
             rows["tokens per second"] = thousands((prompt + answer) / searching)
     if record.result is not None:
