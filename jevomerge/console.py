@@ -100,7 +100,7 @@ class Terminal:
         if self._progress is None:
             columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn())
             self._progress = Progress(*columns, TimeLeft(), console=self.console, expand=True)
-            self._progress.add_task("evolving", total=total, **fields)
+            self._progress.add_task("evolving", total=total, completed=done, **fields)
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=done, **fields)
 

@@ -31,10 +31,8 @@ from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.observer import Observer
 
-NEEDED = {
-    "tensorboard": "tensorboard.summary.writer.record_writer",
-    "wandb": "wandb.sdk",
-}  # a folder wandb/ could be imported as "wandb"
+# What is imported of them; Python would also take a mere folder wandb/ for "wandb".
+NEEDED = {"tensorboard": "tensorboard.summary.writer.record_writer", "wandb": "wandb.sdk"}
 
 
 class Tracker(Protocol):
@@ -98,7 +96,7 @@ class Tracked:
         """Open the trackers, {name: what opens it}."""
         self._observer, self._trackers = observer, dict[str, Tracker]()
         self._best, self._seconds, self._tokens = -math.inf, 0.0, 0
-        self._generation: tuple[int, int, list[float]] | None = None  # which, its last step so far, what it scores
+        self._generation, self._members, self._last = -1, list[float](), 0  # what it scores, and its last step so far
         for name, make in makers.items():
             self._guarded(name, lambda name=name, make=make: self._trackers.update({name: make()}))  # type: ignore[misc]
 
@@ -118,13 +116,13 @@ class Tracked:
         """The scalars of an evaluation."""
         self._observer.scored(number, record)
         fitness, values = record["fitness"], dict[str, float]()
-        if self._generation is None or record["generation"] != self._generation[0]:
+        if record["generation"] != self._generation:
             self._end_generation()
-            self._generation = record["generation"], number, []
-        known = self._generation[2] if fitness is None else [*self._generation[2], fitness]
-        self._generation = record["generation"], number, known
+            self._generation, self._members = record["generation"], []
+        self._last = number
         self._seconds += record["seconds"]
         if fitness is not None:
+            self._members.append(fitness)
             self._best = max(self._best, fitness)
             values["fitness"] = fitness
         if self._best > -math.inf:
@@ -142,7 +140,7 @@ class Tracked:
         average = {} if result["average"] is None else {"plain average": result["average"]}
         models = {**result["sources"], **average, "evolved merge": result["best"]}
         values = {f"{split}/{name}": row[split] for name, row in models.items() for split in ("search", "heldout")}
-        self._log(result["evaluations"] - 1, {k: v for k, v in values.items() if v is not None and math.isfinite(v)})
+        self._log(self._last, {k: v for k, v in values.items() if v is not None and math.isfinite(v)})
         self.close(finished=True)
 
     def close(self, finished: bool = False) -> None:
@@ -152,9 +150,8 @@ class Tracked:
         self._trackers.clear()
 
     def _end_generation(self) -> None:
-        if self._generation is not None and self._generation[2]:
-            _, last, fitness = self._generation
-            self._log(last, {"mean": sum(fitness) / len(fitness)})
+        if self._members:
+            self._log(self._last, {"mean": sum(self._members) / len(self._members)})
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         for name, tracker in list(self._trackers.items()):

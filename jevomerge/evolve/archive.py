@@ -6,6 +6,7 @@ evaluations.jsonl   one line per evaluation, on disk before the next one starts,
                     if it had never been written, and of two lines of the same candidate the later one counts
 checkpoints/        Orbax checkpoints of the search's state
 result.json, best/  the outcome
+tensorboard/, wandb/  copies for trackers, see `jevomerge.trackers`
 """
 
 from __future__ import annotations
