@@ -243,7 +243,7 @@ class WandB:
         )
         self._known = self._run.starting_step
         if self._run.settings.mode == "offline":
-            for old in own.glob(f"offline-run-*-{self._run.id}"):
+            for old in own.glob(f"offline-run-*-{self._run.id}*"):
                 if old != Path(self._run.dir).parent:
                     shutil.rmtree(old, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import resource
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -36,11 +37,13 @@ def history_of(path):
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, record, found = path.read_bytes(), 7, b"", {}
-    while at < len(data):
+    while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # no header fits
             at += 32768 - at % 32768
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + size > len(data):
+            break  # it is being written
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or its last piece
@@ -51,6 +54,16 @@ def history_of(path):
                 assert parsed.history.step.num not in steps
                 steps[parsed.history.step.num] = json.loads(item.value_json)
     return {tag: steps for tag, steps in found.items() if not tag.startswith("_")}
+
+
+def tracked_by_wandb(folder):
+    """The history in the only offline run, as soon as W&B's own process has written the end of it, and its file."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(600):
+        if "heldout/evolved merge" in (found := history_of(path)):
+            return found, path.name
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end: {found}")
 
 
 def expected_of(folder):
@@ -93,8 +106,8 @@ def test_what_is_tracked_is_what_is_on_disk(siblings, tmp_path, monkeypatch, cap
     assert main(["evolve", str(siblings / "tracked.yaml"), "--output", str(folder), "--debug"]) == 0
     found, times = scalars_of(folder)
     same(found, expected_of(folder))
-    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
-    same(history_of(log), expected_of(folder))
+    tracked, name = tracked_by_wandb(folder)
+    same(tracked, expected_of(folder))
     began = (folder / "environment.json").stat().st_mtime
     np.testing.assert_allclose([e.wall_time for e in times], [began + e.value for e in times], atol=1e-3)
 
@@ -109,9 +122,8 @@ def test_what_is_tracked_is_what_is_on_disk(siblings, tmp_path, monkeypatch, cap
     assert found["fitness"].keys() == set(range(24))
     records = {r["generation"] * 8 + r["member"]: r["fitness"] for r in read_archive(folder / "evaluations.jsonl")}
     np.testing.assert_allclose([found["fitness"][i] for i in range(24)], [records[i] for i in range(24)], rtol=1e-6)
-    (again,) = folder.glob("wandb/offline-run-*/*.wandb")
-    assert again.name == log.name  # the same run
-    tracked = history_of(again)
+    tracked, again = tracked_by_wandb(folder)
+    assert again == name  # the same run
     assert {tag: list(steps) for tag, steps in tracked.items()} == {tag: list(steps) for tag, steps in found.items()}
     for tag, steps in found.items():
         np.testing.assert_allclose(list(tracked[tag].values()), list(steps.values()), rtol=1e-6)
