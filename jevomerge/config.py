@@ -108,14 +108,15 @@ class Gene(Strict):
 class Search(Strict):
     """How the genome is searched; the defaults are the paper's (CMA-ES from 0.5 with sigma 1/6)."""
 
-    strategy: str | None = None  # None: cma_es, for paths mixed
+    strategy: str | None = None  # None: cma_es, for paths mixed; nsga2: each task is a goal of its own
     evaluations: int = Field(1000, gt=0)
     population: int | None = Field(None, gt=0)  # None: 4 + floor(3 ln n)
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
     sigma: float = Field(1 / 6, gt=0)
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
     racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
-    finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split
+    finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split; with nsga2:
+    # how many points of the front are exported: the best, the best of each task, those farthest from them
     checkpoint_every: int = Field(10, gt=0)  # generations
     time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included
 

@@ -32,6 +32,7 @@ from scipy.special import ndtr
 
 from jevomerge.evolve.strategies import (
     METHODS,
+    PARETO,
     State,
     Strategy,
     checked_scores,
@@ -62,7 +63,8 @@ def make_path_strategy(
     if name not in known:
         close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown strategy {name!r}: {hint}the strategies over paths are {', '.join(known)}")
+        listed = f"{', '.join(known)}, and {PARETO} for several goals"
+        raise ValueError(f"unknown strategy {name!r}: {hint}the strategies over paths are {listed}")
     if mean is None:
         whole = [Hop(space.models[0], i) for i in range(space.depths[0])]
         path = encode(space, whole, on=float(np.clip(0.5 + 2 * sigma, 0, 1)))

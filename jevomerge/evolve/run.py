@@ -21,7 +21,8 @@ from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import Archive, locked, write_atomically
 from jevomerge.evolve.observer import Observer
-from jevomerge.evolve.scoring import record_heldout, score_baselines, score_model
+from jevomerge.evolve.pareto import Nsga2, front_points
+from jevomerge.evolve.scoring import Scored, record_heldout, score_baselines, score_model
 from jevomerge.evolve.search import choose, search
 from jevomerge.evolve.setup import Setup
 from jevomerge.fitness.candidates import Candidates
@@ -135,35 +136,50 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
 
     observer.stage("choosing the best")
     best = choose(setup, candidates, archive)
-    genome = np.asarray(best["genome"])
     observer.stage("exporting and scoring the best")
-    export = folder / "best"
 
     def finish() -> dict[str, Any]:
         """What is left is work for one process."""
         alone = judge if jax.process_count() == 1 else judge.on(make_mesh(1, devices=jax.local_devices()))
-        fitness: dict[str, float] = {}
+        others = {} if average is None else {"plain average": average.fitness}
 
-        def score(path: Path) -> dict[str, dict[str, float]]:
-            """What is reported is what the exported files score."""
-            exported = Checkpoint(path)
-            scored = score_model(alone, exported.load(alone.mesh), exported.config)
-            record_heldout(folder, judge, sources, average, scored)
-            fitness.update(scored.fitness)
-            others = {} if average is None else {"plain average": average.fitness}
-            return {**baseline, **others, "**this model**": fitness}
+        def exported(record: dict[str, Any], path: Path) -> Scored:
+            """Export a candidate; what is reported is what the exported files score."""
+            found: list[Scored] = []
 
-        if export.exists():  # the run was killed right after exporting
-            score(export)
-        else:
-            problem.export(genome, export, title=f"{config.name}: {problem.title}", score=score)
+            def score(written: Path) -> dict[str, dict[str, float]]:
+                model = Checkpoint(written)
+                found.append(score_model(alone, model.load(alone.mesh), model.config))
+                return {**baseline, **others, "**this model**": found[0].fitness}
+
+            if path.exists():  # the run was killed right after exporting
+                score(path)
+            else:
+                genome = np.asarray(record["genome"])
+                problem.export(genome, path, title=f"{config.name}: {problem.title}", score=score)
+            return found[0]
+
+        records = archive.records
+        scored, number = exported(best, folder / "best"), records.index(best)
+        record_heldout(folder, judge, sources, average, scored)
+        front = None
+        if isinstance(setup.strategy, Nsga2):
+            front = front_points(records, [task.name for task in config.tasks], number, config.search.finalists)
+            for point in front:
+                record, name = records[point["evaluation"]], point.get("export")
+                point["genome"] = problem.values(np.asarray(record["genome"]))
+                if name is not None:
+                    observer.stage(f"exporting and scoring {name}")
+                    own = scored if name == "best" else exported(record, folder / name)
+                    point["heldout"] = own.tasks["heldout"]
         result = {
             "average": None if average is None else average.fitness,
             "sources": baseline,
-            "best": {**fitness, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
-            "evaluations": len(archive.records),
+            "best": {**scored.fitness, "genome": problem.values(np.asarray(best["genome"])), "evaluation": number},
+            "evaluations": len(records),
             "seconds": round(earlier + time.perf_counter() - began, 2),
-            "export": export.name,
+            "export": "best",
+            **({} if front is None else {"front": front}),
         }
         write_atomically(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         report(folder, observer)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.specs import unflatten
@@ -26,6 +27,7 @@ class Scored(NamedTuple):
     """What a model scores."""
 
     fitness: dict[str, float]  # by split
+    tasks: dict[str, dict[str, float]]  # {split: {task: mean score}}
     heldout: Scores  # by held-out example
 
 
@@ -73,7 +75,8 @@ def plain_average(problem: WeightProblem, bank: Bank, mesh: Mesh) -> dict[str, A
 def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> Scored:
     """Score one model on both splits; `config` as for `Judge.model`."""
     scores = {split: judge.model(params, split, config) for split in SPLITS}
-    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, scores["heldout"])
+    tasks = {split: {name: float(np.mean(v)) for name, v in s.primary.items()} for split, s in scores.items()}
+    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, tasks, scores["heldout"])
 
 
 def record_heldout(
@@ -83,7 +86,7 @@ def record_heldout(
 
     def record(scored: Scored) -> dict[str, Any]:
         scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.primary.items()}
-        return {**scored.fitness, "scores": scores, "texts": scored.heldout.texts}
+        return {**scored.fitness, "tasks": scored.tasks, "scores": scores, "texts": scored.heldout.texts}
 
     examples = {
         task: [{"prompt": e.prompt, "answer": e.answer} for e in chosen]

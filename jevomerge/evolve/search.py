@@ -15,6 +15,7 @@ from jevomerge.errors import FitnessError
 from jevomerge.evolve.archive import Archive
 from jevomerge.evolve.checkpoints import Checkpoints
 from jevomerge.evolve.observer import Observer
+from jevomerge.evolve.pareto import Nsga2, front_of, objectives_of
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
@@ -56,7 +57,7 @@ def search(
                 done = evaluate(
                     setup, candidates, archive, generation, population, keys[1], generations, observer, watchdog
                 )
-                fitness = np.array([math.nan if r["fitness"] is None else r["fitness"] for r in done])
+                fitness = told(setup, done)
                 tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
                 finished = generation + 1, strategy.tell(keys[2], state, population, fitness, tie_break)
                 if first() and finished[0] % config.search.checkpoint_every == 0:
@@ -64,6 +65,13 @@ def search(
         finally:  # also when it is interrupted, as before a preemption
             if first():
                 saved.save(*finished)
+
+
+def told(setup: Setup, records: list[dict[str, Any]]) -> np.ndarray:
+    """What the strategy learns of a generation: the fitness (P,), or with several goals every task's score (P, K)."""
+    if isinstance(setup.strategy, Nsga2):
+        return objectives_of(records, [task.name for task in setup.config.tasks])
+    return np.array([math.nan if r["fitness"] is None else r["fitness"] for r in records])
 
 
 def evaluate(
@@ -191,12 +199,15 @@ def copy_record(record: dict[str, Any], generation: int, member: int, genome: np
 
 
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:
-    """The best record: by fitness, then by the second criterion, then the earliest.
+    """The best record, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
     With minibatches a high fitness may be luck, so the best few are scored again on the whole search split.
     """
+    records = archive.records
+    if isinstance(setup.strategy, Nsga2):
+        records = [records[i] for i in front_of(records, [task.name for task in setup.config.tasks])]
     ranked = sorted(
-        (r for r in archive.records if r["fitness"] is not None),
+        (r for r in records if r["fitness"] is not None),
         key=lambda r: (-r["fitness"], math.inf if r["tie_break"] is None else -r["tie_break"]),
     )
     if not ranked:

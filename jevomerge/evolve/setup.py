@@ -14,9 +14,10 @@ from jevomerge.checkpoint.source import TOKENIZER_FILES
 from jevomerge.config import RunConfig, Search
 from jevomerge.errors import InputError
 from jevomerge.evolve.observer import Observer
+from jevomerge.evolve.pareto import Nsga2, check_goals, make_nsga2
 from jevomerge.evolve.paths import PathStrategy, make_path_strategy
 from jevomerge.evolve.problem import JointProblem, PathProblem, Problem, WeightProblem, make_problem
-from jevomerge.evolve.strategies import Strategy, make_strategy
+from jevomerge.evolve.strategies import PARETO, Strategy, make_strategy
 from jevomerge.fitness.judge import Judge
 from jevomerge.mesh import make_mesh
 from jevomerge.plan.measure import best_plan, memory_limit
@@ -29,13 +30,14 @@ class Setup:
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
         """Open the models, build the search space, read the tasks' data; `devices` other than this machine's."""
         self.config = config
+        check_goals(config)
         self.problem: Problem = make_problem(config)
         problem, search = self.problem, config.search
         try:
-            self.strategy = make_strategy_for(problem, search)
+            self.strategy = make_strategy_for(problem, search, len(config.tasks))
         except ValueError as error:
             raise InputError(f"search: {error}") from None
-        if search.strategy in ("de", "pso") and search.examples_per_generation is not None:
+        if search.strategy in ("de", "pso", PARETO) and search.examples_per_generation is not None:
             raise InputError(
                 f"search: {search.strategy} compares candidates across generations, whose scores on different "
                 "minibatches mean different things; leave examples_per_generation out or choose cma_es"
@@ -73,9 +75,11 @@ class Setup:
             observer.note("this may not fit in memory; `jevomerge plan` says what to change")
 
 
-def make_strategy_for(problem: Problem, search: Search) -> Strategy | PathStrategy:
-    """The strategy of a config: paths have some of their own."""
+def make_strategy_for(problem: Problem, search: Search, num_tasks: int) -> Strategy | PathStrategy | Nsga2:
+    """The strategy of a config: paths have some of their own, and so have several goals."""
     settings = (search.population, problem.mean, search.sigma)
+    if search.strategy == PARETO:
+        return make_nsga2(len(problem.names), num_tasks, *settings)
     if isinstance(problem, WeightProblem):
         return make_strategy(search.strategy or "cma_es", len(problem.names), *settings)
     before = len(problem.weights.names) if isinstance(problem, JointProblem) else 0

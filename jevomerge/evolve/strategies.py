@@ -35,7 +35,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,7 @@ from numpy.typing import ArrayLike
 State = dict[str, np.ndarray]
 
 MAX_GENES_FLOAT64 = 256
+PARETO = "nsga2"  # for several goals; see jevomerge.evolve.pareto
 MAX_DRAWS = 100  # per candidate and generation, as in `cmaes`
 
 
@@ -95,9 +96,10 @@ def make_strategy(
     they stall. Raises ValueError, with the remedy, for what cannot work.
     """
     if name not in METHODS:
-        close = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(name.lower().replace("-", "_"), [*METHODS, PARETO], n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown strategy {name!r}: {hint}the strategies are {', '.join(METHODS)}")
+        known = f"{', '.join(METHODS)}, and {PARETO} for several goals"
+        raise ValueError(f"unknown strategy {name!r}: {hint}the strategies are {known}")
     if num_genes < 1:
         raise ValueError(f"num_genes is {num_genes}: a search needs at least one gene")
     size, center, sigma = checked_settings(name, METHODS[name].fewest, num_genes, population_size, mean, sigma)
@@ -231,17 +233,8 @@ class Strategy:
             return told.replace(mean=jnp.clip(told.mean, 0, 1))
         return told
 
-    @contextmanager
-    def _host(self) -> Iterator[jax.Device]:
-        """The CPU of this process, and the numerical rules under which evosax runs."""
-        cpu = jax.local_devices(backend="cpu")[0]
-        with (
-            jax.default_device(cpu),
-            jax.enable_x64(self.num_genes <= MAX_GENES_FLOAT64),
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-        ):
-            yield cpu
+    def _host(self) -> AbstractContextManager[jax.Device]:
+        return on_host(x64=self.num_genes <= MAX_GENES_FLOAT64)
 
     def _to_evosax(self, state: State) -> Any:
         leaves = [np.asarray(state.get(name, first), first.dtype) for name, first in self._first.items()]
@@ -251,6 +244,19 @@ class Strategy:
         """Leaves by name, less evosax's record of the best, which is without meaning when it is told ranks."""
         leaves = zip(self._first.items(), jax.tree.leaves(evosax_state), strict=True)
         return {name: np.asarray(leaf, first.dtype) for (name, first), leaf in leaves if not name.startswith("best_")}
+
+
+@contextmanager
+def on_host(*, x64: bool) -> Iterator[jax.Device]:
+    """The CPU of this process, and numerical rules that are the same in every program: those of evosax."""
+    cpu = jax.local_devices(backend="cpu")[0]
+    with (
+        jax.default_device(cpu),
+        jax.enable_x64(x64),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield cpu
 
 
 def checked_scores(
