@@ -94,11 +94,15 @@ def crowding_distances(objectives: Array, ranks: Array) -> Array:
     return jax.vmap(along, in_axes=1)(jnp.where(jnp.isnan(objectives), 0, objectives)).sum(0)
 
 
-def best_first(key: Array, objectives: Array, tie_break: Array) -> Array:
-    """(N,) the order of NSGA-II: by front, crowding distance, second criterion (higher is better), luck."""
+def places(key: Array, objectives: Array, tie_break: Array) -> Array:
+    """(N,) int, 0 the best: by front, crowding distance, second criterion (higher is better), luck."""
     ranks = nondominated_ranks(objectives)
-    luck = jax.random.permutation(key, len(ranks))
-    return jnp.lexsort((luck, -tie_break, -crowding_distances(objectives, ranks), ranks))
+    luck = jax.random.uniform(key, ranks.shape)
+    before = jnp.triu(jnp.ones((len(ranks), len(ranks)), bool), 1)
+    # Compared pair by pair, the least important first: XLA takes seconds to compile a sort by several keys.
+    for keys in (luck, -tie_break, -crowding_distances(objectives, ranks), ranks):
+        before = (keys[:, None] < keys[None]) | ((keys[:, None] == keys[None]) & before)
+    return before.sum(0)
 
 
 def simulated_binary_crossover(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
@@ -141,10 +145,9 @@ def offspring(key: Array, state: Mapping[str, Array]) -> Array:
     """The children (P, n) of a state's population, P >= 2."""
     keys = jax.random.split(key, 4)
     count = len(state["population"])
-    order = best_first(keys[0], state["objectives"], state["tie_break"])
-    place = jnp.zeros(count, order.dtype).at[order].set(jnp.arange(count, dtype=order.dtype))
+    place = places(keys[0], state["objectives"], state["tie_break"])
     pairs = -(-count // 2)
-    shuffled = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(keys[1], 3)).reshape(-1)
+    shuffled = jnp.argsort(jax.random.uniform(keys[1], (3, count))).reshape(-1)
     rivals = shuffled[: 4 * pairs].reshape(2, 2, pairs)  # each candidate is in two tournaments or three
     winners = jnp.where(place[rivals[0]] < place[rivals[1]], rivals[0], rivals[1])
     children = simulated_binary_crossover(keys[2], *(state["population"][w] for w in winners))
@@ -235,8 +238,9 @@ class Nsga2:
 
     def _tell(self, key: Array, state: Any, new: Any) -> Any:
         both = {name: jnp.concatenate([state[name], new[name]]) for name in state}
-        chosen = best_first(key, both["objectives"], both["tie_break"])[: self.population_size]
-        return {name: value[chosen] for name, value in both.items()}
+        place = places(key, both["objectives"], both["tie_break"])
+        ordered = {name: jnp.zeros_like(value).at[place].set(value) for name, value in both.items()}
+        return {name: value[: self.population_size] for name, value in ordered.items()}
 
 
 # --- of a run's records -------------------------------------------------------------------------------------
@@ -255,13 +259,12 @@ def front_of(records: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list
     """
     objectives = objectives_of(records, tasks)
     known = np.flatnonzero(~np.isnan(objectives).any(1))
-    preference = [
-        [-np.inf if records[i][k] is None else records[i][k] for i in known] for k in ("tie_break", "fitness")
-    ]
-    keys = [known, *(-np.array(p, np.float64) for p in preference), *-objectives[known].T[::-1]]
+    second = [-np.inf if r["tie_break"] is None else r["tie_break"] for r in records]
+    fitness = [np.nan if r["fitness"] is None else r["fitness"] for r in records]
+    preference = -np.array([second, fitness], np.float64)[:, known]
     front: list[int] = []
-    for i in known[np.lexsort(keys)]:  # whatever dominates or equals it has come before
-        if not (objectives[front] >= objectives[i]).all(1).any():
+    for i in known[np.lexsort([known, *preference, *-objectives[known].T[::-1]])]:
+        if not (objectives[front] >= objectives[i]).all(1).any():  # what dominates or equals it has come before
             front.append(int(i))
     return front
 
