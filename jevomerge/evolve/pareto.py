@@ -154,6 +154,24 @@ def offspring(key: Array, state: Mapping[str, Array]) -> Array:
     return polynomial_mutation(keys[3], jnp.concatenate(children)[:count])
 
 
+@jax.jit
+def candidates(key: Array, state: Mapping[str, Array], mean: Array, sigma: Array) -> Array:
+    """(P, n) what is scored next: as long as nobody has a score N(mean, sigma^2 I) cut to the box, then children."""
+    shape, dtype = state["population"].shape, state["population"].dtype
+    drawn = jax.random.truncated_normal(key, -mean / sigma, (1 - mean) / sigma, shape, dtype)
+    start = jnp.clip(mean + sigma * drawn, 0, 1)
+    return jnp.where(jnp.isnan(state["objectives"]).all(), start, offspring(key, state))
+
+
+@jax.jit
+def survivors(key: Array, state: Mapping[str, Array], new: Mapping[str, Array]) -> dict[str, Array]:
+    """The better half of two populations, the best first."""
+    both = {name: jnp.concatenate([state[name], new[name]]) for name in state}
+    place = places(key, both["objectives"], both["tie_break"])
+    ordered = {name: jnp.zeros_like(value).at[place].set(value) for name, value in both.items()}
+    return {name: value[: len(place) // 2] for name, value in ordered.items()}
+
+
 # --- the strategy -------------------------------------------------------------------------------------------
 
 
@@ -182,7 +200,6 @@ class Nsga2:
     def __init__(self, num_objectives: int, population_size: int, mean: np.ndarray, sigma: float) -> None:
         self.num_objectives, self.population_size, self.num_genes = num_objectives, population_size, mean.size
         self._mean, self._sigma = mean, sigma
-        self._jitted_ask, self._jitted_tell = jax.jit(self._ask), jax.jit(self._tell)
 
     def init(self, key: jax.Array) -> State:
         """The state before the first generation: nobody has been scored.  `key` is not used."""
@@ -196,7 +213,7 @@ class Nsga2:
     def ask(self, key: jax.Array, state: State) -> tuple[np.ndarray, State]:
         """The next candidates, (P, n) float64 in [0, 1], and the state to `tell` their scores to: the same."""
         with on_host(x64=True) as cpu:
-            return np.asarray(self._jitted_ask(jax.device_put(key, cpu), state)), dict(state)
+            return np.asarray(candidates(jax.device_put(key, cpu), state, self._mean, self._sigma)), dict(state)
 
     def tell(
         self,
@@ -223,24 +240,12 @@ class Nsga2:
                 f"tie_break ({size},) or None, got {', '.join(str(value.shape) for value in new.values())}"
             )
         with on_host(x64=True) as cpu:
-            told = self._jitted_tell(jax.device_put(key, cpu), state, new)
+            told = survivors(jax.device_put(key, cpu), state, new)
             return {name: np.asarray(value) for name, value in told.items()}
 
     def mean(self, state: State) -> None:
         """There is no centre."""
         return None
-
-    def _ask(self, key: Array, state: Any) -> Array:
-        low, high = -self._mean / self._sigma, (1 - self._mean) / self._sigma
-        drawn = jax.random.truncated_normal(key, low, high, (self.population_size, self.num_genes), jnp.float64)
-        start = jnp.clip(self._mean + self._sigma * drawn, 0, 1)
-        return jnp.where(jnp.isnan(state["objectives"]).all(), start, offspring(key, state))
-
-    def _tell(self, key: Array, state: Any, new: Any) -> Any:
-        both = {name: jnp.concatenate([state[name], new[name]]) for name in state}
-        place = places(key, both["objectives"], both["tie_break"])
-        ordered = {name: jnp.zeros_like(value).at[place].set(value) for name, value in both.items()}
-        return {name: value[: self.population_size] for name, value in ordered.items()}
 
 
 # --- of a run's records -------------------------------------------------------------------------------------

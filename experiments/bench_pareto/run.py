@@ -1,0 +1,194 @@
+"""NSGA-II against pymoo's, and a front against weighted sums.  `python experiments/bench_pareto/run.py [PART ...]`
+
+The parts, all by default, are `planted`, `speed` and `miniature`; README.md says what they are and what came out.
+Needs `pip install pymoo`.  Goes on where it was stopped.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.indicators.hv import HV
+from pymoo.problems import get_problem
+
+from jevomerge.config import DataSource, RunConfig, read_run
+from jevomerge.console import Silent
+from jevomerge.evolve.archive import Archive, read_archive
+from jevomerge.evolve.pareto import front_of, make_nsga2, objectives_of
+from jevomerge.evolve.search import search
+from jevomerge.evolve.setup import Setup
+from jevomerge.fitness.judge import Judge
+
+HERE = Path(__file__).parent
+OUT = HERE / "results.json"
+PLANTED, SIZE, CHECKPOINTS = ("zdt1", "zdt2", "dtlz2"), 64, (50, 150, 300)  # population; generations
+SIZES = (64, 256)
+GENERATIONS = 40  # whose speed is measured
+EVALUATIONS = 360  # of a search on the miniature, or of three
+WEIGHTS = ((3, 1), (1, 1), (1, 3))  # of Japanese and English
+GOALS = ("japanese", "english")
+
+
+# --- planted fronts -----------------------------------------------------------------------------------------
+
+
+def ours(problem: Any, size: int, seed: int) -> Iterator[np.ndarray]:
+    """The population's objectives, minimised, after each generation; it starts all over the box."""
+    strategy, key = make_nsga2(problem.n_var, problem.n_obj, size, 0.5, sigma=10.0), jax.random.key(seed)
+    state = strategy.init(key)
+    for generation in range(10**9):
+        keys = jax.random.split(jax.random.fold_in(key, generation))
+        population, state = strategy.ask(keys[0], state)
+        state = strategy.tell(keys[1], state, population, -problem.evaluate(population))
+        yield -state["objectives"]
+
+
+def pymoos(problem: Any, size: int, seed: int) -> Iterator[np.ndarray]:
+    """The same by pymoo with its own settings."""
+    algorithm = NSGA2(pop_size=size)
+    algorithm.setup(problem, termination=("n_gen", 10**9), seed=seed)
+    while True:
+        algorithm.next()
+        yield algorithm.pop.get("F")
+
+
+METHODS = {"jevomerge": ours, "pymoo": pymoos}
+
+
+def planted(seed: int) -> dict[str, Any]:
+    """The hypervolume after so many generations, as a share of that of the true front."""
+    found: dict[str, Any] = {}
+    for name in PLANTED:
+        problem = get_problem(name)
+        volume = HV(ref_point=np.full(problem.n_obj, 1.1))
+        whole = volume(problem.pareto_front())
+        for method, run in METHODS.items():
+            for generation, objectives in enumerate(run(problem, SIZE, seed), 1):
+                if generation in CHECKPOINTS:
+                    share = round(float(volume(objectives)) / float(whole), 4)
+                    found.setdefault(name, {}).setdefault(method, {})[str(generation)] = share
+                if generation == CHECKPOINTS[-1]:
+                    break
+    return found
+
+
+def speed(seed: int) -> dict[str, Any]:
+    """CPU seconds of the first generation, which compiles, and milliseconds of a later one: the median."""
+    found: dict[str, Any] = {}
+    problem = get_problem("zdt1")
+    for size in SIZES:
+        for method, run in METHODS.items():
+            steps, spent = run(problem, size, seed), []
+            for _ in range(GENERATIONS):
+                before = time.process_time()
+                next(steps)
+                spent.append(time.process_time() - before)
+            row = {"first_s": round(spent[0] + spent[1], 2), "later_ms": round(1000 * float(np.median(spent[2:])), 2)}
+            found.setdefault(str(size), {})[method] = row
+    return found
+
+
+# --- the miniature ------------------------------------------------------------------------------------------
+
+
+def two_goals(folder: Path) -> RunConfig:
+    """The quickstart with two tasks: Japanese problems over new sums, and English ones."""
+    config = read_run(HERE.parents[1] / "configs" / "quickstart.yaml")
+    data = HERE.parent / "japanese_math_mini" / "data"
+    sources: dict[tuple[str, str], DataSource] = {}
+    for split, limit in (("search", 64), ("heldout", 128)):
+        for goal, file, language in (("japanese", "japanese_math", "ja"), ("english", "two_skills", "en")):
+            rows = [json.loads(line) for line in (data / f"{file}_{split}.jsonl").read_text().splitlines()]
+            rows = [row for row in rows if row.get("language", "ja") == language][:limit]
+            path = folder / f"{goal}_{split}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            sources[goal, split] = DataSource.model_validate({"path": str(path)})
+    japanese = config.tasks[0]
+    english = japanese.model_copy(update={"pattern": r"^[ -~]*?(\d+)[ -/:-~]*$"})
+    tasks = tuple(
+        task.model_copy(update={"name": g, "search": sources[g, "search"], "heldout": sources[g, "heldout"]})
+        for g, task in zip(GOALS, (japanese, english), strict=True)
+    )
+    return config.model_copy(update={"tasks": tasks})
+
+
+def searched(config: RunConfig, folder: Path, **settings: Any) -> list[dict[str, Any]]:
+    """The records of a search."""
+    config = config.model_copy(update={"search": config.search.model_copy(update=settings)})
+    setup = Setup(config)
+    candidates = setup.problem.load(setup.mesh)
+    folder.mkdir()
+    with Archive(folder / "evaluations.jsonl") as archive:
+        generations = config.search.evaluations // setup.strategy.population_size
+        search(setup, candidates, archive, folder / "checkpoints", generations, Silent())
+    return read_archive(folder / "evaluations.jsonl")
+
+
+def heldout(config: RunConfig, records: list[dict[str, Any]]) -> np.ndarray:
+    """(F, 2) what records score on the held-out examples."""
+    setup = Setup(config)
+    tasks = [t.model_copy(update={"search": t.heldout}) for t in config.tasks]
+    judge = Judge(tasks, setup.judge.tokenizer, setup.problem.config, splits=["search"], mesh=setup.mesh)
+    genomes = np.array([r["genome"] for r in records])
+    scored = [s for group in judge.members(setup.problem.load(setup.mesh), genomes) for s in group]
+    return np.array([[np.mean(s.primary[g]) for g in GOALS] for s in scored])
+
+
+def miniature(seed: int) -> dict[str, Any]:
+    """Hypervolumes, of which (0, 0) to (1, 1) is 1, and the best of each weighting, of both ways to search."""
+    found: dict[str, Any] = {}
+    volume = HV(ref_point=np.zeros(2))
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        config = two_goals(folder).model_copy(update={"seed": seed})
+        runs: dict[str, list[list[dict[str, Any]]]] = {
+            "nsga2": [searched(config, folder / "nsga2", strategy="nsga2", evaluations=EVALUATIONS)],
+            "cma_es": [],
+        }
+        for number, weights in enumerate(WEIGHTS):
+            tasks = (t.model_copy(update={"weight": w}) for t, w in zip(config.tasks, weights, strict=True))
+            weighted = config.model_copy(update={"tasks": tuple(tasks), "seed": seed * len(WEIGHTS) + number})
+            share = EVALUATIONS // len(WEIGHTS)
+            runs["cma_es"].append(searched(weighted, folder / f"cma_es_{number}", evaluations=share))
+        for name, parts in runs.items():
+            records = [r for part in parts for r in part]
+            front = front_of(records, GOALS)
+            points, objectives = objectives_of(records, GOALS)[front], objectives_of(records, GOALS)
+            later = heldout(config, [records[i] for i in front])
+            found[name] = {
+                "evaluations": len(records),
+                "hypervolume": {"search": float(volume(-points)), "heldout": float(volume(-later))},
+                "best": {f"{a}:{b}": float((objectives @ [a, b]).max() / (a + b)) for a, b in WEIGHTS},
+                "front": {"search": points.tolist(), "heldout": later.tolist()},
+            }
+            if name == "nsga2":
+                shares = range(EVALUATIONS // 3, EVALUATIONS + 1, EVALUATIONS // 3)
+                found[name]["course"] = {str(n): float(volume(-objectives[:n])) for n in shares}
+    return found
+
+
+PARTS = {"planted": (planted, 5), "speed": (speed, 3), "miniature": (miniature, 3)}
+
+
+def main() -> None:
+    for part in sys.argv[1:] or PARTS:
+        run, seeds = PARTS[part]
+        for seed in range(seeds):
+            results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
+            if str(seed) not in results.setdefault(part, {}):
+                row = run(seed)
+                results = json.loads(OUT.read_text()) if OUT.exists() else {}  # other parts may run beside this one
+                results.setdefault(part, {})[str(seed)] = row
+                print(part, seed, json.dumps(row), flush=True)
+                OUT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
