@@ -50,7 +50,7 @@ def fitness_figure(course: Progress, references: Mapping[str, float]) -> Figure:
     axes.plot(x, course.mean, color=BLUE, linewidth=1.2, marker=marker, label="mean of a generation")
     axes.plot(x, course.best, color=RED, linewidth=2, marker=marker, label="best so far", drawstyle="steps-post")
     known = {name: value for name, value in references.items() if np.isfinite(value)}
-    for name, colour in zip(known, _cycle(len(known)), strict=False):
+    for name, colour in zip(known, cycle(len(known)), strict=False):
         axes.axhline(known[name], color=MUTED if name == "plain average" else colour, linewidth=1, linestyle="--")
     # The worst members may be worse by far: they are not what the picture is about.
     shown = np.concatenate([course.best, course.mean, list(known.values())])
@@ -96,7 +96,8 @@ def curves_figure(
     return figure
 
 
-def _cycle(count: int) -> list[str]:
+def cycle(count: int) -> list[str]:
+    """Colours for so many lines or marks."""
     return [(ORANGE, GREEN, PURPLE, INK)[i % 4] for i in range(count)]
 
 

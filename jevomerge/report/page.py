@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from jevomerge.config import StagedConfig, read_run
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import write_atomically
+from jevomerge.evolve.strategies import PARETO
 from jevomerge.report.figures import (
     coefficient_panels,
     coefficients_figure,
@@ -25,6 +26,7 @@ from jevomerge.report.figures import (
     parse_gene,
     progress,
 )
+from jevomerge.report.front import front_of_run, front_table
 from jevomerge.report.heldout import best_parent, standings, wins_and_losses
 from jevomerge.report.look import png, svg
 from jevomerge.report.path_history import path_history
@@ -103,6 +105,7 @@ def run_page(record: Record, paths: Paths | None) -> str:
         headline=headline(record),
         searched=searched(record, paths),
         figures=figures(record, paths),
+        front=front_table(record) if several_goals(record) else [],
         history=path_history(record, paths) if paths else None,
         standings=standings(heldout, tasks) if heldout else [],
         parent=best_parent(heldout) if heldout else None,
@@ -137,6 +140,11 @@ def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
 def cut(text: str, head: int = 360, tail: int = 160) -> str:
     """A long text without its middle: what is asked is often at the end."""
     return text if len(text) <= head + tail + 3 else f"{text[:head]} … {text[-tail:]}"
+
+
+def several_goals(record: Record) -> bool:
+    """Whether a front was searched, and there is something to show of it."""
+    return record.config.search.strategy == PARETO and not np.isnan(record.fitness).all()
 
 
 def searched(record: Record, paths: Paths | None) -> str:
@@ -208,6 +216,10 @@ def figures(record: Record, paths: Paths | None) -> dict[str, Markup]:
     course = progress([record.fitness[g] for g in record.generations])
     search = {name: row["search"] for name, row in record.references().items()}
     made = {"fitness": svg(fitness_figure(course, search), "Fitness over generations, against that of the sources")}
+    if several_goals(record):
+        made["front"] = svg(
+            front_of_run(record), "All candidates by their scores in the first two tasks, and the front"
+        )
     count, several = record.num_weight_genes, len(record.generations) > 1
     if count:
         space = weight_space(record)
