@@ -131,6 +131,9 @@ class Terminal:
             table.add_row(name, f"{row['search']:.4f}", f"{row['heldout']:.4f}", style=style)
         self.console.print(table)
         self.console.print(f"Merged model: {folder / result['export']}", soft_wrap=True)
+        if front := result.get("front"):
+            names = [point["export"] for point in front if "export" in point]
+            self.console.print(f"Front: {len(front)} points, of which here: {', '.join(names)}", soft_wrap=True)
         if (page := folder / "report.html").exists():
             self.console.print(f"Report: {page}", soft_wrap=True)
 
