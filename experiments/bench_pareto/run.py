@@ -28,7 +28,7 @@ from jevomerge.fitness.judge import Judge
 
 HERE = Path(__file__).parent
 OUT = HERE / "results.json"
-PLANTED, SIZE, CHECKPOINTS = ("zdt1", "zdt2", "dtlz2"), 64, (50, 150, 300)  # population; generations
+PLANTED, SIZE, CHECKPOINTS = ("zdt1", "zdt2", "dtlz2"), 64, (50, 150)  # population; generations
 SIZES = (64, 256)
 GENERATIONS = 40  # whose speed is measured
 EVALUATIONS = 360  # of a search on the miniature, or of three
