@@ -1,4 +1,4 @@
-"""NSGA-II against pymoo's, and a front against weighted sums.  `python experiments/bench_pareto/run.py [PART ...]`
+"""NSGA-II against pymoo's, and a front against weighted sums.  `python experiments/bench_pareto/run.py [PART[:SEED] ...]`
 
 The parts, all by default, are `planted`, `speed` and `miniature`; README.md says what they are and what came out.
 Needs `pip install pymoo`.  Goes on where it was stopped.
@@ -178,9 +178,10 @@ PARTS = {"planted": (planted, 5), "speed": (speed, 3), "miniature": (miniature, 
 
 
 def main() -> None:
-    for part in sys.argv[1:] or PARTS:
+    for chosen in sys.argv[1:] or PARTS:
+        part, _, only = chosen.partition(":")
         run, seeds = PARTS[part]
-        for seed in range(seeds):
+        for seed in [int(only)] if only else range(seeds):
             results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
             if str(seed) not in results.setdefault(part, {}):
                 row = run(seed)

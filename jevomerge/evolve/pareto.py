@@ -10,8 +10,8 @@ A candidate dominates another if it is nowhere worse and somewhere better; the f
 Parents and children compete for P places: by front, then by crowding distance, then by the second criterion, then by
 luck.  The next children are made of winners of such tournaments, by simulated binary crossover and polynomial mutation.
 
-Pure JAX: evosax has no method for several goals, EvoX computes in PyTorch, and pymoo's state is an object to pickle, not
-arrays for a checkpoint; it is no better at the same number of evaluations (experiments/bench_pareto).
+Pure JAX: evosax has no method for several goals, EvoX computes in PyTorch, and pymoo's state is an object to pickle,
+not arrays for a checkpoint; nor is it better at the same number of evaluations (experiments/bench_pareto).
 """
 
 from __future__ import annotations
