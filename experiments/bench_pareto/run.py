@@ -1,6 +1,6 @@
-"""NSGA-II against pymoo's, and a front against weighted sums.  `python experiments/bench_pareto/run.py [PART[:SEED] ...]`
+"""NSGA-II against pymoo's, a front against weighted sums: `python experiments/bench_pareto/run.py [PART[:SEED] ...]`.
 
-The parts, all by default, are `planted`, `speed` and `miniature`; README.md says what they are and what came out.
+The parts, by default all, are `planted`, `speed`, `spheres` and `miniature`; see README.md.
 Needs `pip install pymoo`.  Goes on where it was stopped.
 """
 
@@ -24,6 +24,7 @@ from jevomerge.evolve.archive import Archive, read_archive
 from jevomerge.evolve.pareto import front_of, make_nsga2, objectives_of
 from jevomerge.evolve.search import search
 from jevomerge.evolve.setup import Setup
+from jevomerge.evolve.strategies import make_strategy
 from jevomerge.fitness.judge import Judge
 
 HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ OUT = HERE / "results.json"
 PLANTED, SIZE, CHECKPOINTS = ("zdt1", "zdt2", "dtlz2"), 64, (50, 150)  # population; generations
 SIZES = (64, 256)
 GENERATIONS = 40  # whose speed is measured
+GENES, TOTALS = 42, (360, 1000)  # of the spheres: how many genes, evaluations in all
 EVALUATIONS = 360  # of a search on the miniature, or of three
 WEIGHTS = ((3, 1), (1, 1), (1, 3))  # of Japanese and English
 GOALS = ("japanese", "english")
@@ -92,6 +94,41 @@ def speed(seed: int) -> dict[str, Any]:
                 spent.append(time.process_time() - before)
             row = {"first_s": round(spent[0] + spent[1], 2), "later_ms": round(1000 * float(np.median(spent[2:])), 2)}
             found.setdefault(str(size), {})[method] = row
+    return found
+
+
+# --- two spheres --------------------------------------------------------------------------------------------
+
+
+def spheres(seed: int) -> dict[str, Any]:
+    """The hypervolume after few evaluations of two goals over 42 genes: to be near one of two random points."""
+    rng, volume, found = np.random.default_rng(seed), HV(ref_point=np.ones(2)), dict[str, Any]()
+    one, other = rng.uniform(0.1, 0.9, (2, GENES))
+    centers = one, (one + other) / 2
+
+    def goals(x: np.ndarray) -> np.ndarray:
+        return -10 * np.stack([((x - center) ** 2).mean(1) for center in centers], axis=1)
+
+    def searched_by(strategy: Any, generations: int, key: Any, told: Any) -> np.ndarray:
+        state, seen = strategy.init(key), []
+        for generation in range(generations):
+            keys = jax.random.split(jax.random.fold_in(key, generation))
+            population, state = strategy.ask(keys[0], state)
+            seen.append(goals(population))
+            state = strategy.tell(keys[1], state, population, told(seen[-1]))
+        return np.concatenate(seen)
+
+    for total in TOTALS:
+        for size in (10, 20, 40):
+            strategy = make_nsga2(GENES, 2, size)
+            seen = searched_by(strategy, total // size, jax.random.key(seed), lambda values: values)
+            found.setdefault(f"nsga2, {size}", {})[str(total)] = round(float(volume(-seen)), 4)
+        parts = []
+        for number, weights in enumerate(WEIGHTS):
+            strategy, key = make_strategy("cma_es", GENES), jax.random.key(seed * len(WEIGHTS) + number)
+            steps = total // len(WEIGHTS) // strategy.population_size
+            parts.append(searched_by(strategy, steps, key, lambda values, w=weights: values @ w))
+        found.setdefault("cma_es, three weightings", {})[str(total)] = round(float(volume(-np.concatenate(parts))), 4)
     return found
 
 
@@ -174,7 +211,7 @@ def miniature(seed: int) -> dict[str, Any]:
     return found
 
 
-PARTS = {"planted": (planted, 5), "speed": (speed, 3), "miniature": (miniature, 3)}
+PARTS = {"planted": (planted, 5), "speed": (speed, 3), "spheres": (spheres, 3), "miniature": (miniature, 3)}
 
 
 def main() -> None:

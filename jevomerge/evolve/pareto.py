@@ -11,7 +11,7 @@ Parents and children compete for P places: by front, then by crowding distance, 
 luck.  The next children are made of winners of such tournaments, by simulated binary crossover and polynomial mutation.
 
 Pure JAX: evosax has no method for several goals, EvoX computes in PyTorch, and pymoo's state is an object to pickle,
-not arrays for a checkpoint; nor is it better at the same number of evaluations (experiments/bench_pareto).
+not arrays for a checkpoint; with the same number of evaluations both come as far (experiments/bench_pareto).
 """
 
 from __future__ import annotations
