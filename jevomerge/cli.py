@@ -201,8 +201,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
     fitness, _ = judge.fitness(scores)
     values = scores.primary[task.name].tolist()
     print(f"{task.name} ({args.split}, {len(values)} examples, {task.score}): {fitness:.4f}")
+    also = judge.also(scores.texts, args.split).get(task.name, {})
+    for criterion, score in also.items():
+        print(f"  by {criterion}: {score:.4f}")
     if args.json:
         result = {"task": task.name, "split": args.split, "model": args.model, "score": fitness, "examples": values}
+        result |= {"also": also, "texts": scores.texts[task.name]} if also else {}
         write_atomically(Path(args.json), json.dumps(result) + "\n")
 
 

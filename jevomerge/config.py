@@ -17,13 +17,17 @@ from jevomerge.strict import Dtype, Origin, Strict, anchor, load_one, validate
 
 
 class DataSource(Strict):
-    """Where examples come from: a local JSONL, JSON or Parquet file, or a dataset on the hub."""
+    """Where examples come from: a local JSONL, JSON, Parquet, TSV or CSV file, or a dataset on the hub."""
 
     path: str
+    columns: tuple[str, ...] | None = None  # of a TSV or CSV file whose first line is not their names
     name: str | None = None  # of a hub dataset's configuration
     split: str = "train"  # of a hub dataset
     rows: tuple[int, int] | None = None  # [start, stop): only these rows
     limit: int | None = Field(None, gt=0)  # at most so many of them
+
+
+Extractor = Literal["exact", "last_number", "sakana"]
 
 
 class Task(Strict):
@@ -32,7 +36,8 @@ class Task(Strict):
     The score of an example is
       `likelihood`: mean log-probability per token of the reference answer;
       `match`: 1 if the reference answer is what greedy decoding would write, from one forward pass;
-      `generation`: 1 if the answer extracted from greedily generated text equals the reference.
+      `generation`: 1 if the answer extracted from greedily generated text equals the reference (or how like it
+        that is, see `compare`) and, if there is a `language`, the text is in it.
     """
 
     name: str
@@ -41,8 +46,11 @@ class Task(Strict):
     prompt: str  # a template over the example's fields: "Q: {question}\nA:"
     answer: str  # likewise
     score: Literal["likelihood", "match", "generation"] = "likelihood"
-    extract: Literal["exact", "last_number"] | None = None
+    extract: Extractor | None = None
     pattern: str | None = None  # or a regular expression whose first group, at its last match, is the answer
+    compare: Literal["equal", "rouge_l_ja"] = "equal"  # rouge_l_ja: F-measure of ROUGE-L over MeCab's words
+    language: str | None = None  # such as ja: what fastText's lid.176 must say of the text with more than 1/2
+    also: tuple[Extractor, ...] = ()  # by what else the held-out texts are judged and reported; never the fitness
     max_new_tokens: int = Field(256, gt=0)
     stop: tuple[str, ...] = ()  # generated text ends before the first of these
     weight: float = Field(1.0, gt=0)
@@ -64,9 +72,17 @@ class Task(Strict):
     @model_validator(mode="after")
     def _extractor(self) -> Task:
         if self.score == "generation" and (self.extract is None) == (self.pattern is None):
-            raise ValueError("score: generation needs either `extract` (exact, last_number) or `pattern`")
+            raise ValueError("score: generation needs either `extract` (exact, last_number, sakana) or `pattern`")
         if self.score != "generation" and (self.extract or self.pattern):
             raise ValueError(f"`extract` and `pattern` judge generated text; score: {self.score} generates none")
+        if self.score != "generation" and (self.language or self.also or self.compare != "equal"):
+            raise ValueError(
+                f"`language`, `also` and `compare` judge generated text; score: {self.score} generates none"
+            )
+        if self.compare != "equal" and (self.extract in ("last_number", "sakana") or self.also):
+            raise ValueError(f"compare: {self.compare} compares texts: it needs extract: exact or a pattern, no `also`")
+        if len({self.extract, *self.also}) <= len(self.also):
+            raise ValueError("`also` names other extractors than `extract`, each once")
         return self
 
 

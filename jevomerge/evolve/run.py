@@ -143,6 +143,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
         """What is left is work for one process."""
         alone = judge if jax.process_count() == 1 else judge.on(make_mesh(1, devices=jax.local_devices()))
         fitness: dict[str, float] = {}
+        also: dict[str, dict[str, float]] = {}
 
         def score(path: Path) -> dict[str, dict[str, float]]:
             """What is reported is what the exported files score."""
@@ -150,6 +151,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
             scored = score_model(alone, exported.load(alone.mesh), exported.config)
             record_heldout(folder, judge, sources, average, scored)
             fitness.update(scored.fitness)
+            also.update(scored.also)
             others = {} if average is None else {"plain average": average.fitness}
             return {**baseline, **others, "**this model**": fitness}
 
@@ -160,7 +162,12 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
         result = {
             "average": None if average is None else average.fitness,
             "sources": baseline,
-            "best": {**fitness, "genome": problem.values(genome), "evaluation": archive.records.index(best)},
+            "best": {
+                **fitness,
+                **({"also": also} if also else {}),
+                "genome": problem.values(genome),
+                "evaluation": archive.records.index(best),
+            },
             "evaluations": len(archive.records),
             "seconds": round(earlier + time.perf_counter() - began, 2),
             "export": export.name,

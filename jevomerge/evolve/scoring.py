@@ -27,6 +27,7 @@ class Scored(NamedTuple):
 
     fitness: dict[str, float]  # by split
     heldout: Scores  # by held-out example
+    also: dict[str, dict[str, float]]  # of the held-out texts, by task, what they score by other criteria
 
 
 def score_baselines(
@@ -73,7 +74,8 @@ def plain_average(problem: WeightProblem, bank: Bank, mesh: Mesh) -> dict[str, A
 def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> Scored:
     """Score one model on both splits; `config` as for `Judge.model`."""
     scores = {split: judge.model(params, split, config) for split in SPLITS}
-    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, scores["heldout"])
+    also = judge.also(scores["heldout"].texts, "heldout")
+    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, scores["heldout"], also)
 
 
 def record_heldout(
@@ -83,7 +85,8 @@ def record_heldout(
 
     def record(scored: Scored) -> dict[str, Any]:
         scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.primary.items()}
-        return {**scored.fitness, "scores": scores, "texts": scored.heldout.texts}
+        also = {"also": scored.also} if scored.also else {}
+        return {**scored.fitness, **also, "scores": scores, "texts": scored.heldout.texts}
 
     examples = {
         task: [{"prompt": e.prompt, "answer": e.answer} for e in chosen]

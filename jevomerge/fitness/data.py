@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jevomerge.config import DataSource, Task
 from jevomerge.errors import InputError
 from jevomerge.fitness.rollout import Batch
+
+SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
 class Example(NamedTuple):
@@ -40,13 +43,16 @@ def read_rows(source: DataSource, where: str) -> list[dict[str, Any]]:
     kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(suffix)
     try:
         datasets.disable_progress_bars()
-        if kind and Path(source.path).exists():
-            data = datasets.load_dataset(kind, data_files=source.path, split="train", keep_in_memory=True)
+        if source.columns is not None and suffix not in SEPARATORS:
+            raise ValueError("`columns` are those of a local .tsv or .csv file")
+        if suffix in SEPARATORS:
+            rows = read_table(Path(source.path), SEPARATORS[suffix], source.columns)
+        elif kind and Path(source.path).exists():
+            rows = list(datasets.load_dataset(kind, data_files=source.path, split="train", keep_in_memory=True))
         elif kind or Path(source.path).is_absolute():
             raise FileNotFoundError(f"{source.path} does not exist")
         else:
-            data = datasets.load_dataset(source.path, source.name, split=source.split)
-        rows = list(data)
+            rows = list(datasets.load_dataset(source.path, source.name, split=source.split))
     except Exception as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{where}: {source.path} cannot be read: {message}") from error
@@ -55,6 +61,24 @@ def read_rows(source: DataSource, where: str) -> list[dict[str, Any]]:
     rows = rows[: source.limit]
     if not rows:
         raise InputError(f"{where}: {source.path} has no rows (rows: {source.rows}, limit: {source.limit})")
+    return rows
+
+
+def read_table(path: Path, separator: str, columns: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The lines of a TSV or CSV file as texts by column; in a TSV file quotes are text.
+
+    Raises:
+        ValueError: for a line that has more or fewer fields than there are columns.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.reader(file, delimiter=separator, quoting=quoting)
+        names = list(columns) if columns is not None else next(lines, [])
+        rows = []
+        for fields in filter(None, lines):
+            if len(fields) != len(names):
+                raise ValueError(f"line {lines.line_num} has {len(fields)} fields for the columns {', '.join(names)}")
+            rows.append(dict(zip(names, fields, strict=True)))
     return rows
 
 

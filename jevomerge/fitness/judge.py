@@ -33,7 +33,8 @@ from jevomerge.fitness.data import (
     refuse_overlap,
     strata_of,
 )
-from jevomerge.fitness.extract import is_correct
+from jevomerge.fitness.extract import grade, other_criteria
+from jevomerge.fitness.language import check_language
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
 from jevomerge.mesh import by_member, everywhere, make_mesh, put, spread
@@ -147,6 +148,17 @@ def _scoring(task: Task) -> Iterator[None]:
         raise FitnessError(f"task {task.name}: {type(error).__name__}: {error}") from error
 
 
+def check_criteria(task: Task) -> None:
+    """Refuse a task whose texts could not be judged, for want of a package or of such a language."""
+    try:
+        if task.language is not None:
+            check_language(task.language)
+        if task.score == "generation":
+            grade(task, "", "")
+    except InputError as error:
+        raise InputError(f"task {task.name}: {error}") from None
+
+
 class Judge:
     """Tasks made ready for one tokenizer and one architecture."""
 
@@ -183,6 +195,7 @@ class Judge:
         self.examples: dict[str, dict[str, list[Example]]] = {split: {} for split in splits}
         self.layouts: dict[str, list[Layout]] = {}
         for task in tasks:
+            check_criteria(task)
             for split in splits:
                 self.examples[split][task.name] = load_examples(task, split, tokenizer)
             if set(splits) == set(SPLITS):
@@ -228,6 +241,19 @@ class Judge:
             float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores[:2]
         )
         return first, second
+
+    def also(self, texts: Mapping[str, Sequence[str]], split: str) -> dict[str, dict[str, float]]:
+        """{task: {criterion: score}} of the texts that a model wrote for a whole split, by what does not count."""
+        found = {}
+        for task in self.tasks:
+            examples = self.examples[split][task.name]
+            ways = other_criteria(task)
+            if ways:
+                pairs = list(zip(texts[task.name], examples, strict=True))
+                found[task.name] = {
+                    n: float(np.mean([grade(t, x, e.answer) for x, e in pairs])) for n, t in ways.items()
+                }
+        return found
 
     def members(
         self,
@@ -327,13 +353,13 @@ class Judge:
         tokens: np.ndarray,
         texts: Sequence[list[str]],
     ) -> np.ndarray:
-        """(2, M, R): which generated answers (M, R, new) are right (nothing breaks ties); they go to `texts`."""
-        right = np.zeros((2, *tokens.shape[:2]))
+        """(2, M, R): how good the generated answers (M, R, new) are (nothing breaks ties); they go to `texts`."""
+        grades = np.zeros((2, *tokens.shape[:2]))
         for m, own in enumerate(tokens):
             for k, text in enumerate(self.tokenizer.batch_decode(own, skip_special_tokens=True)):
                 texts[m][rows[k]] = text
-                right[0, m, k] = is_correct(task, text, examples[rows[k]].answer)
-        return right
+                grades[0, m, k] = grade(task, text, examples[rows[k]].answer)
+        return grades
 
     def _bounds(
         self, chosen: Mapping[str, Sequence[Example]], pairs: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
