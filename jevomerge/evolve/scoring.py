@@ -89,8 +89,8 @@ def record_heldout(
         return {**scored.fitness, **also, "scores": scores, "texts": scored.heldout.texts}
 
     examples = {
-        task: [{"prompt": e.prompt, "answer": e.answer} for e in chosen]
-        for task, chosen in judge.examples["heldout"].items()
+        task: [{"prompt": e.prompt, "answer": e.answer} for e in material.records]
+        for task, material in judge.material["heldout"].items()
     }
     heldout = {
         "examples": examples,
