@@ -110,7 +110,8 @@ class Harness(Strict):
 class HarnessTask(Strict):
     """A task of lm-evaluation-harness that judges; its documents are scored as the harness scores them.
 
-    To be a fitness it needs `search` and `heldout`; without, it is for `jevomerge evaluate` alone.
+    To be a fitness it needs `search` and `heldout`; without, it is for `jevomerge evaluate` alone, and a run that names
+    a file of several tasks goes without it.
     """
 
     name: str = ""  # "": the harness's name for it
@@ -405,7 +406,9 @@ def read_task(path: str | Path) -> Task:
 def _read_tasks(task: Any, folder: Path) -> list[Any]:
     """An item of a run's `tasks`: the tasks of a file, or one given here."""
     if isinstance(task, str):
-        return [t.model_dump() for t in read_tasks(folder / task)]
+        tasks = read_tasks(folder / task)
+        # Of a suite, those that can be a fitness.
+        return [t.model_dump() for t in tasks if len(tasks) == 1 or t.search is not None]
     _anchor_task(task, folder)
     return [task]
 

@@ -31,6 +31,9 @@ def require() -> None:
         raise InputError(
             "tasks of lm-evaluation-harness need lm-eval, which is not installed: pip install 'jevomerge[harness]'"
         )
+    import datasets  # imported late: it takes seconds
+
+    datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every setting that is at its default
 
 
@@ -109,7 +112,7 @@ class LoadedTask:
         self.max_new_tokens = 0
         if generates:
             settings = self.task.config.generation_kwargs or {}
-            self.max_new_tokens = self.encoder._prompt("", settings).limit
+            self.max_new_tokens = self.encoder.prompt("", settings).limit
 
     def _filter(self) -> Any:
         """The filters that texts go through before they are judged."""
@@ -181,6 +184,8 @@ class LoadedTask:
         if len(kinds) > 1 or any(i.repeats != 1 for i in instances):
             raise InputError("a task that asks in several ways, or repeatedly, cannot be a fitness")
         requests = getattr(self.encoder, kinds.pop())(instances, disable_tqdm=True)
+        if any(getattr(r, "limit", self.max_new_tokens) != self.max_new_tokens for r in requests):
+            raise InputError("a task whose documents have different limits on new tokens cannot be a fitness")
         examples = [[r.example] if hasattr(r, "example") else r for r in requests]
         groups: list[list[int]] = [[] for _ in wanted]
         for i, instance in enumerate(instances):

@@ -107,9 +107,10 @@ class Encoder(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Prompt]:
         """Prompts, cut from the left to leave room for the new tokens."""
-        return [self._prompt(*request.args) for request in requests]
+        return [self.prompt(*request.args) for request in requests]
 
-    def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
+    def prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
+        """A context and the task's `generation_kwargs`, which must be those of greedy decoding."""
         given = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
         until, limit = given.pop("until"), given.pop("max_gen_toks")
         if given.get("do_sample") or (other := given.keys() - GREEDY):

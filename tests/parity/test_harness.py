@@ -91,9 +91,8 @@ def test_rolling_loglikelihood(room, request):
 
 
 SETTINGS = [
-    {"until": ["\n\n"], "max_gen_toks": 12},
-    {"until": [".", " the"], "max_gen_toks": 20, "do_sample": False},
-    {"until": "Lily", "max_new_tokens": 20, "temperature": 0.0},
+    {"until": [".", " the"], "max_gen_toks": 12, "do_sample": False},
+    {"until": "Lily", "max_new_tokens": 12, "temperature": 0.0},
     {"until": [], "max_gen_toks": 5},
 ]
 
@@ -106,13 +105,13 @@ def test_generated_texts(room, request):
     found = ours.generate_until(asked)
     expected = [theirs.generate_until([one], disable_tqdm=True)[0] for one in asked]  # one by one: see below
     assert found == expected
-    assert len({len(t) for t in found}) > 4
+    assert len({len(t) for t in found}) > 3
 
 
 def test_a_begin_token_counts_in_its_own_prompt_alone(both):
     """The harness's backend looks at the first prompt of a batch and treats the others alike; we look at each."""
     ours, theirs = both
-    settings = {"until": [], "max_gen_toks": 6}
+    settings = {"until": [], "max_gen_toks": 5}
     apart = [[(p, settings)] for p in ("<s>Tom saw", "Tom saw")]
     assert ours.generate_until(requests("generate_until", [a[0] for a in apart])) == [
         theirs.generate_until(requests("generate_until", a), disable_tqdm=True)[0] for a in apart
@@ -121,7 +120,7 @@ def test_a_begin_token_counts_in_its_own_prompt_alone(both):
 
 def test_end_of_text_ends_a_text():
     ours, theirs = pair(eos_token=".")  # a token that the model does write
-    asked = requests("generate_until", [("Once upon a time", {"until": ["\n"], "max_gen_toks": 60})])
+    asked = requests("generate_until", [("Once upon a time", {"until": ["\n"], "max_gen_toks": 24})])
     (found,) = ours.generate_until(asked)
     assert found == theirs.generate_until(asked, disable_tqdm=True)[0]
     assert 0 < len(found) < 100
@@ -226,6 +225,7 @@ def test_the_command_prints_what_the_harness_says(suite, both, tmp_path, capsys)
     printed, written = capsys.readouterr().out, json.loads(output.read_text())
     expected = simple_evaluate(
         both[1],
+        bootstrap_iters=1000,
         tasks=["choose", "go_on"],
         task_manager=TaskManager(include_path=str(suite), include_defaults=False),
     )["results"]
