@@ -38,7 +38,7 @@ doc_to_text: "{{{{begin}}}}"
 """
 CHOOSE = """
 output_type: multiple_choice
-doc_to_choice: ['{{wrong}}', '{{right}}', ' and']
+doc_to_choice: "{{ [wrong, right, ' and'] }}"
 doc_to_target: 1
 target_delimiter: ""
 metric_list: [{metric: acc}, {metric: acc_norm}]

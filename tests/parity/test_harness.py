@@ -101,11 +101,12 @@ SETTINGS = [
 def test_generated_texts(room, request):
     ours, theirs = request.getfixturevalue(room)
     prompts = ["Once upon a time", "<s>One day, a big dog", "Tom and Lily went home. They", LONG[:300]]
-    asked = requests("generate_until", [(p, dict(s)) for s in SETTINGS for p in prompts])
+    settings = SETTINGS if room == "both" else SETTINGS[:1]
+    asked = requests("generate_until", [(p, dict(s)) for s in settings for p in prompts])
     found = ours.generate_until(asked)
     expected = [theirs.generate_until([one], disable_tqdm=True)[0] for one in asked]  # one by one: see below
     assert found == expected
-    assert len({len(t) for t in found}) > 3
+    assert len({len(t) for t in found}) >= 3
 
 
 def test_a_begin_token_counts_in_its_own_prompt_alone(both):
@@ -165,7 +166,7 @@ target_delimiter: ""
 fewshot_delimiter: "\\n"
 """
 TASKS = {
-    "choose": "output_type: multiple_choice\ndoc_to_choice: ['{{end}}', '{{other}}']\ndoc_to_target: 0\nmetric_list:\n"
+    "choose": "output_type: multiple_choice\ndoc_to_choice: '{{ [end, other] }}'\ndoc_to_target: 0\nmetric_list:\n"
     "  - {metric: acc}\n  - {metric: acc_norm}\n",
     "write": "output_type: generate_until\ngeneration_kwargs: {until: ['.'], max_gen_toks: 12}\nmetric_list:\n"
     "  - {metric: exact_match, aggregation: mean, higher_is_better: true, ignore_punctuation: true}\n"
