@@ -11,12 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jevomerge.errors import FitnessError, InputError
 
 if TYPE_CHECKING:
-    from jevomerge.config import MeshShape
+    from jevomerge.checkpoint import Checkpoint
+    from jevomerge.config import HarnessTask, MeshShape, Task
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
 EPILOG = (
@@ -70,10 +71,14 @@ def parser() -> argparse.ArgumentParser:
         "--explain", action="store_true", help="only print which inputs and coefficients make each tensor"
     )
 
-    evaluate = command("evaluate", "score a model on a task", "Score any supported model folder on a task.")
+    evaluate = command(
+        "evaluate",
+        "score a model on a task",
+        "Score any supported model folder on a task, or as lm-evaluation-harness does on tasks of its own.",
+    )
     evaluate.add_argument("model", help="a Hugging Face folder, or a hub name")
     evaluate.add_argument("--task", required=True, metavar="TASK.yaml", help="see configs/tasks/")
-    evaluate.add_argument("--split", choices=("search", "heldout"), default="heldout", help="default: heldout")
+    evaluate.add_argument("--split", choices=("search", "heldout"), help="default: heldout")
     evaluate.add_argument("--json", metavar="FILE", help="also write the score of every example to this file")
 
     export = command(
@@ -186,7 +191,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """`jevomerge evaluate`."""
     from jevomerge.checkpoint import Checkpoint
     from jevomerge.checkpoint.export import refuse_existing
-    from jevomerge.config import read_task
+    from jevomerge.config import Task, read_tasks
     from jevomerge.evolve.archive import write_atomically
     from jevomerge.evolve.setup import load_tokenizer
     from jevomerge.fitness.judge import Judge
@@ -195,15 +200,56 @@ def run_evaluate(args: argparse.Namespace) -> None:
         refuse_existing(Path(args.json))
         if not Path(args.json).parent.is_dir():
             raise InputError(f"--json: {Path(args.json).parent} is not a folder")
-    task, model = read_task(args.task), Checkpoint(args.model)
-    judge = Judge([task], load_tokenizer(model.folder), model.config, splits=[args.split])
-    scores = judge.model(model.load(), args.split)
-    fitness, _ = judge.fitness(scores)
-    values = scores.primary[task.name].tolist()
-    print(f"{task.name} ({args.split}, {len(values)} examples, {task.score}): {fitness:.4f}")
+    tasks, model = read_tasks(args.task), Checkpoint(args.model)
+    task, tokenizer = tasks[0], load_tokenizer(model.folder)
+    if len(tasks) > 1 or not isinstance(task, Task):
+        result: dict[str, Any] = {"model": args.model, "results": evaluate_suite(tasks, model, tokenizer, args.split)}
+    else:
+        judge = Judge([task], tokenizer, model.config, splits=[args.split or "heldout"])
+        scores = judge.model(model.load(), args.split or "heldout")
+        fitness, _ = judge.fitness(scores)
+        values = scores.primary[task.name].tolist()
+        print(f"{task.name} ({args.split or 'heldout'}, {len(values)} examples, {task.score}): {fitness:.4f}")
+        also = judge.also(scores.texts, args.split or "heldout").get(task.name, {})
+        for criterion, score in also.items():
+            print(f"  by {criterion}: {score:.4f}")
+        result = {"task": task.name, "split": args.split or "heldout", "model": args.model}
+        result |= {"score": fitness, "examples": values}
+        result |= {"also": also, "texts": scores.texts[task.name]} if also else {}
     if args.json:
-        result = {"task": task.name, "split": args.split, "model": args.model, "score": fitness, "examples": values}
         write_atomically(Path(args.json), json.dumps(result) + "\n")
+
+
+def evaluate_suite(
+    tasks: Sequence[Task | HarnessTask], model: Checkpoint, tokenizer: Any, split: str | None
+) -> dict[str, dict[str, Any]]:
+    """Score a model on tasks of lm-evaluation-harness as that does, printing its metrics with their errors."""
+    from jevomerge.config import Task
+    from jevomerge.fitness.harness import evaluate, find, require
+
+    if own := [t.name for t in tasks if isinstance(t, Task)]:
+        raise InputError(f"--task: {', '.join(own)} is not a task of the harness; evaluate it by its own file")
+    if split is not None:
+        raise InputError("--split: the harness scores the split that its task names; leave --split out")
+    require()
+    from jevomerge.fitness.harness_model import HarnessModel
+
+    chosen = [t.harness for t in tasks if not isinstance(t, Task)]
+    for harness in chosen:
+        find(harness)  # a name that is wrong is found out before weights are read
+    judged = HarnessModel(model.load(), model.config, tokenizer, model.config_json.get("max_position_embeddings"))
+    results: dict[str, dict[str, Any]] = {}
+    for harness in chosen:
+        for name, row in evaluate(harness, judged).items():
+            results[name] = row
+            for key, value in row.items():
+                metric, _, how = key.partition(",")
+                if not how or metric.endswith("_stderr") or not isinstance(value, float | int):
+                    continue
+                error = row.get(f"{metric}_stderr,{how}")
+                shown = f" ± {error:.4f}" if isinstance(error, float) else ""
+                print(f"{name}: {metric} {value:.4f}{shown}" + (f" ({how})" if how != "none" else ""), flush=True)
+    return results
 
 
 def run_export(args: argparse.Namespace) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -132,20 +132,28 @@ def validate(schema: type[Schema], data: dict[str, Any], origin: Origin) -> Sche
                 close = difflib.get_close_matches(str(e["loc"][-1]), _keys(schema, e["loc"][:-1]), n=1)
                 message = f"unknown key `{e['loc'][-1]}`" + (f", did you mean `{close[0]}`?" if close else "")
             elif e["type"] == "missing":
-                where, message = e["loc"], "is required"
+                where, message = (*where, e["loc"][-1]), "is required"
             problems.setdefault(where, origin.at(*where) + message)
         raise InputError("\n".join(problems.values())) from None
 
 
 def _keys(schema: type[BaseModel], where: Location) -> list[str]:
     """The keys known at a location: those of the innermost model on the way there."""
-    found = schema
+    found = [schema]
     for part in where:
-        if part in found.model_fields:
-            annotation = found.model_fields[part].annotation
-            candidates = (annotation, *getattr(annotation, "__args__", ()))
-            found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), found)
-    return list(found.model_fields)
+        if any(c.__name__ == part for c in found):  # which member of a union
+            found = [c for c in found if c.__name__ == part]
+        elif part in found[0].model_fields:
+            found = list(_models(found[0].model_fields[part].annotation)) or found
+    return list(found[0].model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def anchor(value: Any, folder: Path) -> Any:

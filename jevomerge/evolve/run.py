@@ -175,7 +175,12 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
         result = {
             "average": None if average is None else average.fitness,
             "sources": baseline,
-            "best": {**scored.fitness, "genome": problem.values(np.asarray(best["genome"])), "evaluation": number},
+            "best": {
+                **scored.fitness,
+                **({"also": scored.also} if scored.also else {}),
+                "genome": problem.values(np.asarray(best["genome"])),
+                "evaluation": number,
+            },
             "evaluations": len(records),
             "seconds": round(earlier + time.perf_counter() - began, 2),
             "export": "best",

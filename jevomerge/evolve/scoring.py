@@ -29,6 +29,7 @@ class Scored(NamedTuple):
     fitness: dict[str, float]  # by split
     tasks: dict[str, dict[str, float]]  # {split: {task: mean score}}
     heldout: Scores  # by held-out example
+    also: dict[str, dict[str, float]]  # of the held-out texts, by task, what they score by other criteria
 
 
 def score_baselines(
@@ -76,7 +77,8 @@ def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | No
     """Score one model on both splits; `config` as for `Judge.model`."""
     scores = {split: judge.model(params, split, config) for split in SPLITS}
     tasks = {split: {name: float(np.mean(v)) for name, v in s.primary.items()} for split, s in scores.items()}
-    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, tasks, scores["heldout"])
+    also = judge.also(scores["heldout"].texts, "heldout")
+    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, tasks, scores["heldout"], also)
 
 
 def record_heldout(
@@ -86,11 +88,12 @@ def record_heldout(
 
     def record(scored: Scored) -> dict[str, Any]:
         scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.primary.items()}
-        return {**scored.fitness, "tasks": scored.tasks, "scores": scores, "texts": scored.heldout.texts}
+        extra = {"tasks": scored.tasks, **({"also": scored.also} if scored.also else {})}
+        return {**scored.fitness, **extra, "scores": scores, "texts": scored.heldout.texts}
 
     examples = {
-        task: [{"prompt": e.prompt, "answer": e.answer} for e in chosen]
-        for task, chosen in judge.examples["heldout"].items()
+        task: [{"prompt": e.prompt, "answer": e.answer} for e in material.records]
+        for task, material in judge.material["heldout"].items()
     }
     heldout = {
         "examples": examples,

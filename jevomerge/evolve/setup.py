@@ -60,6 +60,7 @@ class Setup:
             mesh=self.mesh,
             members_per_device=config.members_per_device or 1,
             racing=search.racing,
+            max_length=problem_max_length(problem),
         )
 
     def choose_mesh(self, observer: Observer) -> None:
@@ -97,6 +98,14 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def problem_max_length(problem: Problem) -> int | None:
+    """How long a text the exported model can take, by its config."""
+    if isinstance(problem, PathProblem):
+        return problem.checkpoints[0].config_json.get("max_position_embeddings")
+    sources = problem.weights.sources if isinstance(problem, JointProblem) else problem.sources
+    return sources.config_json.get("max_position_embeddings")
 
 
 def problem_tokenizer(problem: Problem) -> Any:

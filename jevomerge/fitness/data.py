@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from jevomerge.config import DataSource, Task
 from jevomerge.errors import InputError
+from jevomerge.fitness.extract import grade
 from jevomerge.fitness.rollout import Batch
+
+SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
 class Example(NamedTuple):
@@ -22,6 +26,47 @@ class Example(NamedTuple):
     answer: str
     prompt_tokens: list[int]
     answer_tokens: list[int]
+
+
+class Record(NamedTuple):
+    """A document of a task as people read it."""
+
+    prompt: str
+    answer: str
+
+
+class Material(NamedTuple):
+    """One split of a task: D documents, the examples that a model is given for each, and what they come to."""
+
+    examples: list[Example]
+    first: np.ndarray  # (D + 1,) ints: document d has examples[first[d] : first[d + 1]]
+    records: list[Record]
+    # From the number of a document and what a model made of its examples (the text it wrote, or the mean
+    # log-probability of the answer and whether greedy decoding would write it): the score, and what breaks ties.
+    read: Callable[[int, Sequence[Any]], tuple[float, float]]
+
+
+class Judged(Protocol):
+    """What a `Task` and a task of the harness have in common once their data is read."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def weight(self) -> float: ...  # noqa: D102
+
+    @property
+    def score(self) -> str: ...  # noqa: D102 likelihood, match or generation
+
+    @property
+    def max_new_tokens(self) -> int: ...  # noqa: D102
+
+
+class Ready(Judged, Protocol):
+    """A task that reads its own data."""
+
+    def material(self, split: str) -> Material:
+        """Its documents in `search` or `heldout`."""
 
 
 class Layout(NamedTuple):
@@ -40,13 +85,16 @@ def read_rows(source: DataSource, where: str) -> list[dict[str, Any]]:
     kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(suffix)
     try:
         datasets.disable_progress_bars()
-        if kind and Path(source.path).exists():
-            data = datasets.load_dataset(kind, data_files=source.path, split="train", keep_in_memory=True)
+        if source.columns is not None and suffix not in SEPARATORS:
+            raise ValueError("`columns` are those of a local .tsv or .csv file")
+        if suffix in SEPARATORS:
+            rows = read_table(Path(source.path), SEPARATORS[suffix], source.columns)
+        elif kind and Path(source.path).exists():
+            rows = list(datasets.load_dataset(kind, data_files=source.path, split="train", keep_in_memory=True))
         elif kind or Path(source.path).is_absolute():
             raise FileNotFoundError(f"{source.path} does not exist")
         else:
-            data = datasets.load_dataset(source.path, source.name, split=source.split)
-        rows = list(data)
+            rows = list(datasets.load_dataset(source.path, source.name, split=source.split))
     except Exception as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{where}: {source.path} cannot be read: {message}") from error
@@ -55,6 +103,24 @@ def read_rows(source: DataSource, where: str) -> list[dict[str, Any]]:
     rows = rows[: source.limit]
     if not rows:
         raise InputError(f"{where}: {source.path} has no rows (rows: {source.rows}, limit: {source.limit})")
+    return rows
+
+
+def read_table(path: Path, separator: str, columns: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The lines of a TSV or CSV file as texts by column; in a TSV file quotes are text.
+
+    Raises:
+        ValueError: for a line that has more or fewer fields than there are columns.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.reader(file, delimiter=separator, quoting=quoting)
+        names = list(columns) if columns is not None else next(lines, [])
+        rows = []
+        for fields in filter(None, lines):
+            if len(fields) != len(names):
+                raise ValueError(f"line {lines.line_num} has {len(fields)} fields for the columns {', '.join(names)}")
+            rows.append(dict(zip(names, fields, strict=True)))
     return rows
 
 
@@ -90,7 +156,20 @@ def load_examples(task: Task, split: str, tokenizer: Any) -> list[Example]:
     return examples
 
 
-def refuse_overlap(task: Task, search: Sequence[Example], heldout: Sequence[Example]) -> None:
+def own_material(task: Task, split: str, tokenizer: Any) -> Material:
+    """A split of a task of our own: each document is one example."""
+    examples = load_examples(task, split, tokenizer)
+
+    def read(document: int, outputs: Sequence[Any]) -> tuple[float, float]:
+        if task.score == "generation":
+            return grade(task, outputs[0], examples[document].answer), 0.0
+        mean, match = outputs[0]
+        return (mean, match) if task.score == "likelihood" else (match, mean)
+
+    return Material(examples, np.arange(len(examples) + 1), [Record(e.prompt, e.answer) for e in examples], read)
+
+
+def refuse_overlap(task: Judged, search: Sequence[Example | Record], heldout: Sequence[Example | Record]) -> None:
     """Held-out examples must not be among those the search sees."""
     seen = {(e.prompt, e.answer) for e in search}
     if common := sum((e.prompt, e.answer) in seen for e in heldout):
@@ -101,7 +180,7 @@ def refuse_overlap(task: Task, search: Sequence[Example], heldout: Sequence[Exam
 
 
 def plan_layouts(
-    task: Task,
+    task: Judged,
     search: Sequence[Example],
     others: Sequence[Example],
     tokens_per_batch: int,
@@ -140,7 +219,7 @@ def plan_layouts(
 
 
 def make_batches(
-    task: Task, examples: Sequence[Example], layouts: Sequence[Layout], pad: int, shuffled: bool = False
+    task: Judged, examples: Sequence[Example], layouts: Sequence[Layout], pad: int, shuffled: bool = False
 ) -> list[tuple[Layout, np.ndarray, Batch]]:
     """[(layout, (rows,) index of each row's example or -1 for padding, batch)].
 
@@ -170,7 +249,7 @@ def make_batches(
     return batches
 
 
-def strata_of(task: Task, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
+def strata_of(task: Judged, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
     """(n,) the index of the layout that each example is scored in: the shortest one that holds it."""
     generates = task.score == "generation"
     lengths = [len(e.prompt_tokens) + (0 if generates else len(e.answer_tokens)) for e in examples]

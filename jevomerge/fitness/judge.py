@@ -20,20 +20,24 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.config import Task
+from jevomerge.config import HarnessTask, Task
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.candidates import Candidates, Whole
 from jevomerge.fitness.data import (
     Example,
+    Judged,
     Layout,
+    Material,
+    Ready,
     fingerprint,
-    load_examples,
     make_batches,
+    own_material,
     plan_layouts,
     refuse_overlap,
     strata_of,
 )
-from jevomerge.fitness.extract import is_correct
+from jevomerge.fitness.extract import grade, other_criteria
+from jevomerge.fitness.language import check_language
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
 from jevomerge.mesh import by_member, everywhere, make_mesh, put, spread
@@ -139,7 +143,7 @@ def _gather(mesh: Mesh, values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _scoring(task: Task) -> Iterator[None]:
+def _scoring(task: Judged) -> Iterator[None]:
     """What goes wrong in the block has to do with this task."""
     try:
         yield
@@ -147,12 +151,59 @@ def _scoring(task: Task) -> Iterator[None]:
         raise FitnessError(f"task {task.name}: {type(error).__name__}: {error}") from error
 
 
+class Found:
+    """What M members made of some documents of a task, as it comes in."""
+
+    def __init__(self, material: Material, documents: np.ndarray, members: int):
+        """Nothing yet."""
+        self.material, self.documents = material, documents
+        counts = np.diff(material.first)[documents]
+        self.first = np.concatenate([[0], np.cumsum(counts)])  # as Material's, of these documents alone
+        self.owner = np.repeat(np.arange(len(documents)), counts)  # (R,) whose an example is
+        self.missing = counts.copy()
+        self.outputs: list[list[Any]] = [[None] * len(self.owner) for _ in range(members)]
+        self.pairs = np.full((2, members, len(documents)), np.nan)  # scores, and what breaks their ties
+
+    def add(self, rows: np.ndarray, outputs: Sequence[Sequence[Any]]) -> None:
+        """What each member made of the examples `rows`; documents of which none is missing any more are scored."""
+        for known, new in zip(self.outputs, outputs, strict=True):
+            for row, output in zip(rows, new, strict=True):
+                known[row] = output
+        np.subtract.at(self.missing, self.owner[rows], 1)
+        for d in np.unique(self.owner[rows]):
+            if self.missing[d] == 0:
+                for m, known in enumerate(self.outputs):
+                    own = known[self.first[d] : self.first[d + 1]]
+                    self.pairs[:, m, d] = self.material.read(int(self.documents[d]), own)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(D,) which documents are scored."""
+        return self.missing == 0
+
+    def texts(self, member: int) -> list[str]:
+        """What a member wrote, by document."""
+        written = [text or "" for text in self.outputs[member]]
+        return ["\n".join(written[a:b]) for a, b in zip(self.first, self.first[1:], strict=False)]
+
+
+def check_criteria(task: Task) -> None:
+    """Refuse a task whose texts could not be judged, for want of a package or of such a language."""
+    try:
+        if task.language is not None:
+            check_language(task.language)
+        if task.score == "generation":
+            grade(task, "", "")
+    except InputError as error:
+        raise InputError(f"task {task.name}: {error}") from None
+
+
 class Judge:
     """Tasks made ready for one tokenizer and one architecture."""
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[Task | HarnessTask | Ready],
         tokenizer: Any,
         config: DecoderConfig,
         *,
@@ -163,16 +214,18 @@ class Judge:
         mesh: Mesh | None = None,
         members_per_device: int = 1,
         racing: Rule | None = None,
+        max_length: int | None = None,
     ):
         """Read, check and tokenise the data of `splits`; no weights are needed.
 
         Batches are laid out for the first split, and for minibatches of `examples_at_once` of it.  Members are scored
-        on the devices of `mesh` (None: on one), in each slice of its axis `pop` so many together.
+        on the devices of `mesh` (None: on one), in each slice of its axis `pop` so many together.  `max_length`, of
+        the model, is for tasks of the harness, which shortens prompts; None: as it does where that is not known.
         """
         self.racing = racing
         self.mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         self.group = self.mesh.shape["pop"] * members_per_device  # members that are scored together
-        self.tasks, self.tokenizer, self.config, self.dtype = tuple(tasks), tokenizer, config, dtype
+        self.tokenizer, self.config, self.dtype = tokenizer, config, dtype
         if len({t.name for t in tasks}) < len(tasks):
             raise InputError("tasks: two tasks have the same name")
         eos = tokenizer.eos_token_id
@@ -180,20 +233,42 @@ class Judge:
             raise InputError("the tokenizer has no end-of-text token (eos_token in tokenizer_config.json)")
         self.eos = np.asarray([eos], np.int32)
         self.pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.examples: dict[str, dict[str, list[Example]]] = {split: {} for split in splits}
+        self.tasks: tuple[Task | Ready, ...] = tuple(self._ready(task, max_length) for task in tasks)
+        self.material: dict[str, dict[str, Material]] = {split: {} for split in splits}
         self.layouts: dict[str, list[Layout]] = {}
-        for task in tasks:
+        for task in self.tasks:
             for split in splits:
-                self.examples[split][task.name] = load_examples(task, split, tokenizer)
+                self.material[split][task.name] = (
+                    own_material(task, split, tokenizer) if isinstance(task, Task) else task.material(split)
+                )
             if set(splits) == set(SPLITS):
-                refuse_overlap(task, *(self.examples[s][task.name] for s in SPLITS))
-            first, *rest = (self.examples[split][task.name] for split in splits)
+                refuse_overlap(task, *(self.material[s][task.name].records for s in SPLITS))
+            first, *rest = (self.material[split][task.name].examples for split in splits)
             others = [e for examples in rest for e in examples]
             self._check_tokens(task, [*first, *others])
-            pieces = 1 if racing is None else PIECES
-            self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, examples_at_once, pieces)
+            at_once, pieces = examples_at_once, 1 if racing is None else PIECES
+            if at_once is not None:  # documents
+                at_once = math.ceil(at_once * len(first) / len(self.material[splits[0]][task.name].records))
+            self.layouts[task.name] = plan_layouts(task, first, others, tokens_per_batch, at_once, pieces)
 
-    def _check_tokens(self, task: Task, examples: Sequence[Example]) -> None:
+    def _ready(self, task: Task | HarnessTask | Ready, max_length: int | None) -> Task | Ready:
+        """A task whose data can be read."""
+        if isinstance(task, HarnessTask):
+            if self.racing is not None:
+                raise InputError(f"search.racing: not with {task.name}, of whose scores nobody knows the highest")
+            from jevomerge.fitness.harness import load  # imported late: lm-eval takes seconds
+
+            return load(task, self.tokenizer, max_length)
+        if isinstance(task, Task):
+            check_criteria(task)
+        return task
+
+    @property
+    def examples(self) -> dict[str, dict[str, list[Example]]]:
+        """What a model is given, by split and task."""
+        return {split: {name: m.examples for name, m in tasks.items()} for split, tasks in self.material.items()}
+
+    def _check_tokens(self, task: Judged, examples: Sequence[Example]) -> None:
         top = max(max(e.prompt_tokens + e.answer_tokens) for e in examples)
         if top >= self.config.vocab_size:
             raise InputError(
@@ -209,13 +284,13 @@ class Judge:
 
     def fingerprint(self, split: str) -> dict[str, str]:
         """A digest of each task's examples."""
-        return {name: fingerprint(examples) for name, examples in self.examples[split].items()}
+        return {name: fingerprint(material.examples) for name, material in self.material[split].items()}
 
     def sample(self, split: str, count: int, key: Array) -> dict[str, np.ndarray]:
-        """A minibatch: `count` examples of each task (or all), as sorted indices."""
+        """A minibatch: `count` documents of each task (or all), as sorted indices."""
         chosen = {}
-        for name, examples in self.examples[split].items():
-            order = jax.random.permutation(jax.random.fold_in(key, zlib.crc32(name.encode())), len(examples))
+        for name, material in self.material[split].items():
+            order = jax.random.permutation(jax.random.fold_in(key, zlib.crc32(name.encode())), len(material.records))
             chosen[name] = np.sort(np.asarray(order)[:count])
         return chosen
 
@@ -228,6 +303,16 @@ class Judge:
             float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores[:2]
         )
         return first, second
+
+    def also(self, texts: Mapping[str, Sequence[str]], split: str) -> dict[str, dict[str, float]]:
+        """{task: {criterion: score}} of the texts that a model wrote for a whole split, by what does not count."""
+        found = {}
+        for task in self.tasks:
+            if isinstance(task, Task) and (ways := other_criteria(task)):
+                records = self.material[split][task.name].records
+                pairs = [(text, e.answer) for text, e in zip(texts[task.name], records, strict=True)]
+                found[task.name] = {n: float(np.mean([grade(t, *pair) for pair in pairs])) for n, t in ways.items()}
+        return found
 
     def members(
         self,
@@ -267,7 +352,7 @@ class Judge:
         static = {"mesh": self.mesh, "config": config, "dtype": self.dtype}
         slots = candidates.slots(genomes) if generating else None
 
-        def start(task: Task, layout: Layout, batch: Batch) -> Any:
+        def start(task: Judged, layout: Layout, batch: Batch) -> Any:
             """What a batch comes to, which the device may still be busy with."""
             with _scoring(task):
                 if task.score == "generation":
@@ -277,67 +362,51 @@ class Judge:
                 return score_members(candidates, given, members, batch, layout=layout, **static)
 
         chosen = {task.name: self.chosen(task, split, subset) for task in self.tasks}
-        # Of each task (2, M, n): scores, and what breaks their ties; and the texts of each member.
-        pairs = {name: np.full((2, len(genomes), len(rows)), np.nan) for name, rows in chosen.items()}
-        seen = {name: np.zeros(len(rows), bool) for name, rows in chosen.items()}
+        found = {
+            t.name: Found(self.material[split][t.name], self._documents(t, split, subset), len(genomes))
+            for t in self.tasks
+        }
         tokens = np.zeros((len(genomes), 2), int)
-        texts = {t.name: [[""] * len(chosen[t.name]) for _ in genomes] for t in self.tasks if t.score == "generation"}
         stopped: list[Stopped | None] = [None] * len(genomes)
         started = ((task, index, start(task, layout, batch)) for task, layout, index, batch in self._batches(chosen))
         for task, index, output in one_ahead(started) if cut == -math.inf else started:
             with _scoring(task):
                 real, rows = index >= 0, index[index >= 0]
                 tokens += count_tokens(task.score, [chosen[task.name][i] for i in rows], output, real, self.eos)
-                if task.score == "generation":
-                    written = np.asarray(output)[:, real]
-                    pairs[task.name][..., rows] = self._read(task, chosen[task.name], rows, written, texts[task.name])
-                else:
-                    pair = np.stack([np.asarray(x, np.float64) for x in output])[..., real]
-                    pairs[task.name][..., rows] = pair if task.score == "likelihood" else pair[::-1]
-                seen[task.name][rows] = True
+                found[task.name].add(rows, self._outputs(task, output, real))
+            seen = {name: f.seen for name, f in found.items()}
             if cut > -math.inf and not all(map(np.all, seen.values())):
-                bounds = self._bounds(chosen, pairs, seen)
+                bounds = self._bounds(chosen, found)
                 if np.all(bounds < cut):
                     count = sum(int(s.sum()) for s in seen.values())
                     stopped = [Stopped(float(bound), count) for bound in bounds]
                     break
         return [
             Scores(
-                {name: pair[0, m] for name, pair in pairs.items()},
-                {name: pair[1, m] for name, pair in pairs.items()},
-                {name: written[m] for name, written in texts.items()},
+                {name: f.pairs[0, m] for name, f in found.items()},
+                {name: f.pairs[1, m] for name, f in found.items()},
+                {t.name: found[t.name].texts(m) for t in self.tasks if t.score == "generation"},
                 stopped[m],
                 Tokens(*tokens[m].tolist()),
             )
             for m in range(len(genomes))
         ]
 
-    def _batches(self, chosen: Mapping[str, Sequence[Example]]) -> Iterator[tuple[Task, Layout, np.ndarray, Batch]]:
+    def _batches(self, chosen: Mapping[str, Sequence[Example]]) -> Iterator[tuple[Judged, Layout, np.ndarray, Batch]]:
         """The batches of all tasks, one task after another."""
         for task in self.tasks:
             layouts, shuffled = self.layouts[task.name], self.racing == "hoeffding"
             for layout, index, batch in make_batches(task, chosen[task.name], layouts, self.pad, shuffled):
                 yield task, layout, index, batch
 
-    def _read(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        rows: np.ndarray,
-        tokens: np.ndarray,
-        texts: Sequence[list[str]],
-    ) -> np.ndarray:
-        """(2, M, R): which generated answers (M, R, new) are right (nothing breaks ties); they go to `texts`."""
-        right = np.zeros((2, *tokens.shape[:2]))
-        for m, own in enumerate(tokens):
-            for k, text in enumerate(self.tokenizer.batch_decode(own, skip_special_tokens=True)):
-                texts[m][rows[k]] = text
-                right[0, m, k] = is_correct(task, text, examples[rows[k]].answer)
-        return right
+    def _outputs(self, task: Judged, output: Any, real: np.ndarray) -> list[list[Any]]:
+        """What each member made of the `real` examples of a batch: texts, or mean log-probability and match."""
+        if task.score == "generation":
+            return [self.tokenizer.batch_decode(own, skip_special_tokens=True) for own in np.asarray(output)[:, real]]
+        mean, match = (np.asarray(x, np.float64)[:, real].tolist() for x in output)
+        return [list(zip(*own, strict=True)) for own in zip(mean, match, strict=True)]
 
-    def _bounds(
-        self, chosen: Mapping[str, Sequence[Example]], pairs: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def _bounds(self, chosen: Mapping[str, Sequence[Example]], found: Mapping[str, Found]) -> np.ndarray:
         """(M,) what the fitness of each member can still be, at most."""
         assert self.racing is not None
         bounds = np.zeros(self.group)
@@ -345,13 +414,17 @@ class Judge:
             name, top = task.name, 0.0 if task.score == "likelihood" else 1.0
             rule = "exact" if task.score == "likelihood" else self.racing  # a likelihood has no lowest value
             strata = strata_of(task, chosen[name], self.layouts[name])
-            bounds += task.weight * upper_bound(pairs[name][0], seen[name], strata, top, rule)
+            bounds += task.weight * upper_bound(found[name].pairs[0], found[name].seen, strata, top, rule)
         return bounds / sum(task.weight for task in self.tasks)
 
-    def chosen(self, task: Task, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
-        """The examples of a task that a candidate is scored on: a split, or those of it in `subset`."""
-        examples = self.examples[split][task.name]
-        return examples if subset is None else [examples[i] for i in subset[task.name]]
+    def _documents(self, task: Judged, split: str, subset: Mapping[str, np.ndarray] | None) -> np.ndarray:
+        """The documents of a task that a candidate is scored on: a split, or those of it in `subset`."""
+        return np.arange(len(self.material[split][task.name].records)) if subset is None else subset[task.name]
+
+    def chosen(self, task: Judged, split: str, subset: Mapping[str, np.ndarray] | None) -> list[Example]:
+        """The examples of those documents, one document after another."""
+        examples, first, *_ = self.material[split][task.name]
+        return [e for d in self._documents(task, split, subset) for e in examples[first[d] : first[d + 1]]]
 
 
 def count_tokens(score: str, examples: Sequence[Example], output: Any, real: np.ndarray, eos: np.ndarray) -> np.ndarray:

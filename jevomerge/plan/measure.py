@@ -244,7 +244,7 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device]) -> Plan:
 
 def more_members(setup: Setup, plan: Plan) -> Plan:
     """The plan with as many members on each device as fit, up to eight, if the config leaves it open."""
-    generating = any(task.score == "generation" for task in setup.config.tasks)
+    generating = any(task.score == "generation" for task in setup.judge.tasks)
     if setup.config.members_per_device or generating or not plan.fits or plan.limit is None:
         return plan
     wanted = math.ceil(plan.population / plan.mesh.shape["pop"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jevomerge.config import Task
+from jevomerge.config import HarnessTask, Task
 
 RESAMPLES = 4000
 CASES = 10  # examples shown of each kind
@@ -63,7 +63,7 @@ def bootstrap(scores: Mapping[str, np.ndarray], weights: Mapping[str, float], se
     return fitness
 
 
-def standings(heldout: Mapping[str, Any], tasks: Sequence[Task]) -> list[Standing]:
+def standings(heldout: Mapping[str, Any], tasks: Sequence[Task | HarnessTask]) -> list[Standing]:
     """Every model with its intervals, and its paired difference to the best source."""
     models, parent = models_of(heldout), best_parent(heldout)
     if not models:
@@ -107,7 +107,7 @@ class Cases(NamedTuple):
     """The examples of a task that the result won and lost against all its parents together."""
 
     task: str
-    judged: str  # likelihood, match or generation
+    judged: str  # likelihood, match, generation, or a metric of the harness
     won: list[Case]
     lost: list[Case]
     num_won: int
@@ -115,7 +115,7 @@ class Cases(NamedTuple):
     num_examples: int
 
 
-def wins_and_losses(heldout: Mapping[str, Any], task: Task) -> Cases | None:
+def wins_and_losses(heldout: Mapping[str, Any], task: Task | HarnessTask) -> Cases | None:
     """The largest gains over the best parent of each example, and the largest losses; None without parents.
 
     Where answers are right or wrong, won is what no parent solves and lost what some parent does.
