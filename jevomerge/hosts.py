@@ -10,7 +10,7 @@ In a single process, which has joined nothing, both just call.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -63,6 +63,17 @@ def together(f: Callable[[], T]) -> T:
         if kind:
             raise KINDS.get(kind, RuntimeError)(f"process {process}: {said}")
     return result  # type: ignore[return-value]
+
+
+def collect(rows: Mapping[int, np.ndarray], count: int) -> np.ndarray:
+    """(count, k) float64, of which each process has some rows (k,), and of each row somebody."""
+    shape = count, len(next(iter(rows.values())))
+    values, has = np.zeros(shape), np.zeros(count, np.uint8)
+    for i, row in rows.items():
+        values[i], has[i] = row, 1
+    everybody = multihost_utils.process_allgather(values.view(np.uint8))  # as bytes, for JAX would round it
+    owner = multihost_utils.process_allgather(has).argmax(axis=0)
+    return np.ascontiguousarray(everybody).view(np.float64)[owner, np.arange(count)]
 
 
 def on_first(f: Callable[[], Any]) -> Any:

@@ -5,9 +5,10 @@
     scores = spread(mesh, score)(params, genomes)               # pure; score(params, genomes of one slice of `pop`)
 
 The same program runs on one device and on many.  Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
-that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`
-but the one that gathers results.  Over `model` the compiler splits what is split in its inputs: of every tensor the
-logical axis in `SPLIT`, if the model axis divides it; everything else is in every device.
+that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`:
+results are read where they are, and processes tell each other scores.  Over `model` the compiler splits what is split
+in its inputs: of every tensor heads, ff or vocab, if the model axis divides it; everything else is in every
+device.
 """
 
 from __future__ import annotations

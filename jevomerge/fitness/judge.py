@@ -40,7 +40,8 @@ from jevomerge.fitness.extract import grade, other_criteria
 from jevomerge.fitness.language import check_language
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
-from jevomerge.mesh import by_member, everywhere, make_mesh, put, spread
+from jevomerge.hosts import collect, together
+from jevomerge.mesh import by_member, make_mesh, put, spread
 from jevomerge.models import DecoderConfig, Params
 
 SPLITS = ("search", "heldout")
@@ -59,7 +60,7 @@ class Scores(NamedTuple):
 
     primary: dict[str, np.ndarray]
     secondary: dict[str, np.ndarray]
-    texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates
+    texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates; where it was scored in this process
     stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
     tokens: Tokens = Tokens(0, 0)
 
@@ -85,7 +86,7 @@ def score_members(
     layout: Layout,
     dtype: str,
 ) -> tuple[Array, Array]:
-    """(M, n) genomes and what was made of them -> (M, B) likelihoods and matches, on every device."""
+    """(M, n) genomes and what was made of them -> (M, B) likelihoods and matches, each where its member is."""
 
     def local(shared: Any, members: Any) -> Any:
         candidates, batch = shared
@@ -95,7 +96,7 @@ def score_members(
 
         return _each(member, members, candidates.batched)
 
-    return _gather(mesh, spread(mesh, local)((candidates, batch), (made, genomes)))
+    return _whole(mesh, spread(mesh, local)((candidates, batch), (made, genomes)))
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "slots", "config", "layout", "dtype"))
@@ -113,7 +114,7 @@ def generate_members(
     layout: Layout,
     dtype: str,
 ) -> Array:
-    """(M, n) genomes and what was made of them -> (M, B, new) generated tokens, on every device."""
+    """(M, n) genomes and what was made of them -> (M, B, new) generated tokens, each where its member is."""
 
     def local(shared: Any, members: Any) -> Array:
         candidates, batch, limit, eos = shared
@@ -124,7 +125,7 @@ def generate_members(
 
         return _each(member, members)
 
-    return _gather(mesh, spread(mesh, local)((candidates, batch, max_new_tokens, eos), (made, genomes)))
+    return _whole(mesh, spread(mesh, local)((candidates, batch, max_new_tokens, eos), (made, genomes)))
 
 
 def _each(f: Callable[[Any], Any], members: Any, batched: bool = False) -> Any:
@@ -134,9 +135,9 @@ def _each(f: Callable[[Any], Any], members: Any, batched: bool = False) -> Any:
     return jax.vmap(f)(members) if batched else jax.lax.map(f, members)
 
 
-def _gather(mesh: Mesh, values: Any) -> Any:
-    """The one exchange between members: their results."""
-    return jax.lax.with_sharding_constraint(values, everywhere(mesh))
+def _whole(mesh: Mesh, results: Any) -> Any:
+    """Every device has all that became of its members; the compiler might split it over `model`."""
+    return jax.lax.with_sharding_constraint(results, by_member(mesh))
 
 
 # --- on the host --------------------------------------------------------------------------------------------
@@ -164,16 +165,16 @@ class Found:
         self.outputs: list[list[Any]] = [[None] * len(self.owner) for _ in range(members)]
         self.pairs = np.full((2, members, len(documents)), np.nan)  # scores, and what breaks their ties
 
-    def add(self, rows: np.ndarray, outputs: Sequence[Sequence[Any]]) -> None:
-        """What each member made of the examples `rows`; documents of which none is missing any more are scored."""
-        for known, new in zip(self.outputs, outputs, strict=True):
+    def add(self, rows: np.ndarray, outputs: Mapping[int, Sequence[Any]]) -> None:
+        """What members made of the examples `rows`; documents of which none is missing any more are scored."""
+        for m, new in outputs.items():
             for row, output in zip(rows, new, strict=True):
-                known[row] = output
+                self.outputs[m][row] = output
         np.subtract.at(self.missing, self.owner[rows], 1)
         for d in np.unique(self.owner[rows]):
             if self.missing[d] == 0:
-                for m, known in enumerate(self.outputs):
-                    own = known[self.first[d] : self.first[d + 1]]
+                for m in outputs:
+                    own = self.outputs[m][self.first[d] : self.first[d + 1]]
                     self.pairs[:, m, d] = self.material.read(int(self.documents[d]), own)
 
     @property
@@ -368,14 +369,26 @@ class Judge:
         }
         tokens = np.zeros((len(genomes), 2), int)
         stopped: list[Stopped | None] = [None] * len(genomes)
+        failure: Exception | None = None
         started = ((task, index, start(task, layout, batch)) for task, layout, index, batch in self._batches(chosen))
         for task, index, output in one_ahead(started) if cut == -math.inf else started:
-            with _scoring(task):
-                real, rows = index >= 0, index[index >= 0]
-                tokens += count_tokens(task.score, [chosen[task.name][i] for i in rows], output, real, self.eos)
-                found[task.name].add(rows, self._outputs(task, output, real))
+            try:
+                with _scoring(task):
+                    local = of_this_process(output, index >= 0)
+                    rows = index[index >= 0]
+                    examples = [chosen[task.name][i] for i in rows]
+                    for m, own in local.items():
+                        tokens[m] += count_tokens(task.score, examples, own, self.eos)
+                    found[task.name].add(rows, {m: self._outputs(task, own) for m, own in local.items()})
+            except FitnessError as error:
+                failure = failure or error
+                if not self._several:  # other processes wait for what is computed with them
+                    raise
             seen = {name: f.seen for name, f in found.items()}
-            if cut > -math.inf and not all(map(np.all, seen.values())):
+            ended = all(map(np.all, seen.values()))
+            if self._several and (cut > -math.inf or ended):
+                self._share(found, tokens, of_this_process(members), failure)
+            if cut > -math.inf and not ended:
                 bounds = self._bounds(chosen, found)
                 if np.all(bounds < cut):
                     count = sum(int(s.sum()) for s in seen.values())
@@ -399,12 +412,35 @@ class Judge:
             for layout, index, batch in make_batches(task, chosen[task.name], layouts, self.pad, shuffled):
                 yield task, layout, index, batch
 
-    def _outputs(self, task: Judged, output: Any, real: np.ndarray) -> list[list[Any]]:
-        """What each member made of the `real` examples of a batch: texts, or mean log-probability and match."""
+    def _outputs(self, task: Judged, own: tuple[np.ndarray, ...]) -> Sequence[Any]:
+        """What a member made of examples: texts, or mean log-probability and match."""
         if task.score == "generation":
-            return [self.tokenizer.batch_decode(own, skip_special_tokens=True) for own in np.asarray(output)[:, real]]
-        mean, match = (np.asarray(x, np.float64)[:, real].tolist() for x in output)
-        return [list(zip(*own, strict=True)) for own in zip(mean, match, strict=True)]
+            texts: list[str] = self.tokenizer.batch_decode(own[0], skip_special_tokens=True)
+            return texts
+        return list(zip(*(np.asarray(x, np.float64).tolist() for x in own), strict=True))
+
+    @property
+    def _several(self) -> bool:
+        """Whether several processes score the members of a group."""
+        return len({device.process_index for device in self.mesh.devices.flat}) > 1
+
+    def _share(
+        self, found: Mapping[str, Found], tokens: np.ndarray, mine: Mapping[int, Any], failure: Exception | None
+    ) -> None:
+        """Let every process know of every member; each has read what its own wrote."""
+
+        def known() -> dict[int, np.ndarray]:
+            if failure is not None:
+                raise failure
+            return {m: np.concatenate([tokens[m], *(f.pairs[:, m].ravel() for f in found.values())]) for m in mine}
+
+        rows = collect(together(known), len(tokens))
+        tokens[:] = rows[:, :2]
+        start = 2
+        for f in found.values():
+            stop = start + 2 * len(f.documents)
+            f.pairs[:] = rows[:, start:stop].reshape(len(rows), 2, -1).swapaxes(0, 1)
+            start = stop
 
     def _bounds(self, chosen: Mapping[str, Sequence[Example]], found: Mapping[str, Found]) -> np.ndarray:
         """(M,) what the fitness of each member can still be, at most."""
@@ -427,13 +463,24 @@ class Judge:
         return [e for d in self._documents(task, split, subset) for e in examples[first[d] : first[d + 1]]]
 
 
-def count_tokens(score: str, examples: Sequence[Example], output: Any, real: np.ndarray, eos: np.ndarray) -> np.ndarray:
-    """(M, 2) or (2,) tokens of prompts and answers in a batch, whose rows that are `real` have these examples."""
+def of_this_process(output: Any, chosen: Any = ...) -> dict[int, tuple[np.ndarray, ...]]:
+    """Of arrays whose first axis is over members, the rows of those in this process, and of these the `chosen`."""
+    rows: dict[int, list[np.ndarray]] = {}
+    for array in jax.tree.leaves(output):
+        # Several devices have a member whose weights are split over them.
+        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        for start, data in shards.items():
+            for m, row in enumerate(np.asarray(data), start):
+                rows.setdefault(m, []).append(row[chosen])
+    return {m: tuple(own) for m, own in rows.items()}
+
+
+def count_tokens(score: str, examples: Sequence[Example], own: Sequence[np.ndarray], eos: np.ndarray) -> np.ndarray:
+    """(2,) tokens of prompts and answers, of these examples and of what a member made of them."""
     read = sum(len(e.prompt_tokens) for e in examples)
     if score != "generation":
         return np.array([read, sum(len(e.answer_tokens) for e in examples)])
-    written = count_written(np.asarray(output)[:, real], eos).sum(axis=1)
-    return np.stack([np.full_like(written, read), written], axis=1)
+    return np.array([read, count_written(own[0], eos).sum()])
 
 
 def count_written(tokens: np.ndarray, eos: np.ndarray) -> np.ndarray:

@@ -70,6 +70,10 @@ def same(folder, other):
     assert [(r["generation"], r["member"]) for r in mine] == [(r["generation"], r["member"]) for r in its]
     np.testing.assert_allclose([r["genome"] for r in mine], [r["genome"] for r in its], atol=1e-5)
     np.testing.assert_allclose([r["fitness"] for r in mine], [r["fitness"] for r in its], atol=1e-5)
+    assert [r["tokens"] for r in mine] == [r["tokens"] for r in its]
+    written = [[r["scores"]["first_words"] for r in records] for records in (mine, its)]
+    assert written[0] == written[1]
+    assert np.ptp(np.mean(written[0], axis=1)) > 0  # some write other words than others
     results = [json.loads((f / "result.json").read_text()) for f in (folder, other)]
     assert results[0]["best"]["evaluation"] == results[1]["best"]["evaluation"]
     np.testing.assert_allclose(results[0]["best"]["heldout"], results[1]["best"]["heldout"], atol=1e-5)
@@ -78,8 +82,11 @@ def same(folder, other):
 
 @pytest.fixture(scope="module")
 def small(siblings):
-    """A short search."""
-    text = (siblings / "run.yaml").read_text()
+    """A short search, judged by likelihood and by what is written."""
+    likely = (siblings / "task.yaml").read_text()
+    written = likely.replace("score: likelihood", "score: generation").replace("name: stories", "name: first_words")
+    (siblings / "written.yaml").write_text(written + "pattern: '^\\W*(\\w+)'\nmax_new_tokens: 4\n")
+    text = (siblings / "run.yaml").read_text().replace("[task.yaml]", "[task.yaml, written.yaml]")
     text = re.sub(r"search: \{.*\}", "search: {evaluations: 24, population: 8, checkpoint_every: 1}", text)
     (siblings / "small.yaml").write_text(text)
     return siblings / "small.yaml"

@@ -110,13 +110,13 @@ def test_several_members_on_each_device():
 
 
 def programs(kind, mesh):
-    """The compiled programs that score and generate, and the shapes of their results."""
+    """The compiled programs that score and generate."""
     config, problem, tokenizer, genomes = setting(kind)
     judge = Judge(config.tasks, tokenizer, problem.config, mesh=mesh)
     candidates = problem.load(mesh)
     members = put(np.resize(genomes, (mesh.shape["pop"], genomes.shape[1])).astype(np.float32), by_member(mesh))
     make = judging.make_members.lower(candidates, members, mesh=mesh).compile()
-    yield make, ()
+    yield make
     made = make(candidates, members)
     for one in judge.tasks:
         examples = judge.examples["search"][one.name]
@@ -129,19 +129,17 @@ def programs(kind, mesh):
         else:
             given = None if candidates.lazy else made
             lowered = judging.score_members.lower(candidates, given, members, batch, **static)
-        yield lowered.compile(), jax.tree.leaves(lowered.out_info)
+        yield lowered.compile()
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("task_arithmetic", (8, 1)), ("path", (2, 4)), ("both", (4, 2))])
-def test_members_exchange_nothing_but_their_results(kind, shape):
+def test_members_exchange_nothing(kind, shape):
     mesh = mesh_of(*shape)
     over_model = 0
-    for program, results in programs(kind, mesh):
+    for program in programs(kind, mesh):
         found = collectives(program.as_text(), mesh)
         over_model += sum("model" in c.axes for c in found)
-        crossing = [c for c in found if "pop" in c.axes]
-        assert {c.kind for c in crossing} <= {"all-gather"}
-        assert sum(c.bytes for c in crossing) <= sum(r.size * r.dtype.itemsize for r in results)
+        assert not [c for c in found if "pop" in c.axes]
     assert (over_model > 0) == (shape[1] > 1)  # the weights really are split
 
 
