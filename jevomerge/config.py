@@ -183,6 +183,13 @@ class Gene(Strict):
         return value
 
 
+class Anchors(Strict):
+    """A few examples that stand for all of a task's search split, chosen by what the sources do on each of them."""
+
+    examples: int = Field(gt=0)  # of each task
+    estimator: Literal["mean", "irt"] = "mean"  # how the score on all follows; see fitness/anchors.py
+
+
 class Search(Strict):
     """How the genome is searched; the defaults are the paper's (CMA-ES from 0.5 with sigma 1/6)."""
 
@@ -192,11 +199,20 @@ class Search(Strict):
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
     sigma: float = Field(1 / 6, gt=0)
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
+    anchors: Anchors | None = None  # fitness is an estimate from a few examples, always the same
     racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
-    finalists: int = Field(5, gt=0)  # with minibatches: how many of the best are scored on the whole split; with nsga2:
-    # how many points of the front are exported: the best, the best of each task, those farthest from them
+    finalists: int = Field(5, gt=0)  # with minibatches or anchors: how many of the best are scored on the whole split;
+    # with nsga2: how many points of the front are exported: the best, the best of each task, those farthest from them
     checkpoint_every: int = Field(10, gt=0)  # generations
     time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included
+
+    @model_validator(mode="after")
+    def _one_saving(self) -> Search:
+        if self.anchors is not None and self.examples_per_generation is not None:
+            raise ValueError("`anchors` and `examples_per_generation` both say what is scored: leave one of them out")
+        if self.anchors is not None and self.racing is not None:
+            raise ValueError("`racing` bounds a score, `anchors` estimate one: leave one of them out")
+        return self
 
 
 class PathSlice(Strict):

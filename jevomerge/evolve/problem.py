@@ -44,6 +44,7 @@ class WeightProblem:
         self.notes = self.sources.notes
         self.checkpoints = self.sources.checkpoints
         self.config: DecoderConfig = self.sources.config
+        self.scores_sources = self.sources.plain
         self.title = f"{self.sources.method.name} of {', '.join(self.sources.names)}"
 
     def values(self, genome: np.ndarray) -> dict[str, float]:
@@ -76,6 +77,8 @@ class WeightProblem:
 
 class PathProblem:
     """Data-flow space: a path through the blocks of several models, the first of which is model A."""
+
+    scores_sources = True  # whether a run scores each of its models
 
     def __init__(self, path: PathSearch, sigma: float = 1 / 6):
         """Open the models and build the search space; no weight is read."""
@@ -141,6 +144,8 @@ class PathProblem:
 
 class JointProblem:
     """Both spaces at once: a merge, which is model A, and a path through its blocks and those of other models."""
+
+    scores_sources = True
 
     def __init__(self, config: RunConfig):
         """Open the models and build the search spaces; no weight is read."""

@@ -19,6 +19,7 @@ from jevomerge.checkpoint import Checkpoint
 from jevomerge.checkpoint.export import export_folder, refuse_existing
 from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
+from jevomerge.evolve.anchored import anchored, laid_out
 from jevomerge.evolve.archive import Archive, locked, write_atomically
 from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.pareto import Nsga2, front_points
@@ -126,8 +127,10 @@ def check_unchanged(setup: Setup, folder: Path) -> None:
 def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path, observer: Observer) -> dict[str, Any]:
     began = time.perf_counter()
     config, judge, problem = setup.config, setup.judge, setup.problem
-    average, sources = score_baselines(problem, judge, candidates, observer.stage)
+    likelihood = laid_out(judge, config.tokens_per_batch, likelihood=True) if config.search.anchors else None
+    average, sources = score_baselines(problem, judge, candidates, observer.stage, likelihood)
     on_first(lambda: record_heldout(folder, judge, sources, average))
+    setup.anchors = anchored(setup, folder, [*sources.values(), *([] if average is None else [average])], observer)
     baseline = {name: scored.fitness for name, scored in sources.items()}
 
     earlier = sum(r["seconds"] for r in archive.records)  # spent before this process

@@ -30,12 +30,21 @@ class Scored(NamedTuple):
     tasks: dict[str, dict[str, float]]  # {split: {task: mean score}}
     heldout: Scores  # by held-out example
     also: dict[str, dict[str, float]]  # of the held-out texts, by task, what they score by other criteria
+    search: Scores
+    likelihood: dict[str, np.ndarray]  # of the search split's reference answers, by task, where asked for
 
 
 def score_baselines(
-    problem: Problem, judge: Judge, candidates: Candidates, stage: Callable[[str], None]
+    problem: Problem,
+    judge: Judge,
+    candidates: Candidates,
+    stage: Callable[[str], None],
+    likelihood: Judge | None = None,
 ) -> tuple[Scored | None, dict[str, Scored]]:
-    """Of whole models that are merged, what their plain average scores; and every source by name."""
+    """Of whole models that are merged, what their plain average scores; and every source by name.
+
+    `likelihood`, if given, judges that of the search split, too.
+    """
     scores: dict[str, Scored] = {}
     average = None
     weights = problem.weights if isinstance(problem, JointProblem) else problem
@@ -44,15 +53,16 @@ def score_baselines(
         assert isinstance(merged, Merged)
         trees = dict(zip(weights.sources.names, map(unflatten, merged.bank.sources), strict=True))
         stage("scoring the plain average")
-        average = score_model(judge, plain_average(weights, merged.bank, judge.mesh), weights.config)
+        average = score_model(judge, plain_average(weights, merged.bank, judge.mesh), weights.config, likelihood)
         for name, tree in trees.items():
             stage(f"scoring {name}")
-            scores[name] = score_model(judge, tree, weights.config)
+            scores[name] = score_model(judge, tree, weights.config, likelihood)
     others = problem.others if isinstance(problem, JointProblem) else problem.checkpoints
     for checkpoint in () if isinstance(problem, WeightProblem) else others:
         if checkpoint.name not in scores:  # it may be merged too
             stage(f"scoring {checkpoint.name}")
-            scores[checkpoint.name] = score_model(judge, checkpoint.load(judge.mesh), checkpoint.config)
+            params = checkpoint.load(judge.mesh)
+            scores[checkpoint.name] = score_model(judge, params, checkpoint.config, likelihood)
     return average, scores
 
 
@@ -73,12 +83,23 @@ def plain_average(problem: WeightProblem, bank: Bank, mesh: Mesh) -> dict[str, A
     return make(merge, Bank(bank.sources, None, nothing, bank.keys), equal)
 
 
-def score_model(judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None) -> Scored:
-    """Score one model on both splits; `config` as for `Judge.model`."""
+def score_model(
+    judge: Judge, params: dict[str, Any], config: DecoderConfig | None = None, likelihood: Judge | None = None
+) -> Scored:
+    """Score one model on both splits; `config` as for `Judge.model`, `likelihood` as for `score_baselines`."""
     scores = {split: judge.model(params, split, config) for split in SPLITS}
+    likely: dict[str, np.ndarray] = {}
+    if likelihood is not None:
+        known = {  # one forward pass may have given both
+            t.name: scores["search"].primary[t.name] if t.score == "likelihood" else scores["search"].secondary[t.name]
+            for t in judge.tasks
+            if t.score != "generation"
+        }
+        needed = len(known) < len(judge.tasks)
+        likely = known | (likelihood.model(params, "search", config).primary if needed else {})
     tasks = {split: {name: float(np.mean(v)) for name, v in s.primary.items()} for split, s in scores.items()}
     also = judge.also(scores["heldout"].texts, "heldout")
-    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, tasks, scores["heldout"], also)
+    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, tasks, scores["heldout"], also, scores["search"], likely)
 
 
 def record_heldout(

@@ -19,7 +19,7 @@ from jevomerge.evolve.pareto import Nsga2, front_of, objectives_of
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
-from jevomerge.fitness.judge import Judge, Scores
+from jevomerge.fitness.judge import Scores
 from jevomerge.hosts import first, on_first, together
 
 
@@ -90,8 +90,8 @@ def evaluate(
     Raises:
         FitnessError: if a candidate cannot be scored.
     """
-    config, judge = setup.config, setup.judge
-    size = config.search.examples_per_generation
+    config, anchors = setup.config, setup.anchors
+    judge, size = setup.judge if anchors is None else anchors.judge, config.search.examples_per_generation
     subset = None if size is None else judge.sample("search", size, key)
     done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
     group, count = judge.group, len(population)
@@ -124,7 +124,8 @@ def evaluate(
         return threshold(setup, [done[m] for m in range(first_member)])
 
     show(new=bool(copies))
-    outputs = judge.members(candidates, population[[m for members in pending for m in members]], subset, cut)
+    scored = subset if anchors is None else anchors.subset
+    outputs = judge.members(candidates, population[[m for members in pending for m in members]], scored, cut)
     for members in pending:
         first_member = members[0]
         where = f"generation {generation}, member {' and '.join(map(str, members))}"
@@ -135,7 +136,7 @@ def evaluate(
             raise FitnessError(f"{where}: {error}") from error
         now = time.perf_counter()
         records = [
-            make_record(generation, m, population[m], judge, s, (now - before) / len(members), subset)
+            make_record(generation, m, population[m], setup, s, (now - before) / len(members), scored)
             for m, s in zip(members, scores, strict=True)
             if done[m] is None
         ]
@@ -167,13 +168,15 @@ def make_record(
     generation: int,
     member: int,
     genome: np.ndarray,
-    judge: Judge,
+    setup: Setup,
     scores: Scores,
     seconds: float,
     subset: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
     """A line of evaluations.jsonl; a fitness or a score that is not a number, or was not found out, is null."""
-    fitness, tie_break = (x if math.isfinite(x) else None for x in judge.fitness(scores))
+    anchors = setup.anchors
+    both = setup.judge.fitness(scores) if anchors is None else anchors.fitness(scores)
+    fitness, tie_break = (x if math.isfinite(x) else None for x in both)
     return {
         "generation": generation,
         "member": member,
@@ -187,6 +190,7 @@ def make_record(
             for name, values in scores.primary.items()
         },
         **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
+        **({} if anchors is None else anchors.note),
         **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
     }
 
@@ -201,7 +205,8 @@ def copy_record(record: dict[str, Any], generation: int, member: int, genome: np
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:
     """The best record, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
-    With minibatches a high fitness may be luck, so the best few are scored again on the whole search split.
+    With minibatches a high fitness may be luck, and with anchors it is an estimate, so the best few are scored again on
+    the whole search split.
     """
     records = archive.records
     if isinstance(setup.strategy, Nsga2):
@@ -212,9 +217,9 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, 
     )
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
-    if setup.config.search.examples_per_generation is None:
+    if setup.config.search.examples_per_generation is None and setup.anchors is None:
         return ranked[0]
-    finalists = ranked[: setup.config.search.finalists]
+    finalists = [r for r in ranked if "copy_of" not in r][: setup.config.search.finalists]
     genomes = np.array([r["genome"] for r in finalists])
     scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
     fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]

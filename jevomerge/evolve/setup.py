@@ -13,6 +13,7 @@ import jax
 from jevomerge.checkpoint.source import TOKENIZER_FILES
 from jevomerge.config import RunConfig, Search
 from jevomerge.errors import InputError
+from jevomerge.evolve.anchored import Anchored, refuse_anchors
 from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.pareto import Nsga2, check_goals, make_nsga2
 from jevomerge.evolve.paths import PathStrategy, make_path_strategy
@@ -47,8 +48,10 @@ class Setup:
                 f"search.racing: {self.strategy.name} learns from the rank of every candidate, also the worst; leave "
                 "racing out or choose sep_cma_es, snes or random, for paths mixed or path_program"
             )
+        refuse_anchors(self)
         if search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
+        self.anchors: Anchored | None = None  # known when the sources have been scored
         self.mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
         self.judge = Judge(
             config.tasks,

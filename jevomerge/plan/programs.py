@@ -94,7 +94,8 @@ def programs(
 
 def layouts(judge: Judge, task: Any, setup: Setup) -> Mapping[Layout, int]:
     """How many batches of each layout a candidate is scored on."""
-    size = setup.config.search.examples_per_generation
+    search = setup.config.search
+    size = search.examples_per_generation if search.anchors is None else search.anchors.examples
     subset = None if size is None else judge.sample("search", size, jax.random.key(setup.config.seed))
     examples = judge.chosen(task, "search", subset)
     return Counter(layout for layout, *_ in make_batches(task, examples, judge.layouts[task.name], judge.pad))
