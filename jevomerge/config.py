@@ -194,7 +194,7 @@ class Search(Strict):
     """How the genome is searched; the defaults are the paper's (CMA-ES from 0.5 with sigma 1/6)."""
 
     strategy: str | None = None  # None: cma_es, for paths mixed; nsga2: each task is a goal of its own
-    evaluations: int = Field(1000, gt=0)
+    evaluations: int = Field(1000, ge=0)  # 0: `refine` has the start to itself
     population: int | None = Field(None, gt=0)  # None: 4 + floor(3 ln n)
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
     sigma: float = Field(1 / 6, gt=0)
@@ -213,6 +213,18 @@ class Search(Strict):
         if self.anchors is not None and self.racing is not None:
             raise ValueError("`racing` bounds a score, `anchors` estimate one: leave one of them out")
         return self
+
+
+class Refine(Strict):
+    """The best genomes are moved along the gradient of a loss; see evolve/refine.py."""
+
+    objective: Literal["likelihood", "entropy"] = "likelihood"  # of reference answers; of what follows the prompts
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(0.02, gt=0)  # in the unit box of the genes' ranges
+    steps: int = Field(20, gt=0)
+    examples_per_step: int | None = Field(16, gt=0)  # of each task's search split; None: all
+    best: int = Field(1, gt=0)  # how many genomes are refined
+    every: int | None = Field(None, gt=0)  # also in each such generation of the search; None: only after it
 
 
 class PathSlice(Strict):
@@ -247,9 +259,12 @@ class Stage(Strict):
     genome: dict[str, Gene] = Field(default_factory=dict)
     path: PathSearch | None = None
     search: Search = Field(default_factory=lambda: Search.model_validate({}))
+    refine: Refine | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Stage:
+        if self.search.evaluations == 0 and self.refine is None:
+            raise ValueError("search.evaluations must be greater than 0, unless `refine` starts from where it would")
         if self.recipe is None and self.path is None:
             raise ValueError("give a `recipe` with a `genome`, or a `path`, or both")
         if (self.recipe is None) != (not self.genome):

@@ -166,7 +166,7 @@ def laid_out(
 ) -> Judge:
     """A judge of the search split alone, with batches of the size for all of it or for `subset`."""
     other = copy.copy(judge)
-    other.racing = None
+    other.racing, other.examples = None, {"search": judge.examples["search"]}  # the others may not fit the batches
     if likelihood:
         other.tasks = tuple(as_likelihood(task) for task in judge.tasks)
     chosen = {t.name: judge.chosen(t, "search", subset) for t in other.tasks}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -91,6 +92,17 @@ class Archive:
         """The record of this very evaluation, if it was made before a crash."""
         record = self._known.get((generation, member))
         return record if record is not None and record["genome"] == genome else None
+
+    def at(self, generation: int, member: int) -> dict[str, Any] | None:
+        """The record of a member, whatever its genome."""
+        return self._known.get((generation, member))
+
+    def ranked(self) -> list[dict[str, Any]]:
+        """Those with a fitness, the best first: by fitness, then by the second criterion, then the earliest."""
+        return sorted(
+            (r for r in self.records if r["fitness"] is not None),
+            key=lambda r: (-r["fitness"], math.inf if r["tie_break"] is None else -r["tie_break"]),
+        )
 
     def before(
         self, generation: int, distinct: Callable[[np.ndarray], np.ndarray], population: np.ndarray

@@ -16,11 +16,14 @@ from jevomerge.evolve.archive import Archive
 from jevomerge.evolve.checkpoints import Checkpoints
 from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.pareto import Nsga2, front_of, objectives_of
+from jevomerge.evolve.refine import Refiner
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import Scores
 from jevomerge.hosts import first, on_first, together
+
+NONE: Mapping[int, list[int]] = {}
 
 
 def search(
@@ -32,6 +35,7 @@ def search(
     strategy's state is restored exactly, so a run that was killed goes on as if nothing had happened.
     """
     config, strategy = setup.config, setup.strategy
+    refiner = None if config.refine is None else Refiner(setup, candidates)
     if archive.damaged:
         ignored = f"evaluations.jsonl: damaged lines are ignored ({archive.damaged})"
         observer.note(f"{ignored}; evaluations that are missing are made again")
@@ -54,14 +58,43 @@ def search(
                 population, state = strategy.ask(keys[0], finished[1])
                 if generation == 0 and np.ndim(mean := setup.problem.mean):  # a start that is a model is scored too
                     population = np.concatenate([np.reshape(mean, (1, -1)), population[1:]])
+                origins: dict[int, list[int]] = {}
+                if refiner is not None and refiner.due(generation):
+                    refined, origins = refiner.members(archive, generation, state, len(population))
+                    population = np.concatenate([population[: len(population) - len(refined)], refined])
                 done = evaluate(
-                    setup, candidates, archive, generation, population, keys[1], generations, observer, watchdog
+                    setup,
+                    candidates,
+                    archive,
+                    generation,
+                    population,
+                    keys[1],
+                    generations,
+                    observer,
+                    watchdog,
+                    origins,
                 )
                 fitness = told(setup, done)
                 tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
                 finished = generation + 1, strategy.tell(keys[2], state, population, fitness, tie_break)
                 if first() and finished[0] % config.search.checkpoint_every == 0:
                     saved.save(*finished)
+            if refiner is not None:
+                observer.stage("refining the best" if generations else "refining the start")
+                population, origins = refiner.last(archive, generations, setup.problem.mean)
+                key = jax.random.fold_in(key, generations + 1)
+                evaluate(
+                    setup,
+                    candidates,
+                    archive,
+                    generations,
+                    population,
+                    key,
+                    generations + 1,
+                    observer,
+                    watchdog,
+                    origins,
+                )
         finally:  # also when it is interrupted, as before a preemption
             if first():
                 saved.save(*finished)
@@ -84,8 +117,11 @@ def evaluate(
     generations: int,
     observer: Observer,
     watchdog: Watchdog,
+    refined: Mapping[int, list[int]] = NONE,
 ) -> list[dict[str, Any]]:
     """The archive's records of one generation, making those that are missing.
+
+    `refined`: of which record, (generation, member), a member is the refined genome.
 
     Raises:
         FitnessError: if a candidate cannot be scored.
@@ -96,14 +132,15 @@ def evaluate(
     done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
     group, count = judge.group, len(population)
     same = {} if subset is not None else archive.before(generation, setup.problem.distinct, population)
-    if copies := [copy_record(same[m], generation, m, population[m]) for m in same if done[m] is None]:
+    if copies := [copy_record(same[m], generation, m, population[m], refined.get(m)) for m in same if done[m] is None]:
         together(lambda: archive.append(copies))
         done |= {r["member"]: r for r in copies}
     # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
     rest = [m for m in range(count) if m not in same]
     groups = [rest[start : start + group] for start in range(0, len(rest), group)]
     pending = [members for members in groups if any(done[m] is None for m in members)]
-    total, best = generations * count, best_fitness(archive.records)
+    first_of = generation * setup.strategy.population_size
+    total, best = max(generations * setup.strategy.population_size, first_of + count), best_fitness(archive.records)
     before = time.perf_counter()
     first_member, shown = 0, 0
 
@@ -111,12 +148,12 @@ def evaluate(
         """Tell of all members up to the first one that is missing, and if some are new how many there are."""
         nonlocal shown
         while shown < count and (record := done[shown]) is not None:
-            observer.scored(generation * setup.strategy.population_size + shown, record)
+            observer.scored(first_of + shown, record)
             shown += 1
         if not new:
             return
         made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]
-        evaluated = generation * count + sum(r is not None for r in done.values())
+        evaluated = first_of + sum(r is not None for r in done.values())
         observer.evaluated(evaluated, total, best, float(np.mean(made)) if made else math.nan)
 
     def cut() -> float:
@@ -136,7 +173,7 @@ def evaluate(
             raise FitnessError(f"{where}: {error}") from error
         now = time.perf_counter()
         records = [
-            make_record(generation, m, population[m], setup, s, (now - before) / len(members), scored)
+            make_record(generation, m, population[m], setup, s, (now - before) / len(members), scored, refined.get(m))
             for m, s in zip(members, scores, strict=True)
             if done[m] is None
         ]
@@ -172,6 +209,7 @@ def make_record(
     scores: Scores,
     seconds: float,
     subset: Mapping[str, np.ndarray] | None,
+    refined: list[int] | None = None,
 ) -> dict[str, Any]:
     """A line of evaluations.jsonl; a fitness or a score that is not a number, or was not found out, is null."""
     anchors = setup.anchors
@@ -191,15 +229,19 @@ def make_record(
         },
         **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
         **({} if anchors is None else anchors.note),
+        **({} if refined is None else {"refined": refined}),
         **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
     }
 
 
-def copy_record(record: dict[str, Any], generation: int, member: int, genome: np.ndarray) -> dict[str, Any]:
+def copy_record(
+    record: dict[str, Any], generation: int, member: int, genome: np.ndarray, refined: list[int] | None = None
+) -> dict[str, Any]:
     """The line of a candidate that has been scored before, perhaps by other genes that do not matter."""
     where = {"generation": generation, "member": member, "genome": genome.tolist()}
     spent = {"seconds": 0.0, "tokens": {"prompt": 0, "answer": 0}}
-    return {**record, **where, **spent, "copy_of": [record["generation"], record["member"]]}
+    where |= {"copy_of": [record["generation"], record["member"]]} | ({} if refined is None else {"refined": refined})
+    return {k: v for k, v in record.items() if k != "refined"} | spent | where
 
 
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:
@@ -208,13 +250,11 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, 
     With minibatches a high fitness may be luck, and with anchors it is an estimate, so the best few are scored again on
     the whole search split.
     """
-    records = archive.records
+    ranked = archive.ranked()
     if isinstance(setup.strategy, Nsga2):
-        records = [records[i] for i in front_of(records, [task.name for task in setup.config.tasks])]
-    ranked = sorted(
-        (r for r in records if r["fitness"] is not None),
-        key=lambda r: (-r["fitness"], math.inf if r["tie_break"] is None else -r["tie_break"]),
-    )
+        records = archive.records
+        front = [records[i] for i in front_of(records, [task.name for task in setup.config.tasks])]
+        ranked = [r for r in ranked if r in front]
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
     if setup.config.search.examples_per_generation is None and setup.anchors is None:

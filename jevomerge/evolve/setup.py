@@ -18,6 +18,7 @@ from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.pareto import Nsga2, check_goals, make_nsga2
 from jevomerge.evolve.paths import PathStrategy, make_path_strategy
 from jevomerge.evolve.problem import JointProblem, PathProblem, Problem, WeightProblem, make_problem
+from jevomerge.evolve.refine import refuse_refine
 from jevomerge.evolve.strategies import PARETO, Strategy, make_strategy
 from jevomerge.fitness.judge import Judge
 from jevomerge.mesh import make_mesh
@@ -49,7 +50,8 @@ class Setup:
                 "racing out or choose sep_cma_es, snes or random, for paths mixed or path_program"
             )
         refuse_anchors(self)
-        if search.evaluations < (size := self.strategy.population_size):
+        refuse_refine(self)
+        if 0 < search.evaluations < (size := self.strategy.population_size):
             raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
         self.anchors: Anchored | None = None  # known when the sources have been scored
         self.mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)

@@ -1,0 +1,219 @@
+"""Fitness from few examples against fitness from all; README.md says what came out.
+
+    nice python experiments/cheap_fitness/run.py --work FOLDER     # an hour or so; goes on where it was stopped
+    python experiments/cheap_fitness/run.py --table                # the tables of results.json
+
+The search of configs/quickstart.yaml (42 genes, CMA-ES, 15 candidates a generation).  A pass is one example scored for
+one model; the sources and their average on the search split, the likelihoods that anchors are found by, and finalists
+count.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+
+from jevomerge.config import Anchors, read_run
+from jevomerge.console import Terminal
+from jevomerge.evolve.anchored import Anchored, estimate, find_anchors, laid_out, what_is_known
+from jevomerge.evolve.archive import Archive
+from jevomerge.evolve.scoring import Scored, score_baselines
+from jevomerge.evolve.search import choose, search
+from jevomerge.evolve.setup import Setup
+
+HERE = Path(__file__).parent
+OUT = HERE / "results.json"
+TASK, SIZE, HELDOUT = "japanese_math", 128, 256
+SEEDS = range(5)
+COUNTS = (4, 8, 16, 24, 32)
+ENDS = (2, 5, 10, 15, 20)  # generations after which a run might have ended
+# name: (kind, examples per candidate)
+ARMS = {
+    "full": ("full", SIZE),
+    "anchors, mean, 16": ("mean", 16),
+    "minibatches, 16": ("minibatch", 16),
+    "anchors, mean, 8": ("mean", 8),
+    "anchors, irt, 16": ("irt", 16),
+    "random subset, 16": ("random", 16),
+    "anchors, mean, 32": ("mean", 32),
+    "minibatches, 32": ("minibatch", 32),
+}
+
+
+class Bench:
+    """The quickstart's models, loaded once, and what its sources score."""
+
+    def __init__(self) -> None:
+        self.config = read_run(HERE.parents[1] / "configs" / "quickstart.yaml")
+        self.setup = Setup(self.config)
+        self.candidates = self.setup.problem.load(self.setup.mesh)
+        likelihood = laid_out(self.setup.judge, self.config.tokens_per_batch, likelihood=True)
+        average, sources = score_baselines(self.setup.problem, self.setup.judge, self.candidates, print, likelihood)
+        assert average is not None
+        self.models: list[Scored] = [*sources.values(), average]
+        self.known: dict[bytes, float] = {}
+
+    def setup_of(self, kind: str, count: int, seed: int) -> Setup:
+        search = self.config.search.model_copy(update={"evaluations": 300})
+        if kind == "minibatch":
+            search = search.model_copy(update={"examples_per_generation": count})
+        elif kind != "full":
+            search = search.model_copy(update={"anchors": Anchors(examples=count, estimator="mean")})
+        setup = Setup(self.config.model_copy(update={"search": search, "seed": seed}))
+        if kind in ("mean", "irt", "random"):
+            setup.anchors = Anchored(setup, self.anchors(kind, count, seed))
+        return setup
+
+    def anchors(self, kind: str, count: int, seed: int, columns: slice | None = None) -> dict[str, dict[str, Any]]:
+        if kind == "random":
+            chosen = np.sort(np.random.default_rng(seed).permutation(SIZE)[:count])
+            return {TASK: {"examples": chosen.tolist(), "weights": [1 / count] * count}}
+        responses, profile = what_is_known(self.config.tasks[0], self.models)
+        profile = profile if columns is None else profile[:, columns]
+        return find_anchors({TASK: responses}, {TASK: profile}, count, kind, seed)
+
+    def heldout_score(self, genome: list[float]) -> float:
+        key = np.asarray(genome).tobytes()
+        if key not in self.known:
+            judge = self.setup.judge
+            [scores] = judge._score(self.candidates, np.array([genome]), "heldout", None, judge.config)
+            self.known[key] = float(scores.primary[TASK].mean())
+        return self.known[key]
+
+
+class Prefix:
+    """An archive as it was after some generations."""
+
+    def __init__(self, records: list[dict[str, Any]], generations: int):
+        self.records = [r for r in records if r["generation"] < generations]
+
+
+def one_run(bench: Bench, work: Path, arm: str, seed: int) -> dict[str, Any]:
+    """What the run would have given, had it ended after each of ENDS."""
+    kind, count = ARMS[arm]
+    setup, folder = bench.setup_of(kind, count, seed), work / arm.replace(", ", "-") / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Archive(folder / "evaluations.jsonl") as archive:
+        search(setup, bench.candidates, archive, folder / "checkpoints", ENDS[-1], Terminal())
+        records = archive.records
+    found: dict[str, Any] = {"seconds": round(sum(r["seconds"] for r in records), 1), "ends": {}}
+    before = len(bench.models) * SIZE * (2 if kind in ("mean", "irt") else 1)
+    for end in ENDS:
+        prefix = Prefix(records, end)
+        best = choose(setup, bench.candidates, prefix)  # type: ignore[arg-type]
+        scored = sum("copy_of" not in r for r in prefix.records) * count
+        finalists = 0 if kind == "full" else setup.config.search.finalists * SIZE
+        found["ends"][str(end)] = {
+            "passes": before + scored + finalists,
+            "fitness": best["fitness"],
+            "heldout": round(bench.heldout_score(best["genome"]), 4),
+        }
+    return found
+
+
+def correlations(bench: Bench, work: Path, seeds: list[int]) -> dict[str, Any]:
+    """Of estimates with the score on all, and with held-out scores, over candidates of the full runs."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        with Archive(work / "full" / str(seed) / "evaluations.jsonl") as archive:
+            records = archive.records
+        scores = np.array([r["scores"][TASK] for r in records], np.float64)
+        some = np.arange(0, len(records), 12)
+        heldout = np.array([bench.heldout_score(records[i]["genome"]) for i in some])
+        whole, late = scores.mean(axis=1), np.arange(len(records)) >= len(records) // 2
+
+        def add(name: str, estimates: np.ndarray, whole=whole, late=late, some=some, heldout=heldout) -> None:
+            row = found.setdefault(name, {})
+            values = {
+                "spearman": spearmanr(estimates, whole).statistic,
+                "kendall": kendalltau(estimates, whole).statistic,
+                "spearman, later half": spearmanr(estimates[late], whole[late]).statistic,
+                "spearman, held-out": spearmanr(estimates[some], heldout).statistic,
+                "kendall, held-out": kendalltau(estimates[some], heldout).statistic,
+                "mean absolute error": np.abs(estimates - whole).mean(),
+            }
+            for key, value in values.items():
+                row.setdefault(key, []).append(float(value))
+
+        add("all 128", whole)
+        models = len(bench.models)
+        ways: dict[str, tuple[str, slice | None]] = {
+            "mean": ("mean", None),
+            "irt": ("irt", None),
+            "mean, by right or wrong only": ("mean", slice(0, models)),
+            "mean, by likelihood only": ("mean", slice(models, 2 * models)),
+        }
+        for count in COUNTS:
+            for draw in range(4):  # clusters and subsets of several seeds
+                for name, (kind, columns) in ways.items():
+                    task = bench.anchors(kind, count, 10 * seed + draw, columns)[TASK]
+                    add(f"{name}, {count}", np.array([estimate(task, row[task["examples"]]) for row in scores]))
+            for draw in range(20):
+                task = bench.anchors("random", count, 100 * seed + draw)[TASK]
+                add(f"random subset, {count}", scores[:, task["examples"]].mean(axis=1))
+    return {
+        name: {key: [round(float(np.mean(v)), 4), round(float(np.std(v)), 4)] for key, v in row.items()}
+        for name, row in found.items()
+    }
+
+
+def table(results: dict[str, Any]) -> None:
+    keys = ("spearman", "kendall", "spearman, later half", "spearman, held-out", "kendall, held-out")
+    keys = (*keys, "mean absolute error")
+    print("| estimate | " + " | ".join(keys) + " |\n|---|" + "---:|" * len(keys))
+    for name, row in results.get("correlations", {}).items():
+        print(f"| {name} | " + " | ".join(f"{row[k][0]:.2f} ({row[k][1]:.2f})" for k in keys) + " |")
+    curves = {}
+    for arm, runs in results["runs"].items():
+        if runs:
+            ends = next(iter(runs.values()))["ends"]
+            curves[arm] = {
+                e: tuple(np.array([r["ends"][e][k] for r in runs.values()]) for k in ("passes", "heldout"))
+                for e in ends
+            }
+    print("seeds:", {arm: len(runs) for arm, runs in results["runs"].items()})
+    last = curves["full"]["20"]
+    target, cost = last[1].mean(), last[0].mean()
+    print(f"\nfull: held-out {100 * target:.1f} for {cost:.0f} passes\n")
+    print(
+        "| arm | passes: held-out after 2, 5, 10, ... generations | reaches 100, 95, 90 % of the full search's with |"
+    )
+    print("|---|---|---|")
+    for arm, curve in curves.items():
+        cells = [
+            f"{p.mean():.0f}: {100 * h.mean():.1f} ± {196 * h.std(ddof=1) / len(h) ** 0.5:.1f}"
+            for p, h in curve.values()
+        ]
+        reach = []
+        for share in (1, 0.95, 0.9):
+            passed = [p.mean() for p, h in curve.values() if h.mean() >= share * target]
+            reach.append(f"{cost / min(passed):.1f} x fewer" if passed else "never")
+        print(f"| {arm} | {'; '.join(cells)} | {', '.join(reach)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/cheap_fitness"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {"runs": {}}
+    if arguments.table:
+        return table(results)
+    bench = Bench()
+    for seed in SEEDS:
+        for arm in ARMS:
+            runs = results["runs"].setdefault(arm, {})
+            if str(seed) not in runs:
+                runs[str(seed)] = one_run(bench, arguments.work, arm, seed)
+                print(arm, seed, runs[str(seed)], flush=True)
+                OUT.write_text(json.dumps(results, indent=1) + "\n")
+        results["correlations"] = correlations(bench, arguments.work, [s for s in SEEDS if s <= seed])
+        OUT.write_text(json.dumps(results, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
