@@ -84,13 +84,6 @@ class Bench:
         return self.known[key]
 
 
-class Prefix:
-    """An archive as it was after some generations."""
-
-    def __init__(self, records: list[dict[str, Any]], generations: int):
-        self.records = [r for r in records if r["generation"] < generations]
-
-
 def one_run(bench: Bench, work: Path, arm: str, seed: int) -> dict[str, Any]:
     """What the run would have given, had it ended after each of ENDS."""
     kind, count = ARMS[arm]
@@ -102,8 +95,9 @@ def one_run(bench: Bench, work: Path, arm: str, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds": round(sum(r["seconds"] for r in records), 1), "ends": {}}
     before = len(bench.models) * SIZE * (2 if kind in ("mean", "irt") else 1)
     for end in ENDS:
-        prefix = Prefix(records, end)
-        best = choose(setup, bench.candidates, prefix)  # type: ignore[arg-type]
+        prefix = Archive(None)  # as it was then
+        prefix.learn([r for r in records if r["generation"] < end], 0)
+        best = choose(setup, bench.candidates, prefix)
         scored = sum("copy_of" not in r for r in prefix.records) * count
         finalists = 0 if kind == "full" else setup.config.search.finalists * SIZE
         found["ends"][str(end)] = {

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -164,22 +164,22 @@ class Refiner:
 
     def __call__(self, genome: np.ndarray, key: Array) -> np.ndarray:
         """(n,) -> (n,) after all steps."""
-        return self.trace(genome, key)[0]
+        *_, (_, end) = self.walk(genome, key)
+        return end
 
-    def trace(self, genome: np.ndarray, key: Array) -> tuple[np.ndarray, list[float]]:
-        """The same, and the loss before each step."""
+    def walk(self, genome: np.ndarray, key: Array) -> Iterator[tuple[float, np.ndarray]]:
+        """The loss before each step, on the examples of that step, and the genome (n,) after it."""
         where = everywhere(self.judge.mesh)
         start = put(np.asarray(genome, np.float32), where)
         state = start, jax.tree.map(lambda x: put(np.asarray(x), where), optimizer_of(self.refine).init(start))
-        free, losses = put(self.free, where), []
         static: dict[str, Any] = {"mesh": self.judge.mesh, "dtype": self.judge.dtype, "refine": self.refine}
         static |= {"shares": self.shares, "config": self.judge.config, "layouts": self.layouts}
+        free = put(self.free, where)
         for number in range(self.refine.steps):
             batches = self.batches(jax.random.fold_in(key, number))
             state, value = step(self.candidates, free, state, batches, **static)
-            losses.append(value)
-        end = np.where(self.free, np.asarray(state[0], np.float64), genome)  # genes that do not move keep all digits
-        return end, [float(value) for value in losses]
+            # Genes that do not move keep all their digits.
+            yield float(value), np.where(self.free, np.asarray(state[0], np.float64), genome)
 
     def due(self, generation: int) -> bool:
         """Whether refined genomes are members of this generation."""

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from jevomerge.cli import main
 from jevomerge.config import Refine, read_run
-from jevomerge.evolve.refine import Refiner, loss, shortened
+from jevomerge.evolve.refine import Refiner, free_genes, shortened
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.strategies import make_strategy
 from jevomerge.mesh import make_mesh
@@ -90,15 +90,17 @@ class Torch:
 
 @pytest.mark.parametrize("objective", ["likelihood", "entropy"])
 def test_the_gradient_is_that_of_the_model_in_float64(objective, siblings):
-    refiner, setup = refiner_of(siblings / "run.yaml", objective=objective, examples_per_step=3)
+    """As a step of gradient descent shows it."""
+    settings = {"optimizer": "sgd", "learning_rate": 0.03, "steps": 1, "examples_per_step": 3}
+    refiner, setup = refiner_of(siblings / "run.yaml", objective=objective, **settings)
     genome = np.random.default_rng(0).uniform(0.2, 0.8, len(setup.problem.names)).astype(np.float32)
-    static = {"objective": objective, "config": refiner.judge.config, "layouts": refiner.layouts, "dtype": "float32"}
-    f = jax.jit(jax.value_and_grad(lambda *x: loss(*x, (1.0,), **static)))
-    batches = refiner.batches(jax.random.key(0))
-    value, gradient = f(genome, refiner.candidates, batches)
+    key = jax.random.key(0)
+    [(value, end)] = refiner.walk(genome, key)
+    gradient = (genome.astype(np.float64) - end) / 0.03  # no gene meets its bound
+    batches = refiner.batches(jax.random.fold_in(key, 0))
 
     torch = Torch(siblings, setup)
-    assert float(value) == pytest.approx(torch.loss(objective, genome, *batches), rel=1e-5)
+    assert value == pytest.approx(torch.loss(objective, genome, *batches), rel=1e-5)
     h, expected = 4e-3, []  # fourth order: transformers' norms compute in float32, which a smaller step would show
     middle = [i for i, name in enumerate(setup.problem.names) if name.startswith("layer")]
     for i in middle:
@@ -110,47 +112,42 @@ def test_the_gradient_is_that_of_the_model_in_float64(objective, siblings):
         expected.append((8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * h))
     scale = np.abs(expected).max()
     assert scale > 0.01
-    np.testing.assert_allclose(gradient[np.array(middle)], expected, rtol=1e-3, atol=1e-4 * scale)
+    np.testing.assert_allclose(gradient[middle], expected, rtol=1e-3, atol=1e-4 * scale + 5e-6)
     np.testing.assert_allclose(np.delete(gradient, middle), 0, atol=1e-5)  # embedding and head are the same in both
 
 
-@pytest.mark.parametrize("shape", [(4, 2), (8, 1)])
-def test_the_same_on_a_mesh(shape, siblings):
-    settings = {"steps": 3, "examples_per_step": 5}
+def test_the_same_on_a_mesh(siblings):
+    settings = {"steps": 1, "examples_per_step": 5}
     genome = np.full(8, 0.5)
     ends = []
-    for mesh in (None, make_mesh(*shape)):
+    for mesh in (None, make_mesh(4, 2)):
         refiner, setup = refiner_of(siblings / "run.yaml", mesh, **settings)
         ends.append(refiner(np.resize(genome, len(setup.problem.names)), jax.random.key(0)))
-    assert np.abs(ends[0] - 0.5).max() > 0.03
+    assert np.abs(ends[0] - 0.5).max() > 0.01
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_the_loss_falls_and_the_genome_stays_in_the_box(optimizer, siblings):
-    refiner, setup = refiner_of(
-        siblings / "run.yaml", optimizer=optimizer, steps=25, learning_rate=0.05, examples_per_step=None
-    )
-    end, losses = refiner.trace(np.full(len(setup.problem.names), 0.5), jax.random.key(0))
-    assert losses[-1] < losses[0] - 0.05
-    assert 0 <= end.min() <= end.max() <= 1
-    again, _ = refiner.trace(np.full(len(setup.problem.names), 0.5), jax.random.key(0))
-    np.testing.assert_array_equal(again, end)
+def test_the_loss_falls_in_the_box_and_what_has_no_gradient_stays(siblings):
+    refiner, setup = refiner_of(siblings / "run.yaml", steps=12, learning_rate=0.05, examples_per_step=None)
+    refiner.free = np.arange(len(setup.problem.names)) != 4
+    start = np.random.default_rng(0).uniform(0.4, 0.6, len(refiner.free))
+    steps = list(refiner.walk(start, jax.random.key(0)))
+    assert steps[-1][0] < steps[0][0] - 0.05
+    genomes = np.array([genome for _, genome in steps])
+    assert 0 <= genomes.min() <= genomes.max() <= 1
+    assert ((genomes == start).all(axis=0) == ~refiner.free).all()
 
 
-def test_what_has_no_gradient_stays(siblings, tmp_path, capsys):
+def test_which_genes_have_no_gradient(siblings, tmp_path):
     config = configured(
         siblings,
         tmp_path,
         ("merge_method: linear", "merge_method: ties\n  base_model: base"),
-        ("genome:", "genome:\n  density: [0, 1]\n  normalize: [0, 1]"),
+        ("genome:", "refine: {}\ngenome:\n  density: [0, 1]\n  normalize: [0, 1]"),
     )
-    refiner, setup = refiner_of(config, steps=2)
-    start = np.random.default_rng(0).uniform(0.3, 0.7, len(setup.problem.names))
-    end = refiner(start, jax.random.key(0))
-    weights = np.array([name.endswith("/weight") for name in setup.problem.names])
-    np.testing.assert_array_equal(end[~weights], start[~weights])
-    assert (end[weights] != start[weights]).all()
+    setup = Setup(read_run(config))
+    weights = [name.endswith("/weight") for name in setup.problem.names]
+    np.testing.assert_array_equal(free_genes(setup.problem), weights)
     [note] = [n for n in setup.problem.notes if n.startswith("refine")]
     assert "density, normalize: no gradient" in note
 
@@ -199,12 +196,12 @@ def without_times(records):
 
 def test_a_run_between_generations_and_at_the_end(siblings, tmp_path):
     """Refined candidates are scored and recorded like others, help, and a killed run goes on as if it had not been."""
-    refine = "search: {evaluations: 50}\nrefine: {every: 2, best: 2, steps: 8, learning_rate: 0.05}"
+    refine = "search: {evaluations: 30}\nrefine: {every: 2, best: 2, steps: 4, learning_rate: 0.05}"
     config, run = configured(siblings, tmp_path, (SEARCH, refine)), tmp_path / "run"
     assert main(["evolve", str(config), "--output", str(run)]) == 0
     records, result = lines(run), json.loads((run / "result.json").read_text())
     size = json.loads((run / "environment.json").read_text())["population"]
-    generations = 50 // size
+    generations = 30 // size
     refined = [r for r in records if "refined" in r]
     expected = [(g, m) for g in range(2, generations, 2) for m in (size - 2, size - 1)]
     assert [(r["generation"], r["member"]) for r in refined] == [*expected, (generations, 0), (generations, 1)]
@@ -231,7 +228,7 @@ def test_a_run_between_generations_and_at_the_end(siblings, tmp_path):
 def test_alone(siblings, tmp_path):
     """From a recipe, without a search: two candidates, and the gradient's is far better."""
     recipe = "  dtype: float32\n  parameters: {weight: 0.5}\nstart_from: recipe"
-    refine = "search: {evaluations: 0}\nrefine: {steps: 20, learning_rate: 0.05}"
+    refine = "search: {evaluations: 0}\nrefine: {steps: 15, learning_rate: 0.05}"
     config, run = configured(siblings, tmp_path, ("  dtype: float32", recipe), (SEARCH, refine)), tmp_path / "run"
     assert main(["evolve", str(config), "--output", str(run)]) == 0
     start, end = lines(run)

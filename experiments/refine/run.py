@@ -1,0 +1,133 @@
+"""Evolution, gradients, and both, at equal cost; README.md says what came out.
+
+    nice python experiments/cheap_fitness/run.py --work A     # first: its full runs are the evolution here
+    nice python experiments/refine/run.py --evolution A/full  # an hour or so; goes on where it was stopped
+    python experiments/refine/run.py --table                  # the table of results.json
+
+The models and task of configs/quickstart.yaml.  The cost is in forward passes of one example: 1 to score one, 3 for its
+gradient (a backward pass counts two).  Gradients: Adam, 16 examples a step, everything else as `refine` has it by
+default.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jevomerge.config import Refine, read_run
+from jevomerge.evolve.archive import read_archive
+from jevomerge.evolve.refine import Refiner
+from jevomerge.evolve.setup import Setup
+
+HERE = Path(__file__).parent
+OUT = HERE / "results.json"
+TASK, SIZE, ROWS = "japanese_math", 128, 16
+SEEDS = range(5)
+STEPS = (25, 50, 100)  # after which a run might have ended
+GENERATIONS = (2, 5, 10, 15, 20)  # likewise, of evolution
+EVOLVED = 5  # generations before the gradient, in "evolution + ..."
+
+
+class Bench:
+    """The quickstart's models, loaded once."""
+
+    def __init__(self, evolution: Path) -> None:
+        self.config, self.evolution = read_run(HERE.parents[1] / "configs" / "quickstart.yaml"), evolution
+        self.setup = Setup(self.config)
+        self.candidates = self.setup.problem.load(self.setup.mesh)
+
+    def scores(self, genome: np.ndarray) -> dict[str, float]:
+        """Of a genome, as it would be exported, on both splits."""
+        judge = self.setup.judge
+        found = {}
+        for split in ("search", "heldout"):
+            [scores] = judge._score(self.candidates, genome[None], split, None, judge.config)
+            found[split] = round(float(scores.primary[TASK].mean()), 4)
+        return found
+
+    def best(self, seed: int, generations: int) -> dict[str, Any]:
+        """The best candidate after some generations, and what finding it took."""
+        log = self.evolution / str(seed) / "evaluations.jsonl"
+        records = [r for r in read_archive(log) if r["generation"] < generations]
+        best = max(records, key=lambda r: (r["fitness"], r["tie_break"], -r["generation"], -r["member"]))
+        spent = {"passes": len(records) * SIZE, "seconds": round(sum(r["seconds"] for r in records), 1)}
+        return {"genome": np.array(best["genome"]), **spent}
+
+    def generations(self, seed: int) -> int:
+        """How many generations of evolution there are."""
+        log = self.evolution / str(seed) / "evaluations.jsonl"
+        return len(read_archive(log)) // self.setup.strategy.population_size if log.exists() else 0
+
+    def evolved(self, seed: int) -> dict[str, Any]:
+        """What evolution alone gives."""
+        ends = {}
+        for generations in GENERATIONS:
+            best = self.best(seed, generations)
+            ends[str(generations)] = {k: best[k] for k in ("passes", "seconds")} | self.scores(best["genome"])
+        return ends
+
+    def refined(self, start: str, objective: str, seed: int) -> dict[str, Any]:
+        """What the gradient makes of a start; the start and the end are scored on the search split."""
+        spent, genome = {"passes": 2 * SIZE, "seconds": 0.0}, np.full(len(self.setup.problem.names), 0.5)
+        if start == "average":
+            genome = np.full(len(genome), 1 / 3)  # of each task vector
+        elif start == "evolution":
+            best = self.best(seed, EVOLVED)
+            genome, spent = best["genome"], {"passes": best["passes"] + SIZE, "seconds": best["seconds"]}
+        refine = Refine(objective=objective, steps=STEPS[-1], examples_per_step=ROWS)
+        setup = Setup(self.config.model_copy(update={"refine": refine, "seed": seed}))
+        refiner, ends = Refiner(setup, self.candidates), {"0": {**spent, **self.scores(genome)}}
+        began, seconds = time.perf_counter(), spent["seconds"]
+        for number, (loss, end) in enumerate(refiner.walk(genome, refiner.key(0, 0)), 1):
+            if number in STEPS:
+                now = round(seconds + time.perf_counter() - began, 1)
+                passes = spent["passes"] + 3 * ROWS * number
+                ends[str(number)] = {"passes": passes, "seconds": now, "loss": round(loss, 4), **self.scores(end)}
+                seconds, began = now, time.perf_counter()
+        return ends
+
+
+def table(results: dict[str, Any]) -> None:
+    print("| arm | ended after | seeds | passes | seconds | search | held out |\n|---|---:|---:|---:|---:|---:|---:|")
+    for arm, runs in results.items():
+        for end in next(iter(runs.values())):
+            rows = [run[end] for run in runs.values()]
+            mean = {k: np.mean([row[k] for row in rows]) for k in ("passes", "seconds", "search", "heldout")}
+            spread = np.std([row["heldout"] for row in rows], ddof=1) if len(rows) > 1 else float("nan")
+            interval = 196 * spread / len(rows) ** 0.5
+            print(
+                f"| {arm} | {end} | {len(rows)} | {mean['passes']:.0f} | {mean['seconds']:.0f} | "
+                f"{100 * mean['search']:.1f} | {100 * mean['heldout']:.1f} ± {interval:.1f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evolution", type=Path, default=Path("runs/cheap_fitness/full"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if arguments.table:
+        return table(results)
+    bench = Bench(arguments.evolution)
+    arms = [
+        f"{start}, {objective}" for objective in ("likelihood", "entropy") for start in ("evolution", "0.5", "average")
+    ]
+    for seed in SEEDS:
+        for arm in ("evolution alone", *arms):
+            start, _, objective = arm.partition(", ")
+            runs = results.setdefault(arm, {})
+            needed = {"evolution alone": GENERATIONS[-1], "evolution": EVOLVED}.get(start, 0)
+            if str(seed) in runs or bench.generations(seed) < needed:
+                continue
+            runs[str(seed)] = bench.evolved(seed) if not objective else bench.refined(start, objective, seed)
+            print(arm, seed, runs[str(seed)], flush=True)
+            OUT.write_text(json.dumps({k: v for k, v in results.items() if v}, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
