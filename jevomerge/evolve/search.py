@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -52,6 +53,9 @@ def search(
         observer.scored(number, record)
     finished = step, {k: np.asarray(v, start[k].dtype).reshape(start[k].shape) for k, v in values.items()}
     with Watchdog(config.search.time_limit) as watchdog:
+        score = functools.partial(
+            evaluate, setup, candidates, archive, generations=generations, observer=observer, watchdog=watchdog
+        )
         try:
             for generation in range(finished[0], generations):
                 keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
@@ -62,18 +66,7 @@ def search(
                 if refiner is not None and refiner.due(generation):
                     refined, origins = refiner.members(archive, generation, state, len(population))
                     population = np.concatenate([population[: len(population) - len(refined)], refined])
-                done = evaluate(
-                    setup,
-                    candidates,
-                    archive,
-                    generation,
-                    population,
-                    keys[1],
-                    generations,
-                    observer,
-                    watchdog,
-                    origins,
-                )
+                done = score(generation, population, keys[1], refined=origins)
                 fitness = told(setup, done)
                 tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
                 finished = generation + 1, strategy.tell(keys[2], state, population, fitness, tie_break)
@@ -82,19 +75,7 @@ def search(
             if refiner is not None:
                 observer.stage("refining the best" if generations else "refining the start")
                 population, origins = refiner.last(archive, generations, setup.problem.mean)
-                key = jax.random.fold_in(key, generations + 1)
-                evaluate(
-                    setup,
-                    candidates,
-                    archive,
-                    generations,
-                    population,
-                    key,
-                    generations + 1,
-                    observer,
-                    watchdog,
-                    origins,
-                )
+                score(generations, population, jax.random.fold_in(key, generations + 1), refined=origins)
         finally:  # also when it is interrupted, as before a preemption
             if first():
                 saved.save(*finished)
