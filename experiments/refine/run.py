@@ -80,6 +80,7 @@ class Bench:
         refine = Refine(objective=objective, steps=STEPS[-1], examples_per_step=ROWS)
         setup = Setup(self.config.model_copy(update={"refine": refine, "seed": seed}))
         refiner, ends = Refiner(setup, self.candidates), {"0": {**spent, **self.scores(genome)}}
+        next(refiner.walk(genome, refiner.key(0, 0)))  # compiles
         began, seconds = time.perf_counter(), spent["seconds"]
         for number, (loss, end) in enumerate(refiner.walk(genome, refiner.key(0, 0)), 1):
             if number in STEPS:

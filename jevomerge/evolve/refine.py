@@ -27,7 +27,6 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.config import Refine
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import Archive
 from jevomerge.evolve.problem import Problem, WeightProblem
@@ -70,6 +69,7 @@ def entropy(model: Model, config: DecoderConfig, batch: Batch, layout: Layout, d
 
 
 LOSSES = {"likelihood": unlikelihood, "entropy": entropy}
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {"adam": optax.adam, "sgd": optax.sgd}
 
 
 def loss(
@@ -92,14 +92,16 @@ def loss(
     return jnp.sum(jnp.stack(each))
 
 
-@functools.partial(jax.jit, static_argnames=("refine", "mesh", "shares", "config", "layouts", "dtype"))
+@functools.partial(jax.jit, static_argnames=("optimizer", "objective", "mesh", "shares", "config", "layouts", "dtype"))
 def step(
     candidates: Merged,
     free: Array,
+    learning_rate: Array,
     state: tuple[Array, Any],
     batches: Sequence[Batch],
     *,
-    refine: Refine,
+    optimizer: str,
+    objective: str,
     mesh: Mesh,
     shares: tuple[float, ...],
     config: DecoderConfig,
@@ -108,18 +110,13 @@ def step(
 ) -> tuple[tuple[Array, Any], Array]:
     """One step of the optimizer: (genome, its state) -> the next ones, and the loss before it."""
     genome, momentum = state
-    static = {"objective": refine.objective, "config": config, "layouts": layouts, "dtype": dtype}
+    static = {"objective": objective, "config": config, "layouts": layouts, "dtype": dtype}
     value, gradient = jax.value_and_grad(loss)(genome, candidates, batches, shares, **static)
     gradient = jnp.where(free & jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
     with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in int32
-        updates, momentum = optimizer_of(refine).update(gradient, momentum, genome)
+        updates, momentum = OPTIMIZERS[optimizer](learning_rate).update(gradient, momentum, genome)
     genome = jnp.where(free, jnp.clip(genome + updates, 0.0, 1.0), genome)
     return jax.lax.with_sharding_constraint(((genome, momentum), value), everywhere(mesh))
-
-
-def optimizer_of(refine: Refine) -> optax.GradientTransformation:
-    """As configured."""
-    return {"adam": optax.adam, "sgd": optax.sgd}[refine.optimizer](refine.learning_rate)
 
 
 # --- on the host --------------------------------------------------------------------------------------------
@@ -171,13 +168,16 @@ class Refiner:
         """The loss before each step, on the examples of that step, and the genome (n,) after it."""
         where = everywhere(self.judge.mesh)
         start = put(np.asarray(genome, np.float32), where)
-        state = start, jax.tree.map(lambda x: put(np.asarray(x), where), optimizer_of(self.refine).init(start))
-        static: dict[str, Any] = {"mesh": self.judge.mesh, "dtype": self.judge.dtype, "refine": self.refine}
+        optimizer, rate = self.refine.optimizer, put(np.asarray(self.refine.learning_rate, np.float32), where)
+        first = OPTIMIZERS[optimizer](self.refine.learning_rate).init(start)
+        state = start, jax.tree.map(lambda x: put(np.asarray(x), where), first)
+        static: dict[str, Any] = {"mesh": self.judge.mesh, "dtype": self.judge.dtype}
+        static |= {"optimizer": optimizer, "objective": self.refine.objective}
         static |= {"shares": self.shares, "config": self.judge.config, "layouts": self.layouts}
         free = put(self.free, where)
         for number in range(self.refine.steps):
             batches = self.batches(jax.random.fold_in(key, number))
-            state, value = step(self.candidates, free, state, batches, **static)
+            state, value = step(self.candidates, free, rate, state, batches, **static)
             # Genes that do not move keep all their digits.
             yield float(value), np.where(self.free, np.asarray(state[0], np.float64), genome)
 
@@ -258,7 +258,7 @@ def free_genes(problem: Problem) -> np.ndarray:
 
 
 def shortened(state: Mapping[str, np.ndarray], genomes: np.ndarray) -> np.ndarray:
-    """(k, n) genomes, those farther from CMA-ES's mean than sqrt(n) + 2 n / (n + 2) drawn nearer (Hansen 2011, eq. 3).
+    """(k, n) genomes, those farther from CMA-ES's mean than sqrt(n) + 2 n / (n + 2) drawn nearer.
 
     The distance is that of its own metric, sigma^2 C, in which its draws are about sqrt(n) away.
     """

@@ -99,7 +99,14 @@ def score_model(
         likely = known | (likelihood.model(params, "search", config).primary if needed else {})
     tasks = {split: {name: float(np.mean(v)) for name, v in s.primary.items()} for split, s in scores.items()}
     also = judge.also(scores["heldout"].texts, "heldout")
-    return Scored({split: judge.fitness(s)[0] for split, s in scores.items()}, tasks, scores["heldout"], also, scores["search"], likely)
+    return Scored(
+        {split: judge.fitness(s)[0] for split, s in scores.items()},
+        tasks,
+        scores["heldout"],
+        also,
+        scores["search"],
+        likely,
+    )
 
 
 def record_heldout(

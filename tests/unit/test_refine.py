@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cma
 import jax
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_the_gradient_is_that_of_the_model_in_float64(objective, siblings):
 
 
 def test_the_same_on_a_mesh(siblings):
-    settings = {"steps": 1, "examples_per_step": 5}
+    settings = {"steps": 1, "examples_per_step": None}
     genome = np.full(8, 0.5)
     ends = []
     for mesh in (None, make_mesh(4, 2)):
@@ -155,6 +156,19 @@ def test_which_genes_have_no_gradient(siblings, tmp_path):
 # --- between generations ------------------------------------------------------------------------------------
 
 
+def test_shortened_as_the_author_of_cma_es_does():
+    search = cma.CMAEvolutionStrategy([0.5] * 5, 0.1, {"seed": 1, "verbose": -9})
+    for _ in range(8):
+        population = search.ask()
+        search.tell(population, [float(x @ np.arange(1, 6)) for x in population])
+    genomes = np.random.default_rng(0).uniform(0, 1, (20, 5))
+    state = {"mean": search.mean, "std": search.sigma, "C": search.C}
+    expected = np.array([search.repair_genotype(x, copy_if_changed=True) for x in genomes])
+    moved = (expected != genomes).any(axis=1)
+    assert moved.sum() > 0
+    np.testing.assert_allclose(shortened(state, genomes), np.clip(expected, 0, 1), atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["cma_es", "sep_cma_es"])
 def test_injected_genomes_are_no_farther_than_a_draw_may_be(name):
     size, key = 6, jax.random.key(0)
@@ -176,7 +190,7 @@ def test_injected_genomes_are_no_farther_than_a_draw_may_be(name):
     most = np.sqrt(size) + 2 * size / (size + 2)
     np.testing.assert_allclose(after, np.minimum(before, most), rtol=1e-6)
     assert (before[:20] > most).any()
-    np.testing.assert_array_equal(moved[before <= most], genomes[before <= most])
+    np.testing.assert_array_equal(moved[before < most], genomes[before < most])
     # One that is best pulls the mean towards itself.
     population = np.concatenate([population[:-1], moved[:1]])
     told = strategy.tell(key, state, population, np.arange(12.0))
