@@ -117,16 +117,17 @@ def main() -> None:
     arms = [
         f"{start}, {objective}" for objective in ("likelihood", "entropy") for start in ("evolution", "0.5", "average")
     ]
-    for seed in SEEDS:
-        for arm in ("evolution alone", *arms):
-            start, _, objective = arm.partition(", ")
-            runs = results.setdefault(arm, {})
-            needed = {"evolution alone": GENERATIONS[-1], "evolution": EVOLVED}.get(start, 0)
-            if str(seed) in runs or bench.generations(seed) < needed:
-                continue
-            runs[str(seed)] = bench.evolved(seed) if not objective else bench.refined(start, objective, seed)
-            print(arm, seed, runs[str(seed)], flush=True)
-            OUT.write_text(json.dumps({k: v for k, v in results.items() if v}, indent=1) + "\n")
+    jobs = [(seed, "evolution alone") for seed in SEEDS]
+    jobs += [(seed, arm) for some in (arms[:3], arms[3:]) for seed in SEEDS for arm in some]
+    for seed, arm in jobs:
+        start, _, objective = arm.partition(", ")
+        runs = results.setdefault(arm, {})
+        needed = {"evolution alone": GENERATIONS[-1], "evolution": EVOLVED}.get(start, 0)
+        if str(seed) in runs or bench.generations(seed) < needed:
+            continue
+        runs[str(seed)] = bench.evolved(seed) if not objective else bench.refined(start, objective, seed)
+        print(arm, seed, runs[str(seed)], flush=True)
+        OUT.write_text(json.dumps({k: v for k, v in results.items() if v}, indent=1) + "\n")
     return None
 
 
