@@ -14,6 +14,7 @@ from jevomerge.config import Task
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.observer import Observer
+from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.anchors import Items, choose_anchors, expected_mean, fit_items, weighted_mean
 from jevomerge.fitness.data import plan_layouts
 from jevomerge.fitness.judge import Judge, Scores
@@ -102,7 +103,7 @@ def anchored(setup: Setup, folder: Path, models: Iterable[Scored], observer: Obs
     anchors, seed, models = setup.config.search.anchors, setup.config.seed, list(models)
     if anchors is None:
         return None
-    known = {task.name: what_is_known(task, models) for task in setup.config.tasks}
+    known = {task.name: what_is_known(task, models) for task in own_tasks(setup.judge)}
     responses, profiles = ({name: pair[i] for name, pair in known.items()} for i in (0, 1))
 
     def settle() -> dict[str, dict[str, Any]]:
@@ -140,15 +141,22 @@ def agree(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
 
 def refuse_anchors(setup: Setup) -> None:
     """Raise InputError where sources are not scored, or a score is no probability."""
-    anchors = setup.config.search.anchors
+    anchors, harness = setup.config.search.anchors, [t.name for t in setup.config.tasks if not isinstance(t, Task)]
     if anchors is None:
         return
+    if setup.strategy.name == PARETO:
+        raise InputError(f"search.anchors: not with {PARETO}, which compares the scores of every task; choose cma_es")
+    if harness:
+        raise InputError(
+            f"search.anchors: not with tasks of lm-evaluation-harness such as {harness[0]}; use "
+            "examples_per_generation, or leave anchors out"
+        )
     if not setup.problem.scores_sources:
         raise InputError(
             "search.anchors: they are chosen by the scores of the sources, which are not known of slices; merge whole "
             "models or leave anchors out"
         )
-    unbounded = [t.name for t in setup.config.tasks if t.score == "likelihood"]
+    unbounded = [t.name for t in setup.config.tasks if t.score == "likelihood"]  # ROUGE-L is from 0 to 1, too
     if anchors.estimator == "irt" and unbounded:
         raise InputError(
             f"search.anchors: `irt` is for scores from 0 to 1, and {unbounded[0]} is scored by likelihood; use "
@@ -156,19 +164,34 @@ def refuse_anchors(setup: Setup) -> None:
         )
 
 
-def as_likelihood(task: Task) -> Task:
-    """The same task, scored by the likelihood of its reference answers."""
-    return task.model_copy(update={"score": "likelihood", "extract": None, "pattern": None})
+def own_tasks(judge: Judge) -> tuple[Task, ...]:
+    """Its tasks, all of which are of our own kind, one example for each document."""
+    assert all(isinstance(task, Task) for task in judge.tasks)
+    return tuple(task for task in judge.tasks if isinstance(task, Task))
 
 
 def laid_out(
     judge: Judge, tokens_per_batch: int, *, subset: Mapping[str, np.ndarray] | None = None, likelihood: bool = False
 ) -> Judge:
-    """A judge of the search split alone, with batches of the size for all of it or for `subset`."""
+    """A judge of the search split alone, with batches of the size for all of it or for `subset`.
+
+    `likelihood`: of the reference answers, whatever the tasks are scored by.
+    """
     other = copy.copy(judge)
-    other.racing, other.examples = None, {"search": judge.examples["search"]}  # the others may not fit the batches
+    other.racing, material = None, judge.material["search"]
+    tasks = own_tasks(judge)
     if likelihood:
-        other.tasks = tuple(as_likelihood(task) for task in judge.tasks)
-    chosen = {t.name: judge.chosen(t, "search", subset) for t in other.tasks}
-    other.layouts = {t.name: plan_layouts(t, chosen[t.name], [], tokens_per_batch) for t in other.tasks}
+        told = {
+            "score": "likelihood",
+            "extract": None,
+            "pattern": None,
+            "language": None,
+            "also": (),
+            "compare": "equal",
+        }
+        tasks = tuple(task.model_copy(update=told | {"compare": "equal"}) for task in tasks)
+        material = {name: m._replace(read=lambda _, outputs: outputs[0]) for name, m in material.items()}
+    other.tasks, other.material = tasks, {"search": material}  # held-out examples may not fit the batches
+    chosen = {t.name: judge.chosen(t, "search", subset) for t in tasks}
+    other.layouts = {t.name: plan_layouts(t, chosen[t.name], [], tokens_per_batch) for t in tasks}
     return other

@@ -27,12 +27,14 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from jevomerge.config import Task
 from jevomerge.errors import InputError
+from jevomerge.evolve.anchored import own_tasks
 from jevomerge.evolve.archive import Archive
 from jevomerge.evolve.problem import Problem, WeightProblem
+from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.candidates import Candidates, Merged, Model
 from jevomerge.fitness.data import Example, Layout, make_batches
-from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.rollout import LOGITS_CHUNK, Batch, answer_likelihood
 from jevomerge.mesh import everywhere, put
 from jevomerge.models import DecoderConfig, apply, unembed
@@ -132,12 +134,13 @@ class Refiner:
         self.refine, self.judge, self.seed = setup.config.refine, setup.judge, setup.config.seed
         self.free = free_genes(setup.problem)
         self.candidates = candidates.replace(merge=candidates.merge._replace(dtype="float32"))  # type: ignore[attr-defined]
-        total = sum(task.weight for task in self.judge.tasks)
-        self.shares = tuple(task.weight / total for task in self.judge.tasks)
-        self.layouts = tuple(self._layout(self.judge, task.name) for task in self.judge.tasks)
+        self.tasks = own_tasks(setup.judge)
+        total = sum(task.weight for task in self.tasks)
+        self.shares = tuple(task.weight / total for task in self.tasks)
+        self.examples = setup.judge.examples["search"]
+        self.layouts = tuple(self._layout(self.examples[task.name]) for task in self.tasks)
 
-    def _layout(self, judge: Judge, name: str) -> Layout:
-        examples = judge.examples["search"][name]
+    def _layout(self, examples: Sequence[Example]) -> Layout:
         lengths = [len(e.prompt_tokens) + (len(e.answer_tokens) if self._answers else 0) for e in examples]
         slots = max(len(e.answer_tokens) for e in examples) if self._answers else 1
         rows = min(self.refine.examples_per_step or len(examples), len(examples))
@@ -150,8 +153,8 @@ class Refiner:
     def batches(self, key: Array) -> list[Batch]:
         """A random batch of each task's search split."""
         found = []
-        for task, layout in zip(self.judge.tasks, self.layouts, strict=True):
-            examples = self.judge.examples["search"][task.name]
+        for task, layout in zip(self.tasks, self.layouts, strict=True):
+            examples = self.examples[task.name]
             order = jax.random.permutation(jax.random.fold_in(key, zlib.crc32(task.name.encode())), len(examples))
             chosen: list[Example] = [examples[i] for i in np.sort(np.asarray(order)[: layout.rows])]
             kind = "likelihood" if self._answers else "generation"  # whose rows are prompts alone
@@ -284,6 +287,10 @@ def refuse_refine(setup: Setup) -> None:
         raise InputError(
             "refine: there is no gradient through a path; give it to a stage with a `recipe` alone, or leave it out"
         )
+    if harness := [t.name for t in setup.config.tasks if not isinstance(t, Task)]:
+        raise InputError(f"refine: not with tasks of lm-evaluation-harness such as {harness[0]}; leave refine out")
+    if strategy.name == PARETO:
+        raise InputError(f"refine: not with {PARETO}, for which there is no best genome; choose cma_es")
     free = free_genes(problem)
     if not free.any():
         raise InputError("refine: no gene has a gradient (see README.md, Merge methods); leave refine out")
