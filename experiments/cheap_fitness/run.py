@@ -158,34 +158,30 @@ def table(results: dict[str, Any]) -> None:
     keys = ("spearman", "kendall", "spearman, later half", "spearman, held-out", "kendall, held-out")
     keys = (*keys, "mean absolute error")
     print("| estimate | " + " | ".join(keys) + " |\n|---|" + "---:|" * len(keys))
-    for name, row in results.get("correlations", {}).items():
+    for name, row in results["correlations"].items():
         print(f"| {name} | " + " | ".join(f"{row[k][0]:.2f} ({row[k][1]:.2f})" for k in keys) + " |")
-    curves = {}
+    curves, seeds = {}, {}
     for arm, runs in results["runs"].items():
-        if runs:
-            ends = next(iter(runs.values()))["ends"]
-            curves[arm] = {
-                e: tuple(np.array([r["ends"][e][k] for r in runs.values()]) for k in ("passes", "heldout"))
-                for e in ends
-            }
-    print("seeds:", {arm: len(runs) for arm, runs in results["runs"].items()})
-    last = curves["full"]["20"]
-    target, cost = last[1].mean(), last[0].mean()
-    print(f"\nfull: held-out {100 * target:.1f} for {cost:.0f} passes\n")
-    print(
-        "| arm | passes: held-out after 2, 5, 10, ... generations | reaches 100, 95, 90 % of the full search's with |"
-    )
-    print("|---|---|---|")
+        rows = [run["ends"] for run in runs.values()]
+        seeds[arm] = len(rows)
+        curves[arm] = {e: [np.array([r[str(e)][k] for r in rows]) for k in ("passes", "heldout")] for e in ENDS}
+    passes, heldout = curves["full"][ENDS[-1]]
+    print(f"\nThe full search: {100 * heldout.mean():.1f} held out for {passes.mean():.0f} passes.\n")
+    print("| arm | seeds | passes: held out, % | passes for 100, 95, 90 % of the full search's result |")
+    print("|---|---:|---|---|")
     for arm, curve in curves.items():
-        cells = [
-            f"{p.mean():.0f}: {100 * h.mean():.1f} ± {196 * h.std(ddof=1) / len(h) ** 0.5:.1f}"
-            for p, h in curve.values()
-        ]
+        cells = ", ".join(f"{p.mean():.0f}: {mean_of(100 * h)}" for p, h in curve.values())
         reach = []
         for share in (1, 0.95, 0.9):
-            passed = [p.mean() for p, h in curve.values() if h.mean() >= share * target]
-            reach.append(f"{cost / min(passed):.1f} x fewer" if passed else "never")
-        print(f"| {arm} | {'; '.join(cells)} | {', '.join(reach)} |")
+            passed = [p.mean() for p, h in curve.values() if h.mean() >= share * heldout.mean()]
+            reach.append(f"{passes.mean() / min(passed):.1f} x fewer" if passed else "never")
+        print(f"| {arm} | {seeds[arm]} | {cells} | {', '.join(reach)} |")
+
+
+def mean_of(values: np.ndarray) -> str:
+    """With 1.96 standard errors over the seeds."""
+    error = f" ± {1.96 * values.std(ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{error}"
 
 
 def main() -> None:

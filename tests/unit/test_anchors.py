@@ -141,6 +141,7 @@ def configured(siblings, tmp_path, search, task=None):
     """A copy of the siblings' run with other settings."""
     copy = tmp_path / "siblings"
     shutil.copytree(siblings, copy)
+    (copy / "other.yaml").write_text((copy / "task.yaml").read_text().replace("name: stories", "name: other"))
     text = (copy / "run.yaml").read_text().split("search:")[0]
     (copy / "run.yaml").write_text(f"{text}search: {search}\n")
     if task is not None:
@@ -204,10 +205,18 @@ def test_a_run_on_anchors(estimator, task, siblings, tmp_path):
         ("{strategy: snes, anchors: {examples: 4}, racing: exact}", "`racing` bounds a score"),
         ("{anchors: {examples: 4, estimator: irt}}", "stories is scored by likelihood"),
         ("{anchors: {examples: 0}}", "greater than 0"),
+        ("{strategy: nsga2, anchors: {examples: 4}}\ntasks: [task.yaml, other.yaml]", "not with nsga2"),
+        (
+            "{anchors: {examples: 4}}\n"
+            "tasks: [{harness: {task: arc_easy}, search: {rows: [0, 5]}, heldout: {rows: [5, 9]}}]",
+            "not with tasks of lm-evaluation-harness such as arc_easy",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(search, said, siblings, tmp_path, capsys):
     config = configured(siblings, tmp_path, search)
+    if "tasks:" in search:
+        config.write_text(config.read_text().replace("tasks: [task.yaml]\n", ""))
     assert main(["evolve", str(config), "--output", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
 

@@ -22,6 +22,7 @@ def configured(siblings, tmp_path, *changes):
     copy = tmp_path / "siblings"
     if not copy.exists():
         shutil.copytree(siblings, copy)
+    (copy / "other.yaml").write_text((copy / "task.yaml").read_text().replace("name: stories", "name: other"))
     text = (copy / "run.yaml").read_text()
     for old, new in changes:
         assert old in text
@@ -31,6 +32,8 @@ def configured(siblings, tmp_path, *changes):
 
 
 SEARCH = "search: {evaluations: 120, checkpoint_every: 2}"
+TASKS = "tasks: [task.yaml]"
+HARNESS = "tasks: [{harness: {task: arc_easy}, search: {rows: [0, 5]}, heldout: {rows: [5, 9]}}]"
 
 
 def refiner_of(config, mesh=None, **refine):
@@ -260,6 +263,8 @@ def test_alone(siblings, tmp_path):
         ([(SEARCH, "search: {evaluations: 0}")], "unless `refine`"),
         ([(SEARCH, "search: {strategy: snes}\nrefine: {every: 2}")], "snes cannot learn from candidates"),
         ([(SEARCH, "refine: {best: 99}")], "more than a generation"),
+        ([(SEARCH, "search: {strategy: nsga2}"), (TASKS, "tasks: [task.yaml, other.yaml]")], "not with nsga2"),
+        ([(TASKS, HARNESS)], "not with tasks of lm-evaluation-harness such as arc_easy"),
         (
             [("linear", "ties\n  base_model: base\n  parameters: {weight: 1}"), ("weight: {range", "density: {range")],
             "no gene",
