@@ -16,10 +16,11 @@ from typing import Any
 
 _HOME = {
     "jevomerge.checkpoint": ("Checkpoint",),
-    "jevomerge.config": ("read_run", "read_task"),
+    "jevomerge.config": ("read_run",),
     "jevomerge.errors": ("InputError",),
     "jevomerge.evolve.run": ("evolve",),
     "jevomerge.fitness.judge": ("Judge",),
+    "jevomerge.fitness.schema": ("read_task",),
     "jevomerge.genome": ("Space", "express", "make_space"),
     "jevomerge.merge": ("Bank", "Merge", "build", "in_scan", "make_bank"),
     "jevomerge.merge.method": ("MergeMethod", "Parameter"),

@@ -17,7 +17,8 @@ from jevomerge.errors import FitnessError, InputError
 
 if TYPE_CHECKING:
     from jevomerge.checkpoint import Checkpoint
-    from jevomerge.config import HarnessTask, MeshShape, Task
+    from jevomerge.config import MeshShape
+    from jevomerge.fitness.schema import HarnessTask, Task
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
 EPILOG = (
@@ -191,10 +192,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """`jevomerge evaluate`."""
     from jevomerge.checkpoint import Checkpoint
     from jevomerge.checkpoint.export import refuse_existing
-    from jevomerge.config import Task, read_tasks
     from jevomerge.evolve.archive import write_atomically
     from jevomerge.evolve.setup import load_tokenizer
     from jevomerge.fitness.judge import Judge
+    from jevomerge.fitness.schema import Task, read_tasks
 
     if args.json:
         refuse_existing(Path(args.json))
@@ -224,8 +225,8 @@ def evaluate_suite(
     tasks: Sequence[Task | HarnessTask], model: Checkpoint, tokenizer: Any, split: str | None
 ) -> dict[str, dict[str, Any]]:
     """Score a model on tasks of lm-evaluation-harness as that does, printing its metrics with their errors."""
-    from jevomerge.config import Task
     from jevomerge.fitness.harness import evaluate, find, require
+    from jevomerge.fitness.schema import Task
 
     if own := [t.name for t in tasks if isinstance(t, Task)]:
         raise InputError(f"--task: {', '.join(own)} is not a task of the harness; evaluate it by its own file")

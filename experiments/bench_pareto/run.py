@@ -18,7 +18,7 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.indicators.hv import HV
 from pymoo.problems import get_problem
 
-from jevomerge.config import DataSource, RunConfig, read_run
+from jevomerge.config import RunConfig, read_run
 from jevomerge.console import Silent
 from jevomerge.evolve.archive import Archive, read_archive
 from jevomerge.evolve.pareto import front_of, make_nsga2, objectives_of
@@ -26,6 +26,7 @@ from jevomerge.evolve.search import search
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.strategies import make_strategy
 from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.schema import DataSource
 
 HERE = Path(__file__).parent
 OUT = HERE / "results.json"

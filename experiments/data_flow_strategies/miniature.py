@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jevomerge.config import PathSearch, Task
+from jevomerge.config import PathSearch
 from jevomerge.evolve.paths import make_path_strategy
 from jevomerge.evolve.problem import PathProblem
 from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.schema import Task
 
 MINI = Path(__file__).parents[1] / "japanese_math_mini"
 OUT = Path(__file__).parent / "miniature.json"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jevomerge.config import Task
 from jevomerge.errors import InputError
 from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.observer import Observer
@@ -18,6 +17,7 @@ from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.anchors import Items, choose_anchors, expected_mean, fit_items, weighted_mean
 from jevomerge.fitness.data import plan_layouts
 from jevomerge.fitness.judge import Judge, Scores
+from jevomerge.fitness.schema import Task
 from jevomerge.hosts import on_first
 
 if TYPE_CHECKING:

@@ -27,7 +27,6 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.config import Task
 from jevomerge.errors import InputError
 from jevomerge.evolve.anchored import own_tasks
 from jevomerge.evolve.archive import Archive
@@ -36,6 +35,7 @@ from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.candidates import Candidates, Merged, Model
 from jevomerge.fitness.data import Example, Layout, make_batches
 from jevomerge.fitness.rollout import LOGITS_CHUNK, Batch, answer_likelihood
+from jevomerge.fitness.schema import Task
 from jevomerge.mesh import everywhere, put
 from jevomerge.models import DecoderConfig, apply, unembed
 

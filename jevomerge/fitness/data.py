@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jevomerge.config import DataSource, Task
 from jevomerge.errors import InputError
 from jevomerge.fitness.extract import grade
 from jevomerge.fitness.rollout import Batch
+from jevomerge.fitness.schema import DataSource, Task
 
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 

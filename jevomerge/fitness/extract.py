@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from jevomerge.config import Task
 from jevomerge.fitness.language import probability
 from jevomerge.fitness.rouge import rouge_l_ja
+from jevomerge.fitness.schema import Task
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 # The one that the paper's scores were made with (SakanaAI/evolutionary-model-merge, evomerge/eval/ja_mgsm.py): it reads

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from jevomerge.config import Harness, HarnessRows, HarnessTask
 from jevomerge.errors import InputError
 from jevomerge.fitness.data import Example, Material, Record
+from jevomerge.fitness.schema import Harness, HarnessRows, HarnessTask
 
 SEED = 1234  # of the harness's own draws of few-shot examples
 BOOTSTRAPS = 1000  # for the standard error of what is not a mean; the harness's 100,000 take minutes in one process

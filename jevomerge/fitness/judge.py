@@ -20,7 +20,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.config import HarnessTask, Task
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.candidates import Candidates, Whole
 from jevomerge.fitness.data import (
@@ -40,6 +39,7 @@ from jevomerge.fitness.extract import grade, other_criteria
 from jevomerge.fitness.language import check_language
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
+from jevomerge.fitness.schema import HarnessTask, Task
 from jevomerge.hosts import collect, together
 from jevomerge.mesh import by_member, make_mesh, put, spread
 from jevomerge.models import DecoderConfig, Params

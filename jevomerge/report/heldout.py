@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jevomerge.config import HarnessTask, Task
+from jevomerge.fitness.schema import HarnessTask, Task
 
 RESAMPLES = 4000
 CASES = 10  # examples shown of each kind

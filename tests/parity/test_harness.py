@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.cli import main
-from jevomerge.config import Harness
 from jevomerge.errors import InputError
 from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness.harness import evaluate
 from jevomerge.fitness.harness_model import HarnessModel
+from jevomerge.fitness.schema import Harness
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 LONG = "Once upon a time, there was a little girl named Lily. She liked to play in the park with her big dog. " * 12

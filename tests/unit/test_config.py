@@ -2,8 +2,9 @@
 
 import pytest
 
-from jevomerge.config import read_run, read_task
+from jevomerge.config import read_run
 from jevomerge.errors import InputError
+from jevomerge.fitness.schema import read_task
 from jevomerge.recipe import read_recipe
 
 TASK = "name: t\nsearch: a.jsonl\nheldout: b.jsonl\nprompt: '{q}'\nanswer: '{a}'\n"

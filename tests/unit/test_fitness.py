@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from jevomerge.config import DataSource, Task
 from jevomerge.errors import InputError
 from jevomerge.fitness.data import Example, make_batches, plan_layouts, read_rows, refuse_overlap
 from jevomerge.fitness.extract import extract_answer, is_correct
+from jevomerge.fitness.schema import DataSource, Task
 
 
 def task(**changes):

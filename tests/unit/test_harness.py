@@ -9,12 +9,13 @@ import pytest
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.cli import main
-from jevomerge.config import HarnessTask, read_config, read_tasks
+from jevomerge.config import read_config
 from jevomerge.errors import InputError
 from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness import harness as harness_module
 from jevomerge.fitness.harness import load
 from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.schema import HarnessTask, read_tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
 (STORY,) = read_tasks(CONFIGS / "story_endings.yaml")

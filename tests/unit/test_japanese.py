@@ -19,7 +19,6 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.cli import main
-from jevomerge.config import DataSource, Task, read_task
 from jevomerge.errors import InputError
 from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness import language
@@ -28,6 +27,7 @@ from jevomerge.fitness.extract import extract_answer, grade, is_correct
 from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.language import probability
 from jevomerge.fitness.rouge import rouge_l_ja
+from jevomerge.fitness.schema import DataSource, Task, read_task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATA = os.environ.get("JEVOMERGE_DATA")

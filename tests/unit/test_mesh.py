@@ -11,13 +11,14 @@ from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.checkpoint.safetensors_file import read_header
-from jevomerge.config import RunConfig, Task
+from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.evolve.problem import make_problem
 from jevomerge.evolve.setup import problem_tokenizer
 from jevomerge.fitness import judge as judging
 from jevomerge.fitness.data import make_batches
 from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.schema import Task
 from jevomerge.hlo import collectives
 from jevomerge.mesh import by_member, everywhere, make_mesh, put, shardings, spread
 

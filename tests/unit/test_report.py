@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgba
 from scipy import stats
 
 from jevomerge.cli import main
-from jevomerge.config import Task
 from jevomerge.evolve.archive import Archive
+from jevomerge.fitness.schema import Task
 from jevomerge.genome.path import Hop, PathSpace, encode, hops_of
 from jevomerge.report import write_report
 from jevomerge.report.figures import (
