@@ -63,6 +63,16 @@ def bootstrap(scores: Mapping[str, np.ndarray], weights: Mapping[str, float], se
     return fitness
 
 
+def other_scores(heldout: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """What the same texts score by the criteria that do not count, [(task: criterion, {model: score})]."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, model in models_of(heldout).items():
+        for task, scores in model.get("also", {}).items():
+            for criterion, score in scores.items():
+                rows.setdefault(f"{task}: {criterion}", {})[name] = score
+    return list(rows.items())
+
+
 def standings(heldout: Mapping[str, Any], tasks: Sequence[Task | HarnessTask]) -> list[Standing]:
     """Every model with its intervals, and its paired difference to the best source."""
     models, parent = models_of(heldout), best_parent(heldout)

@@ -27,7 +27,7 @@ from jevomerge.report.figures import (
     progress,
 )
 from jevomerge.report.front import front_of_run, front_table
-from jevomerge.report.heldout import best_parent, standings, wins_and_losses
+from jevomerge.report.heldout import best_parent, other_scores, standings, wins_and_losses
 from jevomerge.report.look import png, svg
 from jevomerge.report.path_history import path_history
 from jevomerge.report.path_picture import path_figure
@@ -109,6 +109,7 @@ def run_page(record: Record, paths: Paths | None) -> str:
         history=path_history(record, paths) if paths else None,
         standings=standings(heldout, tasks) if heldout else [],
         parent=best_parent(heldout) if heldout else None,
+        others=other_scores(heldout) if heldout else [],
         cases=[c for t in tasks if (c := wins_and_losses(heldout, t)) is not None] if heldout else [],
         recipes={path.name: path.read_text() for path in recipes},
         cost=cost(record),
@@ -187,6 +188,10 @@ def cost(record: Record) -> dict[str, str]:
         rows["known already"] = f"{copies}, the same candidates as earlier ones, at no cost"
     if stopped := sum("stopped" in e and "copy_of" not in e for e in record.evaluations):
         rows["stopped by racing"] = f"{stopped}, before all examples were scored"
+    if estimated := sum("estimate" in e for e in record.evaluations):
+        rows["estimated from anchors"] = f"{estimated}; the finalists were then scored on all examples"
+    if refined := sum("refined" in e for e in record.evaluations):
+        rows["refined by gradients"] = str(refined)
     rows["seconds of search"] = f"{searching:.1f}"
     if searching:
         rows["evaluations per second"] = f"{count / searching:.2f}"

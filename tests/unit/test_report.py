@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from scipy import stats
 
 from jevomerge.cli import main
-from jevomerge.evolve.archive import Archive
+from jevomerge.evolve.archive import Archive, read_archive
 from jevomerge.fitness.schema import Task
 from jevomerge.genome.path import Hop, PathSpace, encode, hops_of
 from jevomerge.report import write_report
@@ -374,6 +374,22 @@ def test_the_page_says_what_the_files_say(run):
     lengths = read_paths(record).length[champions]
     cells = re.findall(r'<td class="n">(\d+)</td>\s*<td class="share">', page)
     assert [int(c) for c in cells] == lengths.tolist()
+
+
+def test_the_page_says_how_else_texts_were_judged_and_how_candidates_came_about(run):
+    assert "judged otherwise" not in write_report(run).read_text()
+    heldout = json.loads((run / "heldout.json").read_text())
+    heldout["best"]["also"] = {"sums": {"sakana": 0.6875}}
+    (run / "heldout.json").write_text(json.dumps(heldout))
+    records = read_archive(run / "evaluations.jsonl")
+    (run / "evaluations.jsonl").unlink()
+    with Archive(run / "evaluations.jsonl") as archive:
+        archive.append([r | {"estimate": "mean"} | ({"refined": [0, 1]} if r["member"] == 7 else {}) for r in records])
+    page = write_report(run).read_text()
+    row = re.search(r"<tr><td>sums: sakana</td>(.*)</tr>", page)[1]
+    assert re.findall(r'<td class="n">(.*?)</td>', row) == ["–", "0.6875"]  # the source was not judged so
+    assert '<td class="muted">refined by gradients</td><td>5</td>' in page
+    assert '<td class="muted">estimated from anchors</td><td>40; ' in page
 
 
 def test_the_page_needs_nothing_and_runs_nothing(run):
