@@ -25,7 +25,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("strategy", ["snes", "mixed"])
+@pytest.mark.parametrize("strategy", [pytest.param("snes", marks=pytest.mark.slow), "mixed"])
 def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     (siblings / "flow.yaml").write_text(PATH.replace("STRATEGY", strategy))
     folder = tmp_path / "run"
@@ -141,7 +141,7 @@ search: {evaluations: 24, population: 12, strategy: STRATEGY}
 """
 
 
-@pytest.mark.parametrize("strategy", ["snes", "mixed"])
+@pytest.mark.parametrize("strategy", [pytest.param("snes", marks=pytest.mark.slow), "mixed"])
 def test_both_spaces_at_once(strategy, siblings, tmp_path):
     (siblings / "both.yaml").write_text(BOTH.replace("STRATEGY", strategy))
     folder = tmp_path / "run"

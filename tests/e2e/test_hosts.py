@@ -100,27 +100,20 @@ def alone(small, tmp_path_factory):
     return folder
 
 
-def test_two_processes_make_the_run_of_one(small, alone, tmp_path):
-    """The model is split over the devices of both, so that neither has all of it."""
-    folder = tmp_path / "run"
-    ended = done(finish(launch([small, "--output", folder, "--mesh", "1x4"], 2)))
-    same(folder, alone)
-    assert "evolved merge" in ended[0][1]
-    assert "evaluation" not in ended[1][1]  # only the first one talks
-    devices = json.loads((folder / "environment.json").read_text())["devices"]
-    assert len(devices) == 4
-
-
 def test_killed_in_two_processes_and_resumed_in_four(small, alone, tmp_path):
+    """The model is split over the devices of both, then over two of eight: what one process with one device makes."""
     folder = tmp_path / "run"
-    started = launch([small, "--output", folder, "--mesh", "2x2"], 2)
+    started = launch([small, "--output", folder, "--mesh", "1x4"], 2)
     wait_for(lambda: len(lines(folder)) >= 8, folder / "evaluations.jsonl", started)
     started[1].send_signal(signal.SIGKILL)  # a worker
-    status = [s for s, _, _ in finish(started)]
-    assert 0 not in status
+    ended = finish(started)
+    assert 0 not in [status for status, _, _ in ended]
     assert 8 <= len(lines(folder)) < 24
-    done(finish(launch(["--resume", folder, "--mesh", "4x2"], 4)))
+    assert len(json.loads((folder / "environment.json").read_text())["devices"]) == 4
+    ended = done(finish(launch(["--resume", folder, "--mesh", "4x2"], 4)))
     same(folder, alone)
+    assert "evolved merge" in ended[0][1]
+    assert not any("evaluation" in out for _, out, _ in ended[1:])  # only the first one talks
 
 
 def wait_for(condition, path, started, timeout=120):

@@ -21,6 +21,7 @@ MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 96, (2, 12)), jnp.int32)
 VALID = jnp.ones((2, 12), bool)
 METHODS = [(name, "mergekit") for name in MERGEKIT] + [(n, "paper") for n, m in PAPER.items() if m is not MERGEKIT[n]]
+SLOW = (("paper", "float32"), ("mergekit", "bfloat16"))  # of all_ways_agree: the same code with other numbers
 
 
 def setup(name, semantics, dtype):
@@ -51,7 +52,11 @@ def setup(name, semantics, dtype):
 
 @pytest.mark.parametrize(
     ("method", "semantics", "dtype"),
-    [(*m, "float32") for m in METHODS] + [(n, "mergekit", "bfloat16") for n in ("linear", "karcher", "dare_ties")],
+    [
+        pytest.param(name, semantics, dtype, marks=[pytest.mark.slow] if (semantics, dtype) in SLOW else [])
+        for name, semantics, dtype in [(*m, "float32") for m in METHODS]
+        + [(n, "mergekit", "bfloat16") for n in ("linear", "karcher", "dare_ties")]
+    ],
 )
 def test_all_ways_agree(method, semantics, dtype, tmp_path):
     sources, merge, bank, coefficients = setup(method, semantics, dtype)
