@@ -1,0 +1,71 @@
+"""Fine-tuning on the questions that evolution searches on, for the compute that evolution has."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import generate
+import jax
+import jax.numpy as jnp
+import train
+
+from jevomerge.fitness.judge import SPLITS, Judge
+
+EVALUATIONS = 300  # whose compute is spent
+RATES, SHARES = (1e-4, 3e-4, 1e-3), (1 / 8, 1)  # of the learning rate, and of the steps that this compute pays for
+SIZE = 16  # rows of 64 tokens a step
+KEPT = 96  # of the 128 search questions when rate and length are chosen, which the others judge
+
+
+def all_steps(judge: Judge) -> int:
+    """Steps that cost what the evaluations do: tokens that go forward, of which a step's backward pass is two more."""
+    [task] = judge.tasks
+    evaluation = sum(len(e.prompt_tokens) + task.max_new_tokens for e in judge.examples["search"][task.name])
+    return EVALUATIONS * evaluation // (3 * SIZE * train.LENGTH)
+
+
+def shuffled(documents: list[generate.Document], seed: int) -> Iterator[generate.Document]:
+    """Epoch after epoch."""
+    rng = Random(seed)
+    while True:
+        yield from rng.sample(documents, len(documents))
+
+
+def tune(judge: Judge, start: Path, rows: Sequence[int], rate: float, share: float, seed: int) -> Any:
+    """Train as the specialists were, on questions `rows` of the search file; bfloat16 parameters, as if exported."""
+    [task] = judge.tasks
+    examples = judge.examples["search"][task.name]
+    documents = [(examples[i].prompt, examples[i].answer) for i in rows]
+    run = train.Run(int(share * all_steps(judge)), rate, 0.0, f"{task.name}, {start.name}, {rate:g}")
+    packed = train.pack(shuffled(documents, seed), run.steps * SIZE, run.prompt_weight, judge.tokenizer)
+    params = train.fit(run, train.load(start), *packed, SIZE)
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+
+def choose(judge: Judge, start: Path) -> dict[str, Any]:
+    """What each rate and length reaches on questions that it was not trained on; ties go to the earlier one."""
+    [task] = judge.tasks
+    order = Random(0).sample(range(128), 128)
+    kept, rest = order[:KEPT], order[KEPT:]
+    trials, began = [], time.perf_counter()
+    for share in SHARES:
+        for rate in RATES:
+            params = tune(judge, start, kept, rate, share, seed=0)
+            right = {s: judge.model(params, s).primary[task.name] for s in SPLITS}
+            found = {"validation": right["search"][rest].mean(), "heldout": right["heldout"].mean()}
+            trials.append({"rate": rate, "share": share, **{k: round(100 * float(v), 2) for k, v in found.items()}})
+    best = max(trials, key=lambda t: t["validation"])
+    return {"trials": trials, "best": [best["rate"], best["share"]], "seconds": round(time.perf_counter() - began, 1)}
+
+
+def tuned(judge: Judge, start: Path, choice: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
+    """Write the model trained on the whole search file with the rate and length chosen; says what that cost."""
+    rate, share = choice["best"]
+    began = time.perf_counter()
+    params = tune(judge, start, range(128), rate, share, seed)
+    seconds = round(time.perf_counter() - began, 1)
+    if not out.exists():
+        train.write(out, params, judge.tokenizer, "Fine-tuned on the questions of a search file.")
+    return {"evaluations": round(share * EVALUATIONS, 1), "seconds": seconds}
