@@ -90,14 +90,16 @@ USUAL = {
     "task arithmetic (weight 1)": Arm("task_arithmetic", {"weight": 1}),
 }
 SEARCHED = {
-    "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
-    "SLERP, random": Arm("nested_slerp", {}, {"t1": UNIT, "t2": UNIT}, RANDOM),
-    # TIES divides by its weights, so that only its lambda says how much there is of all.
-    "TIES, random": Arm("ties", {}, {**BOTH, "lambda": [0, 2]}, RANDOM),
-    "DARE-TIES, random": Arm("dare_ties", {}, BOTH, RANDOM),
     "task arithmetic, random": Arm("task_arithmetic", {}, WEIGHTS, RANDOM),
     "evolved, 3 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA),
     "evolved, 42 genes": Arm("task_arithmetic", {}, FINE_WEIGHTS, CMA),
+}
+DRAWN = {
+    # TIES divides by its weights, so that only its lambda says how much there is of all.
+    "TIES, random": Arm("ties", {}, {**BOTH, "lambda": [0, 2]}, RANDOM),
+    "DARE-TIES, random": Arm("dare_ties", {}, BOTH, RANDOM),
+    "SLERP, random": Arm("nested_slerp", {}, {"t1": UNIT, "t2": UNIT}, RANDOM),
+    "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
 }
 EVOLVED = ("evolved, 3 genes", "evolved, 42 genes")
 STARTS = ("addition", "average", "base", "mathematics")
@@ -238,13 +240,15 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
         yield from searches(bench, first, SEARCHED, seed)
     yield from tunings(bench, results, first, STARTS[0])
     for seed in SEEDS:
-        for name, arm in CROWDED.items():
+        yield from searches(bench, first, DRAWN, seed)
+    yield from able_rows(bench, first, ("task arithmetic, random", *EVOLVED, f"fine-tuned {STARTS[0]}"))
+    for name, arm in CROWDED.items():
+        for seed in SEEDS:
             yield (first, name, str(seed)), call(bench.searched, first, name, arm, seed)
             key = (first, f"{name}, without them", str(seed))
             yield key, call(bench.without, first, name, arm, seed)
-    yield from able_rows(bench, first, (f"fine-tuned {STARTS[0]}",))
     for seed in SEEDS:
-        yield from searches(bench, second, SEARCHED, seed)
+        yield from searches(bench, second, SEARCHED | DRAWN, seed)
     for name in STARTS[1:]:
         yield from tunings(bench, results, first, name)
     yield from able_rows(bench, first, [f"fine-tuned {name}" for name in STARTS[1:]])
@@ -279,7 +283,7 @@ def tunings(bench: Bench, results: dict[str, Any], task: str, name: str) -> Iter
         yield (task, label, str(seed)), measure
 
 
-def able_rows(bench: Bench, task: str, more: Sequence[str]) -> Iterator[Any]:
+def able_rows(bench: Bench, task: str, names: Sequence[str]) -> Iterator[Any]:
     tasks = abilities.tasks(bench.work / "abilities")
     judge = Judge(tasks, bench.tokenizer, train.DECODER, splits=["heldout"])
 
@@ -289,11 +293,11 @@ def able_rows(bench: Bench, task: str, more: Sequence[str]) -> Iterator[Any]:
 
     for name in ("base", *PARENTS, "average"):
         yield ("abilities", name, "0"), functools.partial(score, start_of(bench, name))
-    folders = {name: f"{name} {{}}/best" for name in ("task arithmetic, random", *EVOLVED, *CROWDED)}
-    folders |= {name: f"{name} {{}}" for name in more}
-    for name, folder in folders.items():
+    for name in names:
         for seed in SEEDS:
-            yield ("abilities", name, str(seed)), functools.partial(score, bench.work / task / folder.format(seed))
+            run = bench.work / task / f"{name} {seed}"
+            folder = run / "best" if (run / "best").exists() else run
+            yield ("abilities", name, str(seed)), functools.partial(score, folder)
 
 
 def main() -> None:
