@@ -8,6 +8,7 @@ Every row is a model folder below --work, and what is scored is that folder.  Se
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -94,23 +95,23 @@ SEARCHED = {
     "evolved, 3 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA),
     "evolved, 42 genes": Arm("task_arithmetic", {}, FINE_WEIGHTS, CMA),
 }
-DRAWN = {
+SIGNED = {
     # TIES divides by its weights, so that only its lambda says how much there is of all.
     "TIES, random": Arm("ties", {}, {**BOTH, "lambda": [0, 2]}, RANDOM),
     "DARE-TIES, random": Arm("dare_ties", {}, BOTH, RANDOM),
+}
+CONVEX = {
     "SLERP, random": Arm("nested_slerp", {}, {"t1": UNIT, "t2": UNIT}, RANDOM),
     "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
 }
 EVOLVED = ("evolved, 3 genes", "evolved, 42 genes")
 STARTS = ("addition", "average", "base", "mathematics")
 FIRST = "{}, first 50"  # the best among the first evaluations of an evolved arm
+PAPER = {"evolved, DARE-TIES": Arm("dare_ties", {}, BOTH, CMA)}
 CROWDED = {
     "3 + 3 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA, PARENTS + DISTRACTORS),
     "42 + 42 genes": Arm("task_arithmetic", {}, FINE_WEIGHTS, CMA, PARENTS + DISTRACTORS),
-}
-LATER = {  # of less importance
     "3 + 1 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA, PARENTS + DISTRACTORS[:1]),
-    "evolved, DARE-TIES": Arm("dare_ties", {}, BOTH, CMA),
 }
 
 
@@ -236,24 +237,26 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
             for seed in SEEDS if arm.method == "dare_ties" else SEEDS[:1]:
                 yield (task, name, str(seed)), call(bench.usual, task, name, seed)
     first, second = TASKS
-    for seed in SEEDS:
-        yield from searches(bench, first, SEARCHED, seed)
-    yield from tunings(bench, results, first, STARTS[0])
-    for seed in SEEDS:
-        yield from searches(bench, first, DRAWN, seed)
-    yield from able_rows(bench, first, ("task arithmetic, random", *EVOLVED, f"fine-tuned {STARTS[0]}"))
-    for name, arm in CROWDED.items():
+
+    def crowded(name: str) -> Iterator[Any]:
         for seed in SEEDS:
-            yield (first, name, str(seed)), call(bench.searched, first, name, arm, seed)
+            yield (first, name, str(seed)), call(bench.searched, first, name, CROWDED[name], seed)
             key = (first, f"{name}, without them", str(seed))
-            yield key, call(bench.without, first, name, arm, seed)
-    for seed in SEEDS:
-        yield from searches(bench, second, SEARCHED | DRAWN, seed)
+            yield key, call(bench.without, first, name, CROWDED[name], seed)
+
+    yield from searches(bench, first, SEARCHED)
+    yield from tunings(bench, results, first, STARTS[0])
+    yield from searches(bench, first, SIGNED)
+    yield from able_rows(bench, first, ("task arithmetic, random", *EVOLVED, f"fine-tuned {STARTS[0]}"))
+    yield from crowded("3 + 3 genes")
+    yield from searches(bench, first, CONVEX)
+    yield from crowded("42 + 42 genes")
     for name in STARTS[1:]:
         yield from tunings(bench, results, first, name)
     yield from able_rows(bench, first, [f"fine-tuned {name}" for name in STARTS[1:]])
-    for seed in SEEDS:
-        yield from searches(bench, first, LATER, seed)
+    yield from searches(bench, second, SEARCHED | SIGNED | CONVEX)
+    yield from crowded("3 + 1 genes")
+    yield from searches(bench, first, PAPER)
     for name in STARTS:
         yield from tunings(bench, results, second, name)
 
@@ -262,8 +265,8 @@ def start_of(bench: Bench, name: str) -> Path:
     return bench.work / "usual" / "average 0" if name == "average" else train.MODELS / name
 
 
-def searches(bench: Bench, task: str, arms: dict[str, Arm], seed: int) -> Iterator[Any]:
-    for name, arm in arms.items():
+def searches(bench: Bench, task: str, arms: dict[str, Arm]) -> Iterator[Any]:
+    for seed, (name, arm) in itertools.product(SEEDS, arms.items()):
         yield (task, name, str(seed)), functools.partial(bench.searched, task, name, arm, seed)
         if name in EVOLVED:
             key = (task, FIRST.format(name), str(seed))
