@@ -105,8 +105,9 @@ CONVEX = {
     "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
 }
 EVOLVED = ("evolved, 3 genes", "evolved, 42 genes")
-STARTS = ("addition", "average", "base", "mathematics")
+STARTS = ("addition", "mathematics", "average", "base")
 FIRST = "{}, first 50"  # the best among the first evaluations of an evolved arm
+BLIND = {"42 genes, random": Arm("task_arithmetic", {}, FINE_WEIGHTS, {**RANDOM, "evaluations": 300})}
 PAPER = {"evolved, DARE-TIES": Arm("dare_ties", {}, BOTH, CMA)}
 CROWDED = {
     "3 + 3 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA, PARENTS + DISTRACTORS),
@@ -245,15 +246,17 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
             yield key, call(bench.without, first, name, CROWDED[name], seed)
 
     yield from searches(bench, first, SEARCHED)
-    yield from tunings(bench, results, first, STARTS[0])
     yield from searches(bench, first, SIGNED)
-    yield from able_rows(bench, first, ("task arithmetic, random", *EVOLVED, f"fine-tuned {STARTS[0]}"))
-    yield from crowded("3 + 3 genes")
-    yield from searches(bench, first, CONVEX)
-    yield from crowded("42 + 42 genes")
-    for name in STARTS[1:]:
+    for name in STARTS[:2]:
         yield from tunings(bench, results, first, name)
-    yield from able_rows(bench, first, [f"fine-tuned {name}" for name in STARTS[1:]])
+    merges = ("task arithmetic, random", *EVOLVED)
+    yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in STARTS[:2])))
+    yield from crowded("3 + 3 genes")
+    yield from searches(bench, first, CONVEX | BLIND)
+    for name in STARTS[2:]:
+        yield from tunings(bench, results, first, name)
+    yield from able_rows(bench, first, [f"fine-tuned {name}" for name in STARTS[2:]])
+    yield from crowded("42 + 42 genes")
     yield from searches(bench, second, SEARCHED | SIGNED | CONVEX)
     yield from crowded("3 + 1 genes")
     yield from searches(bench, first, PAPER)

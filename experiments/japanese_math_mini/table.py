@@ -34,6 +34,7 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
         for name in ("weighted average", "SLERP", "TIES", "DARE-TIES", "task arithmetic")
     },
     "evolved": {
+        "42 genes, random": "42 genes, best of 300 at random",
         "evolved, 3 genes, first 50": "evolved, 3 genes, first 50 evaluations",
         "evolved, 42 genes, first 50": "evolved, 42 genes, first 50 evaluations",
         "evolved, 3 genes": "**evolved, 3 genes**",
@@ -48,6 +49,7 @@ DIFFERENCES = (
     ("evolved, 3 genes, first 50", "task arithmetic, random"),
     ("evolved, 42 genes, first 50", "task arithmetic, random"),
     ("evolved, 42 genes", "evolved, 3 genes"),
+    ("evolved, 42 genes", "42 genes, random"),
     ("evolved, 42 genes", "TIES, random"),
     ("evolved, DARE-TIES", "evolved, 3 genes"),
     *(("evolved, 42 genes", f"fine-tuned {name}") for name in STARTS),
