@@ -251,8 +251,9 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
         yield from tunings(bench, results, first, name)
     merges = ("task arithmetic, random", *EVOLVED)
     yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in STARTS[:2])))
+    yield from searches(bench, first, CONVEX)
     yield from crowded("3 + 3 genes")
-    yield from searches(bench, first, CONVEX | BLIND)
+    yield from searches(bench, first, BLIND)
     for name in STARTS[2:]:
         yield from tunings(bench, results, first, name)
     yield from able_rows(bench, first, [f"fine-tuned {name}" for name in STARTS[2:]])
