@@ -105,7 +105,6 @@ CONVEX = {
     "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
 }
 EVOLVED = ("evolved, 3 genes", "evolved, 42 genes")
-STARTS = ("addition", "mathematics", "average", "base")
 FIRST = "{}, first 50"  # the best among the first evaluations of an evolved arm
 BLIND = {"42 genes, random": Arm("task_arithmetic", {}, FINE_WEIGHTS, {**RANDOM, "evaluations": 300})}
 PAPER = {"evolved, DARE-TIES": Arm("dare_ties", {}, BOTH, CMA)}
@@ -247,22 +246,22 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
 
     yield from searches(bench, first, SEARCHED)
     yield from searches(bench, first, SIGNED)
-    for name in STARTS[:2]:
+    for name in ("addition", "mathematics"):
         yield from tunings(bench, results, first, name)
     merges = ("task arithmetic, random", *EVOLVED)
-    yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in STARTS[:2])))
+    yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in ("addition", "mathematics"))))
+    yield from tunings(bench, results, first, "mathematics", by_family=True)
     yield from searches(bench, first, CONVEX)
     yield from crowded("3 + 3 genes")
+    for name in ("average", "addition", "base"):
+        yield from tunings(bench, results, first, name, by_family=True)
     yield from searches(bench, first, BLIND)
-    for name in STARTS[2:]:
-        yield from tunings(bench, results, first, name)
-    yield from able_rows(bench, first, [f"fine-tuned {name}" for name in STARTS[2:]])
     yield from crowded("42 + 42 genes")
     yield from searches(bench, second, SEARCHED | SIGNED | CONVEX)
+    for name in ("mathematics", "average"):
+        yield from tunings(bench, results, second, name, by_family=True)
     yield from crowded("3 + 1 genes")
     yield from searches(bench, first, PAPER)
-    for name in STARTS:
-        yield from tunings(bench, results, second, name)
 
 
 def start_of(bench: Bench, name: str) -> Path:
@@ -277,17 +276,17 @@ def searches(bench: Bench, task: str, arms: dict[str, Arm]) -> Iterator[Any]:
             yield key, functools.partial(bench.beginning, task, name, arm, seed)
 
 
-def tunings(bench: Bench, results: dict[str, Any], task: str, name: str) -> Iterator[Any]:
+def tunings(bench: Bench, results: dict[str, Any], task: str, name: str, by_family: bool = False) -> Iterator[Any]:
     judge, start = bench.judges[task], start_of(bench, name)
-    yield (task, f"rates, {name}", "0"), functools.partial(tuning.choose, judge, start)
+    row = f"{name}, other sums" if by_family else name
+    yield (task, f"rates, {row}", "0"), functools.partial(tuning.choose, judge, start, by_family)
     for seed in SEEDS:
-        label = f"fine-tuned {name}"
 
-        def measure(seed: int = seed, out: Path = bench.work / task / f"{label} {seed}") -> Cell:
-            spent = tuning.tuned(judge, start, results[task][f"rates, {name}"]["0"], seed, out)
+        def measure(seed: int = seed, out: Path = bench.work / task / f"fine-tuned {row} {seed}") -> Cell:
+            spent = tuning.tuned(judge, start, results[task][f"rates, {row}"]["0"], seed, out)
             return {**bench.score(task, out), **spent}
 
-        yield (task, label, str(seed)), measure
+        yield (task, f"fine-tuned {row}", str(seed)), measure
 
 
 def able_rows(bench: Bench, task: str, names: Sequence[str]) -> Iterator[Any]:

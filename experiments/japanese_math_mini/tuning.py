@@ -1,5 +1,7 @@
 """Fine-tuning on the questions that evolution searches on, for the compute that evolution has."""
 
+import itertools
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +12,13 @@ import generate
 import jax
 import jax.numpy as jnp
 import train
+from stories import Fact
 
 from jevomerge.fitness.judge import SPLITS, Judge
 
 EVALUATIONS = 300  # whose compute is spent
-RATES, SHORT = (1e-4, 3e-4, 1e-3), 1 / 8  # of the learning rate; a short while, of the steps that compute pays for
+RATES = (1e-4, 3e-4, 1e-3)
 SIZE = 16  # rows of 64 tokens a step
-KEPT = 96  # of the 128 search questions when rate and length are chosen, which the others judge
 
 
 def all_steps(judge: Judge) -> int:
@@ -44,14 +46,27 @@ def tune(judge: Judge, start: Path, rows: Sequence[int], rate: float, share: flo
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
 
-def choose(judge: Judge, start: Path) -> dict[str, Any]:
-    """Each rate for a short while, then the best of them for the whole time; ties go to the earlier trial.
+def parts(answers: Sequence[str], by_family: bool) -> tuple[list[int], list[int]]:
+    """Questions to train on and to validate with, 3 : 1; of facts of other families, or just others."""
+    if not by_family:
+        order = Random(0).sample(range(len(answers)), len(answers))
+        return order[: len(order) * 3 // 4], order[len(order) * 3 // 4 :]
+    found = [re.search(r"(\d+)([-+*])(\d+)=", answer) for answer in answers]
+    families = [Fact(m[2], int(m[1]), int(m[3])).family for m in found if m]
+    names = sorted(set(families))
+    kept = Random(0).sample(names, len(names) * 3 // 4)
+    indices = range(len(answers))
+    return [i for i in indices if families[i] in kept], [i for i in indices if families[i] not in kept]
 
-    What judges are questions that were not trained on; the held-out scores are written down, not looked at.
+
+def choose(judge: Judge, start: Path, by_family: bool) -> dict[str, Any]:
+    """The rate and length, with which most questions are solved that were not trained on; ties go to the earlier trial.
+
+    At random: each rate for an eighth of the time, then the best of them for the whole time.  By family: each rate for
+    a thirty-second and for an eighth.  Held-out scores are written down, not looked at.
     """
     [task] = judge.tasks
-    order = Random(0).sample(range(128), 128)
-    kept, rest = order[:KEPT], order[KEPT:]
+    kept, rest = parts([e.answer for e in judge.examples["search"][task.name]], by_family)
     trials: list[dict[str, float]] = []
     began = time.perf_counter()
 
@@ -64,9 +79,10 @@ def choose(judge: Judge, start: Path) -> dict[str, Any]:
         found = {"validation": right["search"][rest].mean(), "heldout": right["heldout"].mean()}
         trials.append({"rate": rate, "share": share, **{k: round(100 * float(v), 2) for k, v in found.items()}})
 
-    for rate in RATES:
-        trial(rate, SHORT)
-    trial(best()["rate"], 1)
+    for share, rate in itertools.product((1 / 32, 1 / 8) if by_family else (1 / 8,), RATES):
+        trial(rate, share)
+    if not by_family:
+        trial(best()["rate"], 1)
     choice = [best()["rate"], best()["share"]]
     return {"trials": trials, "best": choice, "seconds": round(time.perf_counter() - began, 1)}
 
