@@ -14,7 +14,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TITLES = {"japanese_math": "Japanese problems, new sums", "two_skills": "two skills at once"}
-STARTS = ("addition", "mathematics", "average", "base")
+FITS = ("addition", "mathematics", *(f"{name}, other sums" for name in ("addition", "mathematics", "average", "base")))
 GROUPS = {  # {group: {row of results.json: what the tables call it}}
     "models": {name: name for name in ("base", "japanese", "mathematics", "addition")},
     "usual settings": {
@@ -41,7 +41,7 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
         "evolved, 42 genes": "**evolved, 42 genes**",
         "evolved, DARE-TIES": "evolved, DARE-TIES (6 genes)",
     },
-    "fine-tuned": {f"fine-tuned {name}": f"`{name}`, fine-tuned on the search file" for name in STARTS},
+    "fine-tuned": {f"fine-tuned {name}": f"fine-tuned {name}" for name in FITS},
 }
 COLOURS = dict(zip(GROUPS, ("#777777", "#b08b4f", "#3f7fb5", "#c0392b", "#3b8f5a"), strict=True))
 DIFFERENCES = (
@@ -52,7 +52,7 @@ DIFFERENCES = (
     ("evolved, 42 genes", "42 genes, random"),
     ("evolved, 42 genes", "TIES, random"),
     ("evolved, DARE-TIES", "evolved, 3 genes"),
-    *(("evolved, 42 genes", f"fine-tuned {name}") for name in STARTS),
+    *(("evolved, 42 genes", f"fine-tuned {name}") for name in FITS),
     *((f"{a} genes{end}", f"{b} genes{start}") for a, b, end, start in (
         ("3 + 1", "evolved, 3", "", ""), ("3 + 3", "evolved, 3", "", ""), ("42 + 42", "evolved, 42", "", ""),
         ("3 + 3", "3 + 3", ", without them", ""), ("42 + 42", "42 + 42", ", without them", ""),
@@ -164,7 +164,7 @@ def plot(results: dict[str, Any], seeds: int = 5) -> None:
         tick.set_color(COLOURS[group])
     axes[0][0].set_ylim(at + 0.8, 0.2)
     figure.tight_layout()
-    figure.savefig(HERE / "plot.png", dpi=130)
+    figure.savefig(HERE / "plot.png", dpi=105)
 
 
 def main(tasks: Sequence[str] = tuple(TITLES)) -> None:
