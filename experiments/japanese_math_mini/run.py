@@ -28,7 +28,8 @@ from jevomerge.config import RunConfig, read_task
 from jevomerge.console import Silent
 from jevomerge.evolve.archive import read_archive
 from jevomerge.evolve.problem import WeightProblem
-from jevomerge.evolve.run import evolve, load_tokenizer
+from jevomerge.evolve.run import evolve
+from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness.judge import SPLITS, Judge
 from jevomerge.merge import get_method
 from jevomerge.recipe import Sources
