@@ -249,9 +249,10 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
     yield from searches(bench, first, SIGNED)
     for name in ("addition", "mathematics"):
         yield from tunings(bench, results, first, name)
-    merges = ("task arithmetic, random", *EVOLVED)
-    yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in ("addition", "mathematics"))))
     yield from tunings(bench, results, first, "mathematics", by_family=True)
+    merges = ("task arithmetic, random", *EVOLVED)
+    fits = ("addition", "mathematics", "mathematics, other sums")
+    yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in fits)))
     yield from searches(bench, first, CONVEX)
     yield from crowded("3 + 3 genes")
     for name in ("average", "addition", "base"):
