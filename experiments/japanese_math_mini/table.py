@@ -61,7 +61,7 @@ DIFFERENCES = (
 Cells = dict[str, dict[str, Any]]  # by seed
 
 
-def interval(solved: np.ndarray, draws: int = 10000) -> tuple[float, float, float]:
+def interval(solved: np.ndarray, draws: int = 4000) -> tuple[float, float, float]:
     """(seeds, problems) -> mean in per cent and a 95 % bootstrap interval over seeds and problems."""
     rng = np.random.default_rng(0)
     count = solved.shape[1]
