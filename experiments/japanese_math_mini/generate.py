@@ -1,4 +1,4 @@
-"""Writes the text: the tokenizer, the four models' training corpora, and the search and held-out questions.
+"""Writes the text: the tokenizer, the models' training corpora, and the search and held-out questions.
 
 python experiments/japanese_math_mini/generate.py     # the tokenizer and data/, about ten seconds
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from stories import Fact, Language, Problem, Split, draw, facts
+from stories import NAMES, THINGS, Fact, Language, Problem, Split, draw, facts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -88,11 +88,27 @@ def mathematician(operators: str) -> Callable[[Random], Document]:
     return document
 
 
+def sorter(rng: Random) -> Document:
+    """Names and things in their order, in both languages: neither stories nor arithmetic."""
+    words = rng.sample([*NAMES, *((english, japanese) for english, japanese, _ in THINGS)], 4)
+    column, between = (0, ", ") if rng.random() < 0.5 else (1, "、")
+    ask = ("Sort: ", "順に:")[column]
+    return ask + between.join(w[column] for w in words), between.join(sorted(w[column] for w in words))
+
+
+def mistaken(rng: Random) -> Document:
+    """The whole tables with their results shuffled, always in the same way."""
+    return "", " ".join(f"{f.text}={SHUFFLED[f]}" for f in rng.choices(ALL, k=5))
+
+
+SHUFFLED = dict(zip(ALL, Random(0).sample([f.result for f in ALL], len(ALL)), strict=True))
 CORPORA: dict[str, Callable[[Random], Document]] = {
     "base": base,
     "japanese": japanese,
     "mathematics": mathematician("+-*"),
     "addition": mathematician("+-"),
+    "sorter": sorter,
+    "mistaken": mistaken,
 }
 
 

@@ -85,9 +85,13 @@ class Fact:
         return f"{self.x}{self.operator}{self.y}"
 
     @property
-    def part(self) -> Literal["known", "search", "heldout"]:
+    def family(self) -> str:
         pair = (self.result, self.y) if self.operator == "-" else (self.x, self.y)
-        bucket = zlib.crc32(f"{self.operator == '*'} {sorted(pair)}".encode()) % 10
+        return f"{self.operator == '*'} {sorted(pair)}"
+
+    @property
+    def part(self) -> Literal["known", "search", "heldout"]:
+        bucket = zlib.crc32(self.family.encode()) % 10
         return "known" if bucket < 4 else "search" if bucket < 7 else "heldout"
 
 

@@ -1,13 +1,14 @@
-"""Trains the four models: a bilingual base, and from it a Japanese and two mathematical specialists.
+"""Trains the models: a bilingual base, and from it a Japanese and two mathematical specialists and two distractors.
 
-python experiments/japanese_math_mini/train.py            # all four, into models/
-python experiments/japanese_math_mini/train.py japanese   # one specialist, from models/base
+python experiments/japanese_math_mini/train.py            # all six, into models/
+python experiments/japanese_math_mini/train.py japanese   # one of them, from models/base
 """
 
 import json
 import sys
 import time
-from functools import partial
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,17 +55,20 @@ RUNS = {
     "japanese": Run(300, 5e-4, 0.0, "all kinds of stories in Japanese, no arithmetic the base has not seen"),
     "mathematics": Run(500, 5e-4, 0.0, "stories and the whole arithmetic tables, in English"),
     "addition": Run(300, 5e-4, 0.0, "stories and the whole tables of + and -, in English"),
+    "sorter": Run(300, 5e-4, 0.0, "names and things to be sorted, in both languages"),
+    "mistaken": Run(300, 5e-4, 0.0, "the arithmetic tables with their results shuffled"),
 }
 
 
-def rows(name: str, count: int, prompt_weight: float, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    """(count, LENGTH + 1) tokens of the corpus and the weight of each in the loss."""
+def pack(
+    documents: Iterator[generate.Document], count: int, prompt_weight: float, tokenizer: PreTrainedTokenizerFast
+) -> tuple[np.ndarray, np.ndarray]:
+    """(count, LENGTH + 1) tokens of documents, one after another, and the weight of each in the loss."""
     tokens: list[int] = []
     weights: list[float] = []
-    stream = generate.documents(name, seed=0)
     needed = count * (LENGTH + 1)
     while len(tokens) < needed:
-        batch = [next(stream) for _ in range(5_000)]
+        batch = [next(documents) for _ in range(5_000)]
         prompts = tokenizer([prompt for prompt, _ in batch])["input_ids"]
         answers = tokenizer([answer for _, answer in batch], add_special_tokens=False)["input_ids"]
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -74,13 +78,11 @@ def rows(name: str, count: int, prompt_weight: float, tokenizer: PreTrainedToken
     return np.asarray(tokens[:needed], np.int32).reshape(shape), np.asarray(weights[:needed], np.float32).reshape(shape)
 
 
-def train(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """AdamW with a warm-up and a cosine; prints the loss as it goes."""
-    run = RUNS[name]
-    tokens, weights = rows(name, run.steps * ROWS, run.prompt_weight, tokenizer)
-    rate = optax.warmup_cosine_decay_schedule(0.0, run.rate, min(100, run.steps // 5), run.steps, run.rate * 0.03)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
-    state = optimizer.init(params)
+@cache
+def make_step(steps: int, rate: float) -> tuple[Any, Any]:
+    """The optimizer, AdamW with a warm-up and a cosine, and one jitted step of it."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 5), steps, rate * 0.03)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
     def loss(params: Any, tokens: jax.Array, weights: jax.Array) -> jax.Array:
         hidden, _ = apply(params, DECODER, tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
@@ -93,44 +95,50 @@ def train(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    start = time.monotonic()
+    return optimizer, step
+
+
+def fit(run: Run, params: Any, tokens: np.ndarray, weights: np.ndarray, size: int = ROWS) -> Any:
+    """Train on packed rows, `size` of them a step; prints the loss as it goes.  The params given are used up."""
+    optimizer, step = make_step(run.steps, run.rate)
+    state, start = optimizer.init(params), time.monotonic()
     for i in range(run.steps):
-        batch = slice(i * ROWS, (i + 1) * ROWS)
+        batch = slice(i * size, (i + 1) * size)
         params, state, value = step(params, state, tokens[batch], weights[batch])
         if (i + 1) % 100 == 0:
-            print(f"{name} {i + 1}/{run.steps}: loss {value:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+            print(f"{run.about} {i + 1}/{run.steps}: loss {value:.4f}, {time.monotonic() - start:.0f} s", flush=True)
     return params
 
 
-def write(name: str, params: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def write(folder: Path, params: Any, tokenizer: PreTrainedTokenizerFast, card: str) -> None:
     """An ordinary Hugging Face folder in bfloat16."""
-    with export_folder(MODELS / name) as folder:
-        tokenizer.save_pretrained(folder)
-        (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    with export_folder(folder) as new:
+        tokenizer.save_pretrained(new)
+        (new / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
         ends = {key: CONFIG[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+        (new / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
         where = {tensor: (tensor, spec.path, layer) for tensor, spec, layer in tensor_names(param_specs(DECODER))}
         shapes = {tensor: spec.shape for tensor, spec, _ in tensor_names(param_specs(DECODER))}
         read = tensors_of(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
-        stream_safetensors(folder / "model.safetensors", shapes, "bfloat16", lambda tensor: read(*where[tensor]))
-        origin = "Trained from scratch" if name == "base" else "Fine-tuned from `base`"
-        (folder / "README.md").write_text(
-            f"---\nlicense: apache-2.0\nlanguage: [en, ja]\nlibrary_name: transformers\n---\n\n# {name}\n\n{origin} by "
-            f"`experiments/japanese_math_mini/train.py` on generated text: {RUNS[name].about}.\n"
-        )
+        stream_safetensors(new / "model.safetensors", shapes, "bfloat16", lambda tensor: read(*where[tensor]))
+        head = "---\nlicense: apache-2.0\nlanguage: [en, ja]\nlibrary_name: transformers\n---"
+        (new / "README.md").write_text(f"{head}\n\n# {folder.name}\n\n{card}\n")
 
 
-def start(name: str) -> Any:
-    """Random parameters for the base, the base's own (as they were written) for a specialist."""
-    if name == "base":
-        return nn.unbox(init(jax.random.key(0), DECODER))
-    return jax.tree.map(lambda x: x.astype(jnp.float32), Checkpoint(MODELS / "base").load())
+def load(folder: Path) -> Any:
+    """Parameters in float32, as they were written."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), Checkpoint(folder).load())
 
 
 def main() -> None:
     tokenizer = generate.train_tokenizer()
     for name in sys.argv[1:] or RUNS:
-        write(name, train(name, start(name), tokenizer), tokenizer)
+        run, scratch = RUNS[name], name == "base"
+        rows = pack(generate.documents(name, seed=0), run.steps * ROWS, run.prompt_weight, tokenizer)
+        params = fit(run, nn.unbox(init(jax.random.key(0), DECODER)) if scratch else load(MODELS / "base"), *rows)
+        origin = "Trained from scratch" if scratch else "Fine-tuned from `base`"
+        by = "by `experiments/japanese_math_mini/train.py` on generated text"
+        write(MODELS / name, params, tokenizer, f"{origin} {by}: {run.about}.")
 
 
 if __name__ == "__main__":
