@@ -10,7 +10,7 @@ import generate
 from generate import Document
 from stories import Fact, Language, draw
 
-from jevomerge.config import Task, read_task
+from jevomerge.fitness.schema import Task, read_task
 
 NEW = tuple(f for f in generate.ALL if f.part == "heldout")
 STORIES = {"pattern": read_task(generate.HERE.parents[1] / "configs" / "tasks" / "mini_two_skills.yaml").pattern}

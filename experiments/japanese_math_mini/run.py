@@ -24,13 +24,14 @@ import tuning
 
 from jevomerge import MergeMethod, Parameter, register
 from jevomerge.checkpoint import Checkpoint
-from jevomerge.config import RunConfig, read_task
+from jevomerge.config import RunConfig
 from jevomerge.console import Silent
 from jevomerge.evolve.archive import read_archive
 from jevomerge.evolve.problem import WeightProblem
 from jevomerge.evolve.run import evolve
 from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness.judge import SPLITS, Judge
+from jevomerge.fitness.schema import read_task
 from jevomerge.merge import get_method
 from jevomerge.recipe import Sources
 from jevomerge.recipe.schema import Recipe
@@ -253,13 +254,13 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
     merges = ("task arithmetic, random", *EVOLVED)
     fits = ("addition", "mathematics", "mathematics, other sums")
     yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in fits)))
-    yield from searches(bench, first, CONVEX)
+    yield from searches(bench, first, CONVEX | BLIND)
+    yield from searches(bench, second, SEARCHED)
     yield from crowded("3 + 3 genes")
     for name in ("average", "addition", "base"):
         yield from tunings(bench, results, first, name, by_family=True)
-    yield from searches(bench, first, BLIND)
     yield from crowded("42 + 42 genes")
-    yield from searches(bench, second, SEARCHED | SIGNED | CONVEX)
+    yield from searches(bench, second, SIGNED | CONVEX)
     for name in ("mathematics", "average"):
         yield from tunings(bench, results, second, name, by_family=True)
     yield from crowded("3 + 1 genes")
