@@ -1,0 +1,217 @@
+"""Judges the base, both fine-tunes, the usual merges and the evolved ones; writes results.json as it goes.
+
+python experiments/smollm2_math_ja/train.py --data DATA --model MODEL    # first
+python experiments/smollm2_math_ja/run.py                                # continues where it was stopped
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import numpy as np
+import yaml
+from judging import Heldout, estimate
+
+from jevomerge.checkpoint import Checkpoint
+from jevomerge.config import RunConfig, read_run
+from jevomerge.console import Terminal
+from jevomerge.evolve.run import evolve, load_tokenizer
+from jevomerge.fitness.judge import Judge
+from jevomerge.merge import Merge, build, make_bank
+from jevomerge.models import Params
+from jevomerge.recipe import Recipe, Sources
+
+ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
+GRID = (0.5, 0.75, 1.0, 1.25)
+LM_EVAL = ("base", "math", "japanese", *ARMS)
+
+
+def recipe(method: str, weights: tuple[float, float] | None = None, **parameters: Any) -> Recipe:
+    """A merge of both fine-tunes, with mergekit's semantics."""
+    models = [{"model": str(common.WORK / name)} for name in ("math", "japanese")]
+    for model, weight in zip(models, weights or (), strict=False):
+        model |= {"parameters": {"weight": weight}}
+    about = {"merge_method": method, "models": models, "parameters": parameters, "dtype": "float32"}
+    if method == "slerp":
+        about["base_model"] = models[0]["model"]
+    elif method != "linear":
+        about["base_model"] = str(common.WORK / "base")
+    return Recipe.model_validate(about)
+
+
+# What papers and mergekit's examples recommend.
+USUAL = {
+    "average": lambda: recipe("linear", (0.5, 0.5)),
+    "SLERP (t 0.5)": lambda: recipe("slerp", t=0.5),
+    "TIES (weight 0.5, density 0.5)": lambda: recipe("ties", (0.5, 0.5), density=0.5),
+    "TIES (weight 1, density 0.2)": lambda: recipe("ties", (1, 1), density=0.2),
+    "DARE-TIES (weight 0.5, density 0.5)": lambda: recipe("dare_ties", (0.5, 0.5), density=0.5),
+    "task arithmetic (1 + 1)": lambda: recipe("task_arithmetic", (1, 1)),
+}
+
+
+def merged(recipe: Recipe) -> Params:
+    """The merge of a recipe, in memory."""
+    sources = Sources(recipe)
+    merge = Merge(sources.method, sources.dtype)
+    bank = make_bank(merge, sources.specs, *sources.load(), sources.keys())
+    return jax.jit(partial(build, merge))(bank, sources.numbers)
+
+
+def search_config(arm: str) -> RunConfig:
+    """The config of a search."""
+    return read_run(common.HERE / f"{arm}.yaml")
+
+
+class Searched:
+    """The search split, for what is not evolved but chosen by it."""
+
+    def __init__(self, config: RunConfig):
+        """Read the data."""
+        model = Checkpoint(common.WORK / "base")
+        self.judge = Judge(config.tasks, load_tokenizer(model.folder), model.config, splits=["search"])
+
+    def __call__(self, params: Params) -> float:
+        """The fitness, as a search sees it."""
+        return self.judge.fitness(self.judge.model(params, "search"))[0]
+
+
+def models(searched: Searched) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(name, callable that makes its parameters, what more to record) of every model but the evolved ones."""
+    for name in ("base", "math", "japanese"):
+        yield name, Checkpoint(common.WORK / name).load, {}
+    for name, make in USUAL.items():
+        yield name, lambda make=make: merged(make()), {}
+    weights, about = best_of_grid(searched)
+    yield "task arithmetic (best of grid)", lambda: merged(recipe("task_arithmetic", weights)), about
+
+
+def best_of_grid(searched: Searched) -> tuple[tuple[float, float], dict[str, Any]]:
+    """The weights that are best on the search split, and what finding them took."""
+    for first in GRID:
+        for second in GRID:
+            name = f"{first} {second}"
+            if name not in common.recorded().get("grid", {}):
+                start = time.monotonic()
+                score = searched(merged(recipe("task_arithmetic", (first, second))))
+                seconds = round(time.monotonic() - start, 1)
+                common.record("grid", name, {"search": round(score, 4), "seconds": seconds})
+    grid = common.recorded()["grid"]
+    best = max(grid, key=lambda name: grid[name]["search"])
+    first, second = map(float, best.split())
+    about = {
+        "genome": {"math": first, "japanese": second},
+        "evaluations": len(grid),
+        "search seconds": round(sum(x["seconds"] for x in grid.values()), 1),
+    }
+    return (first, second), about
+
+
+def evolved(arm: str) -> dict[str, Any]:
+    """Run a search, or what is left of it; what it found."""
+    folder = common.WORK / arm
+    if not (folder / "result.json").exists():
+        evolve(search_config(arm), folder, Terminal(), resume=folder.exists())
+    result = json.loads((folder / "result.json").read_text())
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    best = [json.loads(line)["fitness"] for line in lines]
+    return {
+        "genome": {name: round(value, 3) for name, value in result["best"]["genome"].items()},
+        "evaluations": result["evaluations"],
+        "best at": result["best"]["evaluation"],
+        "best by evaluations": {str(n): round(max(best[:n]), 4) for n in range(12, len(best) + 1, 12)},
+        "search seconds": result["seconds"],
+    }
+
+
+def check(heldout: Heldout, params: Params) -> None:
+    """The five-way likelihoods are those that the project's own judge finds, one prompt and answer at a time."""
+    task = next(t for t in search_config("whole_model").tasks if t.name == common.JCQA)
+    judge = Judge([task], heldout.judge.tokenizer, heldout.config, splits=["heldout"])
+    other = judge.model(params, "heldout").primary[common.JCQA]
+    c = heldout.choices
+    ours = heldout.five_ways(params).sum(-1) / c.choices_valid.sum(-1)
+    difference = float(np.max(np.abs(ours[np.arange(len(c.labels)), c.labels][: len(other)] - other)))
+    assert difference < 1e-3, difference
+    common.record("check", "five ways against the judge", {"largest difference": difference, "examples": len(other)})
+
+
+def differences() -> None:
+    """Each model against the best of the grid and against the whole-model genes, on the same examples."""
+    found = common.recorded()["models"]
+
+    def values(name: str) -> dict[str, np.ndarray]:
+        examples = found[name]["examples"]
+        right = np.array([100.0 * int(x) for x in examples["right"]])
+        return {"gsm8k": np.array(examples["gsm8k"]), common.JCQA: np.array(examples[common.JCQA]), "accuracy": right}
+
+    for arm in ARMS:
+        for other in ("average", "task arithmetic (1 + 1)", "task arithmetic (best of grid)", *ARMS):
+            if arm != other and arm in found and other in found:
+                ours, theirs = values(arm), values(other)
+                common.record("differences", f"{arm} - {other}", {k: estimate(ours[k] - theirs[k]) for k in ours})
+
+
+def lm_eval_score(folder: Path) -> dict[str, Any]:
+    """lm-evaluation-harness's own score of a model folder, with its transformers backend."""
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    datasets.disable_progress_bars()
+    task = yaml.safe_load((common.HERE / "lm_eval_jcommonsenseqa.yaml").read_text())
+    task["dataset_kwargs"]["data_files"]["test"] = str(common.WORK / "data" / f"{common.JCQA}_heldout.jsonl")
+    where = common.WORK / "lm_eval"
+    where.mkdir(exist_ok=True)
+    (where / "jcommonsenseqa.yaml").write_text(yaml.safe_dump(task, allow_unicode=True))
+    start = time.monotonic()
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "dtype": "float32"},
+        tasks=[task["task"]],
+        task_manager=TaskManager(include_path=str(where), include_defaults=False),
+        batch_size=25,
+        device="cpu",
+    )
+    scores = found["results"][task["task"]]
+    return {
+        **{k: round(100 * scores[f"{k},none"], 1) for k in ("acc", "acc_norm")},
+        "standard error": round(100 * scores["acc_stderr,none"], 1),
+        "examples": found["n-samples"][task["task"]]["effective"],
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def main() -> None:
+    base = Checkpoint(common.WORK / "base")
+    heldout = Heldout(load_tokenizer(base.folder), base.config)
+    searched = Searched(search_config("whole_model"))
+    if "check" not in common.recorded():
+        check(heldout, base.load())
+
+    def judge(name: str, params: Params, about: dict[str, Any]) -> None:
+        scores = heldout(params)
+        print(name, {k: v for k, v in scores.items() if k != "examples"}, flush=True)
+        common.record("models", name, {**about, "search": round(searched(params), 4), **scores})
+
+    for name, arm in ARMS.items():  # first: what the time is for
+        if name not in common.recorded().get("models", {}):
+            about = evolved(arm)
+            judge(name, Checkpoint(common.WORK / arm / "best").load(), about)
+    for name, make, about in models(searched):
+        if name not in common.recorded().get("models", {}):
+            judge(name, make(), about)
+    differences()
+    for name in LM_EVAL:
+        if name not in common.recorded().get("lm_eval", {}):
+            folder = common.WORK / (f"{ARMS[name]}/best" if name in ARMS else name)
+            common.record("lm_eval", name, lm_eval_score(folder))
+
+
+if __name__ == "__main__":
+    main()
