@@ -27,7 +27,7 @@ from jevomerge.models import Params
 from jevomerge.recipe import Recipe, Sources
 
 ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
-GRID = (0.5, 0.75, 1.0, 1.25)
+GRID = (0.5, 0.8, 1.1)
 LM_EVAL = ("base", "math", "japanese", *ARMS)
 
 
@@ -157,7 +157,7 @@ def differences() -> None:
                 common.record("differences", f"{arm} - {other}", {k: estimate(ours[k] - theirs[k]) for k in ours})
 
 
-def lm_eval_score(folder: Path) -> dict[str, Any]:
+def lm_eval_score(folder: Path, limit: int | None = None) -> dict[str, Any]:
     """lm-evaluation-harness's own score of a model folder, with its transformers backend."""
     import datasets
     import lm_eval
@@ -172,11 +172,12 @@ def lm_eval_score(folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     found = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(folder), "dtype": "float32"},
+        model_args={"pretrained": str(folder), "dtype": "bfloat16"},  # which takes a quarter of the time here
         tasks=[task["task"]],
         task_manager=TaskManager(include_path=str(where), include_defaults=False),
         batch_size=25,
         device="cpu",
+        limit=limit,
     )
     scores = found["results"][task["task"]]
     return {
@@ -197,7 +198,7 @@ def main() -> None:
     def judge(name: str, params: Params, about: dict[str, Any]) -> None:
         scores = heldout(params)
         print(name, {k: v for k, v in scores.items() if k != "examples"}, flush=True)
-        common.record("models", name, {**about, "search": round(searched(params), 4), **scores})
+        common.record("models", name, {**about, **scores})
 
     for name, arm in ARMS.items():  # first: what the time is for
         if name not in common.recorded().get("models", {}):
