@@ -22,7 +22,7 @@ PROMPTS = {GSM8K: "Question: {question}\nAnswer:", JCQA: "質問: {question}\n�
 ANSWERS = {GSM8K: " {answer}", JCQA: "{answer}"}
 LONGEST = {GSM8K: 128, JCQA: 96}  # tokens of prompt and answer; longer items are left out, that all takes minutes
 LONGEST_CHOICE = 11  # tokens, with the end of the text
-SIZES = {GSM8K: {"train": 1500, "search": 12, "heldout": 64}, JCQA: {"train": 2500, "search": 20, "heldout": 160}}
+SIZES = {GSM8K: {"train": 1500, "search": 10, "heldout": 48}, JCQA: {"train": 2500, "search": 16, "heldout": 128}}
 
 
 def tokens_of(task: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:

@@ -20,7 +20,8 @@ from judging import Heldout, estimate
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.config import RunConfig, read_run
 from jevomerge.console import Terminal
-from jevomerge.evolve.run import evolve, load_tokenizer
+from jevomerge.evolve.run import evolve
+from jevomerge.evolve.setup import load_tokenizer
 from jevomerge.fitness.judge import Judge
 from jevomerge.merge import Merge, build, make_bank
 from jevomerge.models import Params

@@ -35,13 +35,14 @@ class Run(NamedTuple):
     task: str
     steps: int
     rows: int  # per step; no row is seen twice
+    decay: int  # steps of the whole cosine
     rate: float
     about: str
 
 
 RUNS = {
-    "japanese": Run(common.JCQA, 80, 8, 1e-3, "JCommonsenseQA (CC BY-SA 4.0)"),
-    "math": Run(common.GSM8K, 50, 6, 1e-3, "GSM8K (MIT)"),
+    "japanese": Run(common.JCQA, 50, 8, 80, 1e-3, "JCommonsenseQA (CC BY-SA 4.0)"),
+    "math": Run(common.GSM8K, 30, 6, 40, 1e-3, "GSM8K (MIT)"),
 }
 
 
@@ -108,7 +109,7 @@ def train(name: str, base: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> An
     run = RUNS[name]
     tokens, valid, counted = batches(run, tokenizer)
     slots = int(counted.sum(-1).max())
-    rate = optax.warmup_cosine_decay_schedule(0.0, run.rate, 8, run.steps, run.rate * 0.1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, run.rate, 8, run.decay, run.rate * 0.1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
     params = base.load()
     low_rank = low_rank_start(jax.random.key(0), params)
