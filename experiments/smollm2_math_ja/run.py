@@ -189,6 +189,24 @@ def lm_eval_score(folder: Path, limit: int | None = None) -> dict[str, Any]:
     }
 
 
+def table() -> str:
+    """The table of README.md."""
+    results = common.recorded()
+    lines = [
+        "| model | GSM8K | JCommonsenseQA | accuracy, % | lm-eval acc, % | weights math / japanese | evaluations, s |",
+        "|---|---:|---:|---:|---:|---|---:|",
+    ]
+    for name, found in results.get("models", {}).items():
+        scores = [f"{x:.3f} [{low:.3f}, {high:.3f}]" for x, low, high in (found["gsm8k"], found[common.JCQA])]
+        accuracy, low, high = found["accuracy"]
+        harness = results.get("lm_eval", {}).get(name, {}).get("acc", "")
+        genome = " ".join(f"{value:.2f}" for value in found.get("genome", {}).values())
+        cost = f"{found['evaluations']}, {found['search seconds']:.0f}" if "evaluations" in found else ""
+        cells = [name, *scores, f"{accuracy:.1f} [{low:.1f}, {high:.1f}]", str(harness), genome, cost]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     base = Checkpoint(common.WORK / "base")
     heldout = Heldout(load_tokenizer(base.folder), base.config)
@@ -213,6 +231,7 @@ def main() -> None:
         if name not in common.recorded().get("lm_eval", {}):
             folder = common.WORK / (f"{ARMS[name]}/best" if name in ARMS else name)
             common.record("lm_eval", name, lm_eval_score(folder))
+    print(table())
 
 
 if __name__ == "__main__":
