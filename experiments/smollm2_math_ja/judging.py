@@ -13,7 +13,7 @@ from jevomerge.config import DataSource, read_task
 from jevomerge.fitness.judge import Judge
 from jevomerge.models import Cache, DecoderConfig, Params, apply, unembed
 
-ROWS = 10  # questions at a time
+ROWS = 8  # questions at a time
 RESAMPLES = 4000
 
 
@@ -86,9 +86,9 @@ class Heldout:
         self.choices = choices_of(common.read_split(common.JCQA, "heldout"), tokenizer)
         self.config = config
 
-    def five_ways(self, params: Params) -> np.ndarray:
+    def five_ways(self, params: Params, c: Choices) -> np.ndarray:
         """(Q, 5, C) log-probabilities of the choices' tokens, 0 for padding."""
-        c, batches = self.choices, []
+        batches = []
         for start in range(0, len(c.labels), ROWS):
             part = slice(start, start + ROWS)
             given = (c.prompts[part], c.prompts_valid[part], c.choices[part], c.choices_valid[part])
@@ -99,7 +99,7 @@ class Heldout:
         """What a model scores, with 95 % intervals."""
         start = time.monotonic()
         gsm8k = self.judge.model(params, "heldout").primary[common.GSM8K]
-        logprobs = self.five_ways(params)
+        logprobs = self.five_ways(params, self.choices)
         own = np.arange(len(self.choices.labels)), self.choices.labels
         lengths = self.choices.choices_valid.sum(-1)
         right = np.argmax(logprobs.sum(-1), axis=1) == self.choices.labels

@@ -15,7 +15,7 @@ import common
 import jax
 import numpy as np
 import yaml
-from judging import Heldout, estimate
+from judging import Choices, Heldout, estimate
 
 from jevomerge.checkpoint import Checkpoint
 from jevomerge.config import RunConfig, read_run
@@ -125,7 +125,7 @@ def evolved(arm: str) -> dict[str, Any]:
         "genome": {name: round(value, 3) for name, value in result["best"]["genome"].items()},
         "evaluations": result["evaluations"],
         "best at": result["best"]["evaluation"],
-        "best by evaluations": {str(n): round(max(best[:n]), 4) for n in range(12, len(best) + 1, 12)},
+        "best by evaluations": {str(n): round(max(best[:n]), 4) for n in range(6, len(best) + 1, 6)},
         "search seconds": result["seconds"],
     }
 
@@ -135,9 +135,9 @@ def check(heldout: Heldout, params: Params) -> None:
     task = next(t for t in search_config("whole_model").tasks if t.name == common.JCQA)
     judge = Judge([task], heldout.judge.tokenizer, heldout.config, splits=["heldout"])
     other = judge.model(params, "heldout").primary[common.JCQA]
-    c = heldout.choices
-    ours = heldout.five_ways(params).sum(-1) / c.choices_valid.sum(-1)
-    difference = float(np.max(np.abs(ours[np.arange(len(c.labels)), c.labels][: len(other)] - other)))
+    first = Choices(*(x[: len(other)] for x in heldout.choices))
+    ours = heldout.five_ways(params, first).sum(-1) / first.choices_valid.sum(-1)
+    difference = float(np.max(np.abs(ours[np.arange(len(other)), first.labels] - other)))
     assert difference < 1e-3, difference
     common.record("check", "five ways against the judge", {"largest difference": difference, "examples": len(other)})
 

@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 RUNS = {
     "japanese": Run(common.JCQA, 50, 8, 80, 1e-3, "JCommonsenseQA (CC BY-SA 4.0)"),
-    "math": Run(common.GSM8K, 30, 6, 40, 1e-3, "GSM8K (MIT)"),
+    "math": Run(common.GSM8K, 25, 6, 35, 1e-3, "GSM8K (MIT)"),
 }
 
 
