@@ -103,15 +103,19 @@ class Heldout:
         own = np.arange(len(self.choices.labels)), self.choices.labels
         lengths = self.choices.choices_valid.sum(-1)
         right = np.argmax(logprobs.sum(-1), axis=1) == self.choices.labels
+        last = np.arange(logprobs.shape[-1]) == lengths[..., None] - 1  # lm-eval does not ask that the text ends
+        as_lm_eval = np.argmax(np.where(last, 0.0, logprobs).sum(-1), axis=1) == self.choices.labels
         return {
             "gsm8k": estimate(gsm8k),
             "jcommonsenseqa": estimate((logprobs.sum(-1) / lengths)[own]),
             "accuracy": estimate(100 * right),
+            "accuracy by lm-eval's rule": estimate(100 * as_lm_eval),
             "seconds": round(time.monotonic() - start, 1),
             "examples": {
                 "gsm8k": [round(float(x), 4) for x in gsm8k],
                 "jcommonsenseqa": [round(float(x), 4) for x in (logprobs.sum(-1) / lengths)[own]],
                 "right": "".join(str(int(x)) for x in right),
+                "right by lm-eval's rule": "".join(str(int(x)) for x in as_lm_eval),
             },
         }
 

@@ -29,7 +29,8 @@ from jevomerge.recipe import Recipe, Sources
 
 ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
 GRID = (0.5, 0.8, 1.1)
-LM_EVAL = ("base", "math", "japanese", *ARMS)
+LM_EVAL = (*ARMS, "japanese", "base", "math")
+LM_EVAL_QUESTIONS = 64  # the first ones: it reads the prompt again for each choice
 
 
 def recipe(method: str, weights: tuple[float, float] | None = None, **parameters: Any) -> Recipe:
@@ -158,8 +159,11 @@ def differences() -> None:
                 common.record("differences", f"{arm} - {other}", {k: estimate(ours[k] - theirs[k]) for k in ours})
 
 
-def lm_eval_score(folder: Path, limit: int | None = None) -> dict[str, Any]:
-    """lm-evaluation-harness's own score of a model folder, with its transformers backend."""
+def lm_eval_score(folder: Path, ours: str) -> dict[str, Any]:
+    """lm-evaluation-harness's own score of a model folder, with its transformers backend.
+
+    `ours`: which questions the model has right by the same rule, by this project's forward pass in float32.
+    """
     import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -178,12 +182,13 @@ def lm_eval_score(folder: Path, limit: int | None = None) -> dict[str, Any]:
         task_manager=TaskManager(include_path=str(where), include_defaults=False),
         batch_size=25,
         device="cpu",
-        limit=limit,
+        limit=LM_EVAL_QUESTIONS,
     )
     scores = found["results"][task["task"]]
     return {
         **{k: round(100 * scores[f"{k},none"], 1) for k in ("acc", "acc_norm")},
         "standard error": round(100 * scores["acc_stderr,none"], 1),
+        "ours": round(100 * np.mean([int(x) for x in ours[:LM_EVAL_QUESTIONS]]), 1),
         "examples": found["n-samples"][task["task"]]["effective"],
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -230,7 +235,8 @@ def main() -> None:
     for name in LM_EVAL:
         if name not in common.recorded().get("lm_eval", {}):
             folder = common.WORK / (f"{ARMS[name]}/best" if name in ARMS else name)
-            common.record("lm_eval", name, lm_eval_score(folder))
+            right = common.recorded()["models"][name]["examples"]["right by lm-eval's rule"]
+            common.record("lm_eval", name, lm_eval_score(folder, right))
     print(table())
 
 
