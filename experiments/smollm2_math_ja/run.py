@@ -30,7 +30,7 @@ from jevomerge.recipe import Recipe, Sources
 ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
 GRID = (0.5, 0.8, 1.1)
 LM_EVAL = (*ARMS, "japanese", "base", "math")
-LM_EVAL_QUESTIONS = 64  # the first ones: it reads the prompt again for each choice
+LM_EVAL_QUESTIONS = 32  # the first ones: it reads the prompt again for each choice
 
 
 def recipe(method: str, weights: tuple[float, float] | None = None, **parameters: Any) -> Recipe:
@@ -201,11 +201,13 @@ def table() -> str:
         "| model | GSM8K | JCommonsenseQA | accuracy, % | lm-eval acc, % | weights math / japanese | evaluations, s |",
         "|---|---:|---:|---:|---:|---|---:|",
     ]
-    for name, found in results.get("models", {}).items():
+    for name, found in sorted(results.get("models", {}).items(), key=lambda item: item[0] in ARMS):
         scores = [f"{x:.3f} [{low:.3f}, {high:.3f}]" for x, low, high in (found["gsm8k"], found[common.JCQA])]
         accuracy, low, high = found["accuracy"]
         harness = results.get("lm_eval", {}).get(name, {}).get("acc", "")
-        genome = " ".join(f"{value:.2f}" for value in found.get("genome", {}).values())
+        genes = {k: v for k, v in found.get("genome", {}).items() if k.split("/")[0] not in ("embedding", "head")}
+        both = [" ".join(f"{v:.2f}" for k, v in genes.items() if source in k) for source in ("math", "japanese")]
+        genome = " / ".join(filter(None, both))
         cost = f"{found['evaluations']}, {found['search seconds']:.0f}" if "evaluations" in found else ""
         cells = [name, *scores, f"{accuracy:.1f} [{low:.1f}, {high:.1f}]", str(harness), genome, cost]
         lines.append(f"| {' | '.join(cells)} |")
