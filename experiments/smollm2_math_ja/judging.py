@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from jevomerge.config import DataSource, read_task
 from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.schema import DataSource, read_task
 from jevomerge.models import Cache, DecoderConfig, Params, apply, unembed
 
 ROWS = 8  # questions at a time
