@@ -120,8 +120,11 @@ class Heldout:
         }
 
 
-def estimate(values: np.ndarray) -> list[float]:
-    """The mean and its 95 % interval, by bootstrap over the examples."""
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    means = np.asarray(values, np.float64)[draws].mean(axis=1)
-    return [round(float(x), 3) for x in (np.mean(values), *np.quantile(means, [0.025, 0.975]))]
+def estimate(*tasks: np.ndarray) -> list[float]:
+    """The mean over tasks of the mean over examples, and its 95 % interval, by bootstrap over the examples of each."""
+    rng, means, value = np.random.default_rng(0), np.zeros(RESAMPLES), 0.0
+    for values in tasks:
+        draws = rng.integers(len(values), size=(RESAMPLES, len(values)))
+        means += np.asarray(values, np.float64)[draws].mean(axis=1) / len(tasks)
+        value += float(np.mean(values)) / len(tasks)
+    return [round(float(x), 3) for x in (value, *np.quantile(means, [0.025, 0.975]))]

@@ -29,8 +29,8 @@ from jevomerge.recipe import Recipe, Sources
 
 ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
 GRID = (0.5, 0.8, 1.1)
-LM_EVAL = (*ARMS, "japanese", "base", "math")
 LM_EVAL_QUESTIONS = 32  # the first ones: it reads the prompt again for each choice
+LM_EVAL = (*ARMS, "japanese", "base", "math")
 
 
 def recipe(method: str, weights: tuple[float, float] | None = None, **parameters: Any) -> Recipe:
@@ -156,7 +156,10 @@ def differences() -> None:
         for other in ("average", "task arithmetic (1 + 1)", "task arithmetic (best of grid)", *ARMS):
             if arm != other and arm in found and other in found:
                 ours, theirs = values(arm), values(other)
-                common.record("differences", f"{arm} - {other}", {k: estimate(ours[k] - theirs[k]) for k in ours})
+                differ = {k: ours[k] - theirs[k] for k in ours}
+                both = estimate(differ["gsm8k"], differ[common.JCQA])
+                estimates = {**{k: estimate(x) for k, x in differ.items()}, "mean of both tasks": both}
+                common.record("differences", f"{arm} - {other}", estimates)
 
 
 def lm_eval_score(folder: Path, ours: str) -> dict[str, Any]:
