@@ -384,16 +384,16 @@ class Judge:
                 failure = failure or error
                 if not self._several:  # other processes wait for what is computed with them
                     raise
-            seen = {name: f.seen for name, f in found.items()}
-            ended = all(map(np.all, seen.values()))
-            if self._several and (cut > -math.inf or ended):
+            if cut == -math.inf:
+                continue
+            if self._several:
                 self._share(found, tokens, of_this_process(members), failure)
-            if cut > -math.inf and not ended:
-                bounds = self._bounds(chosen, found)
-                if np.all(bounds < cut):
-                    count = sum(int(s.sum()) for s in seen.values())
-                    stopped = [Stopped(float(bound), count) for bound in bounds]
-                    break
+            seen = [f.seen for f in found.values()]
+            if not all(map(np.all, seen)) and np.all((bounds := self._bounds(chosen, found)) < cut):
+                stopped = [Stopped(float(bound), sum(int(s.sum()) for s in seen)) for bound in bounds]
+                break
+        if cut == -math.inf and self._several:
+            self._share(found, tokens, of_this_process(members), failure)
         return [
             Scores(
                 {name: f.pairs[0, m] for name, f in found.items()},

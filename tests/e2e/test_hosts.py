@@ -68,6 +68,7 @@ def same(folder, other):
     """The same search: genomes and fitness of every candidate, the outcome and its bytes."""
     mine, its = lines(folder), lines(other)
     assert [(r["generation"], r["member"]) for r in mine] == [(r["generation"], r["member"]) for r in its]
+    assert None not in [r["fitness"] for r in mine]  # what the death of a process makes of a candidate is no score
     np.testing.assert_allclose([r["genome"] for r in mine], [r["genome"] for r in its], atol=1e-5)
     np.testing.assert_allclose([r["fitness"] for r in mine], [r["fitness"] for r in its], atol=1e-5)
     assert [r["tokens"] for r in mine] == [r["tokens"] for r in its]
