@@ -29,12 +29,12 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
             "task arithmetic (weight 1)",
         )
     },
-    "best of 50 at random": {
+    "at random": {
         f"{name}, random": f"{name}, best of 50 at random"
         for name in ("weighted average", "SLERP", "TIES", "DARE-TIES", "task arithmetic")
-    },
+    }
+    | {"42 genes, random": "42 genes, best of 300 at random"},
     "evolved": {
-        "42 genes, random": "42 genes, best of 300 at random",
         "evolved, 3 genes, first 50": "evolved, 3 genes, first 50 evaluations",
         "evolved, 42 genes, first 50": "evolved, 42 genes, first 50 evaluations",
         "evolved, 3 genes": "**evolved, 3 genes**",
