@@ -16,7 +16,8 @@ from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.anchors import Items, choose_anchors, expected_mean, fit_items, weighted_mean
 from jevomerge.fitness.data import plan_layouts
-from jevomerge.fitness.judge import Judge, Scores
+from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.outcome import Scores
 from jevomerge.fitness.schema import Task
 from jevomerge.hosts import on_first
 

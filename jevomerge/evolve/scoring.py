@@ -17,7 +17,8 @@ from jevomerge.checkpoint.specs import unflatten
 from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.problem import JointProblem, Problem, WeightProblem
 from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted
-from jevomerge.fitness.judge import SPLITS, Judge, Scores
+from jevomerge.fitness.judge import SPLITS, Judge
+from jevomerge.fitness.outcome import Scores
 from jevomerge.merge import Bank, Merge, build, get_method
 from jevomerge.mesh import shardings
 from jevomerge.models import DecoderConfig

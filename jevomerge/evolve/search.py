@@ -21,7 +21,7 @@ from jevomerge.evolve.refine import Refiner
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
-from jevomerge.fitness.judge import Scores
+from jevomerge.fitness.outcome import Scores
 from jevomerge.hosts import first, on_first, together
 
 NONE: Mapping[int, list[int]] = {}

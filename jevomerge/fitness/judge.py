@@ -13,7 +13,7 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +37,7 @@ from jevomerge.fitness.data import (
 )
 from jevomerge.fitness.extract import grade, other_criteria
 from jevomerge.fitness.language import check_language
+from jevomerge.fitness.outcome import Found, Scores, Tokens, count_tokens, of_this_process
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
 from jevomerge.fitness.schema import HarnessTask, Task
@@ -46,23 +47,6 @@ from jevomerge.models import DecoderConfig, Params
 
 SPLITS = ("search", "heldout")
 T = TypeVar("T")
-
-
-class Tokens(NamedTuple):
-    """How many tokens a model was run on to be scored: those of the examples, without padding."""
-
-    prompt: int
-    answer: int  # of the reference answers; where it generates, those it wrote, its end-of-text tokens among them
-
-
-class Scores(NamedTuple):
-    """Scores of one model: {task: (n,)} per example, and the same of a second criterion that breaks ties."""
-
-    primary: dict[str, np.ndarray]
-    secondary: dict[str, np.ndarray]
-    texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates; where it was scored in this process
-    stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
-    tokens: Tokens = Tokens(0, 0)
 
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -150,42 +134,6 @@ def _scoring(task: Judged) -> Iterator[None]:
         yield
     except Exception as error:
         raise FitnessError(f"task {task.name}: {type(error).__name__}: {error}") from error
-
-
-class Found:
-    """What M members made of some documents of a task, as it comes in."""
-
-    def __init__(self, material: Material, documents: np.ndarray, members: int):
-        """Nothing yet."""
-        self.material, self.documents = material, documents
-        counts = np.diff(material.first)[documents]
-        self.first = np.concatenate([[0], np.cumsum(counts)])  # as Material's, of these documents alone
-        self.owner = np.repeat(np.arange(len(documents)), counts)  # (R,) whose an example is
-        self.missing = counts.copy()
-        self.outputs: list[list[Any]] = [[None] * len(self.owner) for _ in range(members)]
-        self.pairs = np.full((2, members, len(documents)), np.nan)  # scores, and what breaks their ties
-
-    def add(self, rows: np.ndarray, outputs: Mapping[int, Sequence[Any]]) -> None:
-        """What members made of the examples `rows`; documents of which none is missing any more are scored."""
-        for m, new in outputs.items():
-            for row, output in zip(rows, new, strict=True):
-                self.outputs[m][row] = output
-        np.subtract.at(self.missing, self.owner[rows], 1)
-        for d in np.unique(self.owner[rows]):
-            if self.missing[d] == 0:
-                for m in outputs:
-                    own = self.outputs[m][self.first[d] : self.first[d + 1]]
-                    self.pairs[:, m, d] = self.material.read(int(self.documents[d]), own)
-
-    @property
-    def seen(self) -> np.ndarray:
-        """(D,) which documents are scored."""
-        return self.missing == 0
-
-    def texts(self, member: int) -> list[str]:
-        """What a member wrote, by document."""
-        written = [text or "" for text in self.outputs[member]]
-        return ["\n".join(written[a:b]) for a, b in zip(self.first, self.first[1:], strict=False)]
 
 
 def check_criteria(task: Task) -> None:
@@ -461,32 +409,6 @@ class Judge:
         """The examples of those documents, one document after another."""
         examples, first, *_ = self.material[split][task.name]
         return [e for d in self._documents(task, split, subset) for e in examples[first[d] : first[d + 1]]]
-
-
-def of_this_process(output: Any, chosen: Any = ...) -> dict[int, tuple[np.ndarray, ...]]:
-    """Of arrays whose first axis is over members, the rows of those in this process, and of these the `chosen`."""
-    rows: dict[int, list[np.ndarray]] = {}
-    for array in jax.tree.leaves(output):
-        # Several devices have a member whose weights are split over them.
-        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-        for start, data in shards.items():
-            for m, row in enumerate(np.asarray(data), start):
-                rows.setdefault(m, []).append(row[chosen])
-    return {m: tuple(own) for m, own in rows.items()}
-
-
-def count_tokens(score: str, examples: Sequence[Example], own: Sequence[np.ndarray], eos: np.ndarray) -> np.ndarray:
-    """(2,) tokens of prompts and answers, of these examples and of what a member made of them."""
-    read = sum(len(e.prompt_tokens) for e in examples)
-    if score != "generation":
-        return np.array([read, sum(len(e.answer_tokens) for e in examples)])
-    return np.array([read, count_written(own[0], eos).sum()])
-
-
-def count_written(tokens: np.ndarray, eos: np.ndarray) -> np.ndarray:
-    """(..., new) generated tokens -> (...) how many were written: up to the first end-of-text token, which is one."""
-    ends = np.isin(tokens, eos)
-    return np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, tokens.shape[-1])
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:

@@ -1,7 +1,6 @@
 """A real 135M model against transformers: greedy text token for token, logits, and the bytes of a round trip.
 
-Needs the weights, which no test downloads.  /work/shared/data/README.md of the project's workplace says how to
-unpack them from a package; anything with SmolLM2's architecture does:
+Needs the weights, which no test downloads; anything with SmolLM2's architecture does:
 
     JEVOMERGE_SMOLLM2=/tmp/smollm2/hf pytest -m slow tests/parity/test_smollm2.py
 """

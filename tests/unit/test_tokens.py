@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jevomerge.checkpoint import Checkpoint
-from jevomerge.fitness.judge import Judge, count_written
+from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.outcome import count_written
 from jevomerge.fitness.schema import Task, read_task
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,91 @@
+"""What becomes of a batch: which rows are here, what they mean for documents, and how many tokens that took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jevomerge.fitness.data import Example, Material
+from jevomerge.fitness.racing import Stopped
+
+
+class Tokens(NamedTuple):
+    """How many tokens a model was run on to be scored: those of the examples, without padding."""
+
+    prompt: int
+    answer: int  # of the reference answers; where it generates, those it wrote, its end-of-text tokens among them
+
+
+class Scores(NamedTuple):
+    """Scores of one model: {task: (n,)} per example, and the same of a second criterion that breaks ties."""
+
+    primary: dict[str, np.ndarray]
+    secondary: dict[str, np.ndarray]
+    texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates; where it was scored in this process
+    stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
+    tokens: Tokens = Tokens(0, 0)
+
+
+class Found:
+    """What M members made of some documents of a task, as it comes in."""
+
+    def __init__(self, material: Material, documents: np.ndarray, members: int):
+        """Nothing yet."""
+        self.material, self.documents = material, documents
+        counts = np.diff(material.first)[documents]
+        self.first = np.concatenate([[0], np.cumsum(counts)])  # as Material's, of these documents alone
+        self.owner = np.repeat(np.arange(len(documents)), counts)  # (R,) whose an example is
+        self.missing = counts.copy()
+        self.outputs: list[list[Any]] = [[None] * len(self.owner) for _ in range(members)]
+        self.pairs = np.full((2, members, len(documents)), np.nan)  # scores, and what breaks their ties
+
+    def add(self, rows: np.ndarray, outputs: Mapping[int, Sequence[Any]]) -> None:
+        """What members made of the examples `rows`; documents of which none is missing any more are scored."""
+        for m, new in outputs.items():
+            for row, output in zip(rows, new, strict=True):
+                self.outputs[m][row] = output
+        np.subtract.at(self.missing, self.owner[rows], 1)
+        for d in np.unique(self.owner[rows]):
+            if self.missing[d] == 0:
+                for m in outputs:
+                    own = self.outputs[m][self.first[d] : self.first[d + 1]]
+                    self.pairs[:, m, d] = self.material.read(int(self.documents[d]), own)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(D,) which documents are scored."""
+        return self.missing == 0
+
+    def texts(self, member: int) -> list[str]:
+        """What a member wrote, by document."""
+        written = [text or "" for text in self.outputs[member]]
+        return ["\n".join(written[a:b]) for a, b in zip(self.first, self.first[1:], strict=False)]
+
+
+def of_this_process(output: Any, chosen: Any = ...) -> dict[int, tuple[np.ndarray, ...]]:
+    """Of arrays whose first axis is over members, the rows of those in this process, and of these the `chosen`."""
+    rows: dict[int, list[np.ndarray]] = {}
+    for array in jax.tree.leaves(output):
+        # Several devices have a member whose weights are split over them.
+        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        for start, data in shards.items():
+            for m, row in enumerate(np.asarray(data), start):
+                rows.setdefault(m, []).append(row[chosen])
+    return {m: tuple(own) for m, own in rows.items()}
+
+
+def count_tokens(score: str, examples: Sequence[Example], own: Sequence[np.ndarray], eos: np.ndarray) -> np.ndarray:
+    """(2,) tokens of prompts and answers, of these examples and of what a member made of them."""
+    read = sum(len(e.prompt_tokens) for e in examples)
+    if score != "generation":
+        return np.array([read, sum(len(e.answer_tokens) for e in examples)])
+    return np.array([read, count_written(own[0], eos).sum()])
+
+
+def count_written(tokens: np.ndarray, eos: np.ndarray) -> np.ndarray:
+    """(..., new) generated tokens -> (...) how many were written: up to the first end-of-text token, which is one."""
+    ends = np.isin(tokens, eos)
+    return np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, tokens.shape[-1])
