@@ -93,7 +93,7 @@ def test_scores_are_the_same_on_every_mesh(kind, shape):
 
 
 @pytest.mark.parametrize(
-    "kind", ["ties", "dare_ties", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("slerp", "both"))]
+    "kind", ["ties", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dare_ties", "slerp", "both"))]
 )
 def test_methods_that_look_at_whole_tensors_are_split_too(kind):
     one, many = (scores(kind, *shape, names=("likelihood",)) for shape in ((1, 1), (2, 2)))

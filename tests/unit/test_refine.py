@@ -120,6 +120,7 @@ def test_the_gradient_is_that_of_the_model_in_float64(objective, siblings):
     np.testing.assert_allclose(np.delete(gradient, middle), 0, atol=1e-5)  # embedding and head are the same in both
 
 
+@pytest.mark.slow
 def test_the_same_on_a_mesh(siblings):
     settings = {"steps": 1, "examples_per_step": None}
     genome = np.full(8, 0.5)
