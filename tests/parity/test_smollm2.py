@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jevomerge.checkpoint import Checkpoint, export_folder, write_model
 from jevomerge.checkpoint.export import tensors_of
+from jevomerge.fitness.candidates import Model
 from jevomerge.fitness.rollout import Batch, generate
 from jevomerge.models import apply, unembed
 
@@ -100,9 +101,12 @@ def test_greedy_text_is_transformers(checkpoint, params, model, prompts):
         row[length - len(prompt) :] = prompt
     valid = np.arange(length) >= length - np.array([[len(p)] for p in prompts])
     batch = Batch(jnp.asarray(tokens), jnp.asarray(valid), jnp.zeros(len(prompts), jnp.int32))
-    found = jax.jit(generate, static_argnums=(1, 5))(
-        params, checkpoint.config, batch, jnp.int32(NEW_TOKENS), jnp.asarray([eos], jnp.int32), NEW_TOKENS
-    )
+
+    @jax.jit
+    def written(params, batch, eos):
+        return generate(Model(params), checkpoint.config, batch, jnp.int32(NEW_TOKENS), eos, NEW_TOKENS)
+
+    found = written(params, batch, jnp.asarray([eos], jnp.int32))
     np.testing.assert_array_equal(np.asarray(found), expected)
     ended = (expected == eos).any(axis=1)
     assert ended.any()  # both kinds occur: texts that end themselves,
