@@ -190,7 +190,7 @@ def laid_out(
             "also": (),
             "compare": "equal",
         }
-        tasks = tuple(task.model_copy(update=told | {"compare": "equal"}) for task in tasks)
+        tasks = tuple(task.model_copy(update=told) for task in tasks)
         material = {name: m._replace(read=lambda _, outputs: outputs[0]) for name, m in material.items()}
     other.tasks, other.material = tasks, {"search": material}  # held-out examples may not fit the batches
     chosen = {t.name: judge.chosen(t, "search", subset) for t in tasks}

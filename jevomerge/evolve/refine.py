@@ -153,10 +153,9 @@ class Refiner:
     def batches(self, key: Array) -> list[Batch]:
         """A random batch of each task's search split."""
         found = []
+        subset = self.judge.sample("search", self.refine.examples_per_step, key)
         for task, layout in zip(self.tasks, self.layouts, strict=True):
-            examples = self.examples[task.name]
-            order = jax.random.permutation(jax.random.fold_in(key, zlib.crc32(task.name.encode())), len(examples))
-            chosen: list[Example] = [examples[i] for i in np.sort(np.asarray(order)[: layout.rows])]
+            chosen = self.judge.chosen(task, "search", subset)
             kind = "likelihood" if self._answers else "generation"  # whose rows are prompts alone
             [(_, _, batch)] = make_batches(task.model_copy(update={"score": kind}), chosen, [layout], self.judge.pad)
             found.append(jax.tree.map(lambda x: put(x, everywhere(self.judge.mesh)), batch))

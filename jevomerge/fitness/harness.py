@@ -22,7 +22,7 @@ from jevomerge.fitness.data import Example, Material, Record
 from jevomerge.fitness.schema import Harness, HarnessRows, HarnessTask
 
 SEED = 1234  # of the harness's own draws of few-shot examples
-BOOTSTRAPS = 1000  # for the standard error of what is not a mean; the harness's 100,000 take minutes in one process
+BOOTSTRAPS = 1000  # for the standard error of what is not a mean; the harness's 100,000 take long in one process
 
 
 def require() -> None:
@@ -39,7 +39,7 @@ def require() -> None:
 
 @functools.cache
 def manager(include_path: str | None, shipped: bool) -> Any:
-    """The harness's index of tasks; that of the thousands that it ships takes ten seconds or more."""
+    """The harness's index of tasks; that of the thousands that it ships takes long."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path, include_defaults=shipped)

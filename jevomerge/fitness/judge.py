@@ -235,7 +235,7 @@ class Judge:
         """A digest of each task's examples."""
         return {name: fingerprint(material.examples) for name, material in self.material[split].items()}
 
-    def sample(self, split: str, count: int, key: Array) -> dict[str, np.ndarray]:
+    def sample(self, split: str, count: int | None, key: Array) -> dict[str, np.ndarray]:
         """A minibatch: `count` documents of each task (or all), as sorted indices."""
         chosen = {}
         for name, material in self.material[split].items():
@@ -282,8 +282,9 @@ class Judge:
 
     def model(self, params: Params, split: str, config: DecoderConfig | None = None) -> Scores:
         """Score one model on a whole split; `config` if it is not of the judge's architecture."""
-        nothing = np.zeros((self.mesh.shape["pop"], 0))
-        return self._score(Whole(params), nothing, split, None, config or self.config)[0]
+        nothing = np.zeros((self.mesh.shape["pop"], 0), np.float32)
+        mine = min(of_this_process(put(nothing, by_member(self.mesh))))  # all are the same, but only it has texts here
+        return self._score(Whole(params), nothing, split, None, config or self.config)[mine]
 
     def _score(
         self,
