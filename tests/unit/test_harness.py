@@ -153,10 +153,36 @@ def test_a_run_names_suites_and_keeps_them(tmp_path):
         f"genome: {{weight: [0, 1]}}\ntasks: [{CONFIGS / 'jp_lmeh.yaml'}, {CONFIGS / 'story_endings.yaml'}]\n"
     )
     config = read_config(tmp_path / "run.yaml")
-    assert [t.name for t in config.tasks][::7] == ["ja_leaderboard_jcommonsenseqa", "story_endings"]
+    assert [t.name for t in config.tasks][::4] == [
+        "ja_leaderboard_jcommonsenseqa",
+        "ja_leaderboard_jaqket_v2",
+        "story_endings",
+    ]
     assert "ja_leaderboard_xlsum" not in {t.name for t in config.tasks}  # for `evaluate` alone
     assert config.tasks[-1].harness.include_path == str(CONFIGS / "lm_eval")
     assert type(config).model_validate(config.model_dump(mode="json")).tasks == config.tasks
+
+
+def test_jcola_asks_whether_a_sentence_is_grammatical(stories260k, tmp_path):
+    """On rows in the form of its data, which have a label of 1 for what is acceptable."""
+    text = (CONFIGS / "lm_eval" / "jcola.yaml").read_text()
+    for split, rows in {"train": 4, "valid": 2}.items():
+        [url] = [word for word in text.split() if word.endswith(f"in_domain_{split}-v1.0.json")]
+        lines = [json.dumps({"uid": i, "label": i % 2, "sentence": f"{split}{i}"}) for i in range(rows)]
+        (tmp_path / f"{split}.json").write_text("\n".join(lines))
+        text = text.replace(url, str(tmp_path / f"{split}.json"))
+    (tmp_path / "jcola.yaml").write_text(text)
+    task = read_tasks(CONFIGS / "jp_lmeh.yaml")[-1]
+    rows = {"search": {"split": "train"}, "heldout": {"split": "validation"}}
+    found = changed({**task.harness.model_dump(), "include_path": str(tmp_path)}, name="jcola", **rows)
+    material = load(found, load_tokenizer(stories260k), None).material("heldout")
+    assert [r.answer for r in material.records] == ["正しくない", "正しい"]
+    assert [e.answer for e in material.examples] == ["\n正しくない", "\n正しい"] * 2
+    for example, sentence in zip(material.examples[::2], ("valid0", "valid1"), strict=True):
+        *shots, last = example.prompt.split("### 入力：\n")[1:]
+        assert last == f"{sentence}\n\n### 応答："
+        assert len(shots) == 3
+        assert all(("正しくない" in shot.split("###")[1]) == (shot[5] in "02") for shot in shots)
 
 
 def test_the_japanese_suite_is_of_tasks_that_the_harness_ships():
@@ -168,7 +194,8 @@ def test_the_japanese_suite_is_of_tasks_that_the_harness_ships():
     for path in folder.glob("*.yaml"):
         found = yaml.load(path.read_text().replace("!function", ""), yaml.SafeLoader)
         shipped[found.get("task") if isinstance(found.get("task"), str) else None] = found
-    tasks = read_tasks(CONFIGS / "jp_lmeh.yaml")
+    *tasks, jcola = read_tasks(CONFIGS / "jp_lmeh.yaml")
+    assert (jcola.harness.task, jcola.harness.include_path) == ("jcola", str(CONFIGS / "lm_eval"))
     assert {t.harness.task for t in tasks} == shipped.keys() - {None}
     for task in tasks:
         found = shipped[task.harness.task]
