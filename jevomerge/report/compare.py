@@ -17,8 +17,9 @@ from jevomerge.evolve.archive import write_atomically
 from jevomerge.report.figures import curves_figure
 from jevomerge.report.heldout import Estimate, bootstrap, interval
 from jevomerge.report.look import svg
-from jevomerge.report.page import check_replaceable, number, render, thousands
+from jevomerge.report.page import check_replaceable, render
 from jevomerge.report.record import Record, read_record, read_run_folder
+from jevomerge.report.words import number, thousands
 
 
 class Entry(NamedTuple):
@@ -167,6 +168,10 @@ def written(of: Estimate | None, sign: bool = False) -> str:
 def notes(entries: Sequence[Entry]) -> list[str]:
     """What is to be known of the table."""
     found = [f"{e.name}: {e.state}" for e in entries if e.state]
+    if estimated := [e.name for e in entries if e.record.config.search.anchors is not None]:
+        found.append(
+            f"{', '.join(estimated)}: the curves are of estimates from anchors, the scores in the table are not"
+        )
     if others := [e.name for e in entries if not e.alike]:
         found.append(
             f"{', '.join(others)}: judged by other tasks or held-out examples than {entries[0].name}, so scores are no "

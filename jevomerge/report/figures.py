@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from jevomerge.report.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SEQUENTIAL, blank, styled
+from jevomerge.report.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SEQUENTIAL, WIDTH, blank, styled
 
 ROWS_WITH_NAMES = 64  # of a heat map; more of them are named by blocks
 COLUMNS = 240  # of a heat map over generations; of more generations so many are shown
@@ -42,13 +42,13 @@ def progress(generations: Sequence[np.ndarray]) -> Progress:
 @styled
 def fitness_figure(course: Progress, references: Mapping[str, float]) -> Figure:
     """Best so far, mean and 10 to 90 % band over generations; a line for each of the `references`."""
-    figure = blank(5.6, 3.1)
+    figure = blank(WIDTH, 3.0)
     axes = figure.add_subplot()
     x = np.arange(1, len(course.best) + 1)
     marker = "o" if x.size < 3 else None  # a line of one point is invisible
-    axes.fill_between(x, course.low, course.high, color=BLUE, alpha=0.18, linewidth=0, label="10 to 90 % of it")
+    axes.fill_between(x, course.low, course.high, color=BLUE, alpha=0.18, linewidth=0, label="its 10 to 90 %")
     axes.plot(x, course.mean, color=BLUE, linewidth=1.2, marker=marker, label="mean of a generation")
-    axes.plot(x, course.best, color=RED, linewidth=2, marker=marker, label="best so far", drawstyle="steps-post")
+    axes.plot(x, course.best, color=RED, linewidth=2, marker=marker, label="best so far", drawstyle="steps-mid")
     known = {name: value for name, value in references.items() if np.isfinite(value)}
     for name, colour in zip(known, cycle(len(known)), strict=False):
         axes.axhline(known[name], color=MUTED if name == "plain average" else colour, linewidth=1, linestyle="--")
@@ -74,12 +74,13 @@ def curves_figure(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray, bool]], references: Mapping[str, float], label: str
 ) -> Figure:
     """{run: (x, best fitness so far, whether it is finished)} in common axes, `label` being what x is."""
-    figure = blank(5.6, 3.0 + 0.2 * math.ceil(len(curves) / 3))
+    figure = blank(WIDTH, 2.9 + 0.2 * math.ceil(len(curves) / 3))
     axes = figure.add_subplot()
     colours = (BLUE, RED, GREEN, ORANGE, PURPLE, INK)
     for i, (name, (x, best, finished)) in enumerate(curves.items()):
         colour, style = colours[i % 6], ("-", "--", ":", "-.")[i // 6 % 4]
-        axes.plot(x, best, color=colour, linestyle=style, drawstyle="steps-post", linewidth=1.6, label=name)
+        width = 3 - 1.5 * (i + 1) / len(curves)  # thinner and thinner, so that none hides one that is alike
+        axes.plot(x, best, color=colour, linestyle=style, drawstyle="steps-post", linewidth=width, label=name)
         if finished or len(x) == 1:
             axes.plot(x[-1:], best[-1:], "o", color=colour, markersize=4)
     known = {name: value for name, value in references.items() if np.isfinite(value)}
@@ -188,7 +189,7 @@ def coefficients_figure(panels: Sequence[Panel]) -> Figure:
     """The panels one above the other, all cells of one size."""
     widest = max(len(p.columns) for p in panels)
     heights = [len(p.rows) for p in panels]
-    width = float(np.clip(1.9 + 0.42 * widest, 5.6, 13))
+    width = float(np.clip(1.9 + 0.42 * widest, WIDTH, 13))
     cell = (width - 1.9) / max(widest, 4)
     figure = blank(width, 0.24 * sum(heights) + 0.6 * len(panels) + 0.1)
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -204,7 +205,7 @@ def coefficients_figure(panels: Sequence[Panel]) -> Figure:
         if cell > 0.4:
             for row, column in np.argwhere(~np.isnan(panel.values)):
                 value = panel.values[row, column]
-                colour = "black" if value > low + 0.6 * (high - low) else "white"
+                colour = "black" if value > low + 0.44 * (high - low) else "white"  # 4.4 to 1 and more
                 text = f"{value:.2f}" if high - low >= 0.5 else f"{value:.2g}"
                 axes.text(column, row, text, color=colour, fontsize=7.5, ha="center", va="center")
         _bare(axes)
@@ -225,6 +226,9 @@ def _scale(figure: Figure, axes: Sequence[Axes], inches: float, ticks: Sequence[
 
 
 def _short(column: str, inches: float) -> str:
+    """As much of a column's name as there is room for."""
+    if 0.065 * len(column) <= inches:
+        return column
     column = re.sub(r"^layers? ", "", column)
     return "emb." if column == "embedding" and inches < 0.6 else column
 
@@ -246,7 +250,7 @@ def history_figure(panels: Mapping[str, np.ndarray], rows: Sequence[tuple[str, s
     """
     named = len(rows) <= ROWS_WITH_NAMES
     count = next(iter(panels.values())).shape[1]
-    figure = blank(7.6, float(np.clip(0.9 + 0.13 * len(rows), 2.2, 9)) if named else 6.5)
+    figure = blank(7.2, float(np.clip(0.9 + 0.13 * len(rows), 2.2, 9)) if named else 6.5)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     shown = np.unique(np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int))
     blocks = [block for block, _ in rows]

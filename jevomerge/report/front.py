@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jevomerge.evolve.pareto import front_of, front_points, objectives_of
 from jevomerge.report.figures import cycle
-from jevomerge.report.look import MUTED, RED, SEQUENTIAL, blank, styled
+from jevomerge.report.look import MUTED, RED, SEQUENTIAL, WIDTH, blank, styled
 from jevomerge.report.record import Record
+
+# Neither the lightest colours, lost on a light page, nor the darkest.
+MIDDLE = ListedColormap(matplotlib.colormaps[SEQUENTIAL](np.linspace(0.25, 0.85, 256)))
 
 
 def front_table(record: Record) -> list[dict[str, Any]]:
@@ -49,10 +54,10 @@ def front_figure(
     names: Sequence[str],
 ) -> Figure:
     """All candidates by two objectives (E, 2), coloured by generation (E,); the front; what was exported; parents."""
-    figure = blank(5.6, 4.2)
+    figure = blank(WIDTH, 4.0)
     axes = figure.add_subplot()
     x, y = objectives.T
-    dots = axes.scatter(x, y, c=generations + 1, cmap=SEQUENTIAL, s=14, linewidths=0, alpha=0.75, zorder=2)
+    dots = axes.scatter(x, y, c=generations + 1, cmap=MIDDLE, s=14, linewidths=0, alpha=0.75, zorder=2)
     points = np.array([point["evaluation"] for point in front], int)
     rising = points[np.argsort(x[points])]
     if (

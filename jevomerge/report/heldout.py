@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jevomerge.fitness.schema import HarnessTask, Task
+from jevomerge.report.words import meaning
 
 RESAMPLES = 4000
 CASES = 10  # examples shown of each kind
@@ -63,14 +64,30 @@ def bootstrap(scores: Mapping[str, np.ndarray], weights: Mapping[str, float], se
     return fitness
 
 
-def other_scores(heldout: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """What the same texts score by the criteria that do not count, [(task: criterion, {model: score})]."""
+def other_scores(heldout: Mapping[str, Any], tasks: Sequence[Task | HarnessTask]) -> list[tuple[str, dict[str, float]]]:
+    """What the same texts score by all criteria, [(its name, {model: score})]; [] where there are no others."""
+    by_task = scores_by_task(heldout)
+    rows: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        prefix = f"{task.name}: " if len(tasks) > 1 else ""
+        others = {
+            name: m["also"][task.name] for name, m in models_of(heldout).items() if task.name in m.get("also", {})
+        }
+        if others and isinstance(task, Task):
+            rows[f"{prefix}{task.extract or 'pattern'} (counts)"] = by_task[task.name]
+        for name, scores in others.items():
+            for criterion, score in scores.items():
+                rows.setdefault(prefix + criterion, {})[name] = score
+    return list(rows.items())
+
+
+def scores_by_task(heldout: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """{task: {model: its held-out score there}}."""
     rows: dict[str, dict[str, float]] = {}
     for name, model in models_of(heldout).items():
-        for task, scores in model.get("also", {}).items():
-            for criterion, score in scores.items():
-                rows.setdefault(f"{task}: {criterion}", {})[name] = score
-    return list(rows.items())
+        for task, scores in model["scores"].items():
+            rows.setdefault(task, {})[name] = float(np.mean(np.array(scores, np.float64)))
+    return rows
 
 
 def standings(heldout: Mapping[str, Any], tasks: Sequence[Task | HarnessTask]) -> list[Standing]:
@@ -117,7 +134,8 @@ class Cases(NamedTuple):
     """The examples of a task that the result won and lost against all its parents together."""
 
     task: str
-    judged: str  # likelihood, match, generation, or a metric of the harness
+    meaning: str  # what a score is
+    right_or_wrong: bool  # whether it is 1 or 0 for that
     won: list[Case]
     lost: list[Case]
     num_won: int
@@ -134,7 +152,8 @@ def wins_and_losses(heldout: Mapping[str, Any], task: Task | HarnessTask) -> Cas
         return None
     examples = heldout["examples"][task.name]
     sources = np.array([m["scores"][task.name] for m in heldout["sources"].values()], np.float64)
-    margin = np.array(heldout["best"]["scores"][task.name], np.float64) - np.fmax.reduce(sources)
+    best = np.array(heldout["best"]["scores"][task.name], np.float64)
+    margin = best - np.fmax.reduce(sources)
     won, lost = (np.argsort(-m, kind="stable")[: np.sum(m > 0)] for m in (margin, -margin))
     models = {**heldout["sources"], BEST: heldout["best"]}
 
@@ -146,5 +165,14 @@ def wins_and_losses(heldout: Mapping[str, Any], task: Task | HarnessTask) -> Cas
         ]
         return Case(examples[i]["prompt"], examples[i]["answer"], answers)
 
-    shown = [[case(i) for i in chosen[:CASES]] for chosen in (won, lost)]
-    return Cases(task.name, task.score, shown[0], shown[1], len(won), len(lost), len(examples))
+    first_won, first_lost = ([case(i) for i in chosen[:CASES]] for chosen in (won, lost))
+    right_or_wrong = _is_right_or_wrong(task, np.append(sources, best))
+    counts = len(won), len(lost), len(examples)
+    return Cases(task.name, meaning(task), right_or_wrong, first_won, first_lost, *counts)
+
+
+def _is_right_or_wrong(task: Task | HarnessTask, scores: np.ndarray) -> bool:
+    """Whether a score says that an answer is right or wrong; of the harness's metrics only their values tell."""
+    if isinstance(task, HarnessTask):
+        return bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
+    return task.score != "likelihood" and task.compare == "equal"

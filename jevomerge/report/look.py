@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 INK, MUTED, FAINT = "#1b1e23", "#6b727c", "#eceef2"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"  # Okabe and Ito
 SEQUENTIAL, DIVERGING = "viridis", "PuOr"
+WIDTH = 5.0  # inches; a phone shows so much without scrolling, letters of 9 units then being 9 pixels high
 
 styled = matplotlib.rc_context(
     {
@@ -77,9 +78,9 @@ def svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r' id="(?:line2d|[A-Za-z.]+)_\d+"', "", text)  # of no use, and the same in every figure
     for colour, variable in ((INK, "ink"), (MUTED, "muted"), (FAINT, "faint"), (BLUE, "blue")):
         text = text.replace(colour, f"var(--{variable})")
-    # Letters of 9 units are 8 to 16 pixels high; what is too wide for a phone then scrolls.
+    # Letters of 9 units are 8 to 15 pixels high; what is too wide for a phone then scrolls.
     width = 72 * figure.get_figwidth()
-    style = f"min-width:{0.86 * width:.0f}px;max-width:{1.8 * width:.0f}px"
+    style = f"min-width:{0.9 * width:.0f}px;max-width:{1.7 * width:.0f}px"
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     body = text[text.index(">", box.end()) + 1 :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,12 @@ from jevomerge.report.figures import (
     progress,
 )
 from jevomerge.report.front import front_of_run, front_table
-from jevomerge.report.heldout import best_parent, other_scores, standings, wins_and_losses
+from jevomerge.report.heldout import best_parent, other_scores, scores_by_task, standings, wins_and_losses
 from jevomerge.report.look import png, svg
 from jevomerge.report.path_history import path_history
 from jevomerge.report.path_picture import path_figure
 from jevomerge.report.record import Paths, Record, read_paths, read_record, read_run_folder, weight_space
+from jevomerge.report.words import cut, judged_by, number, ran_on, searched, thousands
 
 PAGE, PICTURE = "report.html", "path.png"
 MARK = "<!-- jevomerge report -->"  # in the first lines of what may be overwritten
@@ -104,15 +104,19 @@ def run_page(record: Record, paths: Paths | None) -> str:
         record=record,
         headline=headline(record),
         searched=searched(record, paths),
+        judged=judged_by(record.config),
+        paths=paths,
         figures=figures(record, paths),
         front=front_table(record) if several_goals(record) else [],
         history=path_history(record, paths) if paths else None,
         standings=standings(heldout, tasks) if heldout else [],
         parent=best_parent(heldout) if heldout else None,
-        others=other_scores(heldout) if heldout else [],
+        others=other_scores(heldout, tasks) if heldout else [],
         cases=[c for t in tasks if (c := wins_and_losses(heldout, t)) is not None] if heldout else [],
+        by_task=scores_by_task(heldout) if heldout and len(tasks) > 1 else {},
         recipes={path.name: path.read_text() for path in recipes},
         cost=cost(record),
+        ran_on=ran_on(record.environment),
         config=yaml.safe_dump(record.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         environment=json.dumps({k: v for k, v in record.environment.items() if k != "genes"}, indent=2),
     )
@@ -131,37 +135,9 @@ def render(template: str, **context: Any) -> str:
     return environment.get_template(template).render(mark=Markup(MARK), **context)
 
 
-def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
-    """A score for a table; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def cut(text: str, head: int = 360, tail: int = 160) -> str:
-    """A long text without its middle: what is asked is often at the end."""
-    return text if len(text) <= head + tail + 3 else f"{text[:head]} … {text[-tail:]}"
-
-
 def several_goals(record: Record) -> bool:
     """Whether a front was searched, and there is something to show of it."""
     return record.config.search.strategy == PARETO and not np.isnan(record.fitness).all()
-
-
-def searched(record: Record, paths: Paths | None) -> str:
-    """In a sentence, what was searched and how."""
-    config, parts = record.config, []
-    if config.recipe is not None:
-        names = {parse_gene(g).source for g in record.genes[: record.num_weight_genes]} - {""}
-        sources = [m.model for m in config.recipe.models] or sorted(config.recipe.references)
-        known = [n for n in (Path(s).name for s in sources) if n in names] or sorted(names)
-        merge = f"the coefficients of a {config.recipe.merge_method} merge"
-        parts.append(f"{merge} of {', '.join(known)}" if known else merge)
-    if config.path is not None:
-        through = ", ".join(paths.space.models) if paths else ", ".join(Path(m).name for m in config.path.models)
-        parts.append(f"a path through the layers of {through}")
-    size = f"generations of {record.environment['population']}, seed {config.seed}"
-    return f"Searched: {' and '.join(parts)}; {len(record.genes)} genes by {record.strategy} in {size}."
 
 
 def headline(record: Record) -> dict[str, Any]:
@@ -204,11 +180,6 @@ def cost(record: Record) -> dict[str, str]:
     if record.result is not None:
         rows["seconds in all"] = f"{record.result['seconds']:.1f}, with the sources' scores and the export"
     return rows
-
-
-def thousands(count: float) -> str:
-    """1234567 -> "1 234 567", with spaces at which no line breaks."""
-    return f"{count:,.0f}".replace(",", "\u202f")
 
 
 # --- figures ------------------------------------------------------------------------------------------------

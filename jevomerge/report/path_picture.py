@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from jevomerge.genome.path import Hop
-from jevomerge.report.look import BLUE, DIVERGING, FAINT, INK, MUTED, blank, styled
+from jevomerge.report.look import BLUE, DIVERGING, FAINT, INK, MUTED, WIDTH, blank, styled
 
 GAP = 1.5  # layers between two lanes
 
@@ -33,7 +33,7 @@ def path_figure(
     x = np.arange(1, len(hops) + 1)
     y = np.array([floor[models.index(hop.model)] + hop.layer for hop in hops])
     top = floor[-1] + depths[-1]
-    figure = blank(float(np.clip(2 + 0.054 * len(hops), 5.6, 12)), 1.1 + min(0.24 * top, 5.4))
+    figure = blank(float(np.clip(2 + 0.054 * len(hops), WIDTH, 12)), 1.1 + min(0.24 * top, 5.4))
     axes = figure.add_subplot()
     _draw_lanes(axes, models, depths, floor, len(hops))
     if passes is not None:
@@ -93,7 +93,7 @@ def _draw_lanes(axes: Axes, models: Sequence[str], depths: Sequence[int], floor:
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=7.5)
     axes.set_xlim(0, hops + 1)
     axes.set_ylim(-0.8, floor[-1] + depths[-1] + 0.1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xticks([x for x in MaxNLocator(integer=True, nbins=8).tick_values(1, hops) if 1 <= x <= hops])
     axes.set_xlabel("hop")
     axes.tick_params(length=2)
     axes.spines["left"].set_visible(False)

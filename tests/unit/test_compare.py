@@ -112,6 +112,16 @@ def test_a_table_and_a_page(tmp_path, monkeypatch, capsys):
     assert main(["compare", *runs[:2]]) == 0  # a page is replaced, nothing else is
 
 
+def test_estimates_are_said_to_be_some(tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, 1, name=name)
+    config = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())
+    config["search"]["anchors"] = {"examples": 2}
+    (tmp_path / "b" / "config.yaml").write_text(yaml.safe_dump(config))
+    compare([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html")
+    assert "b: the curves are of estimates from anchors" in (tmp_path / "page.html").read_text()
+
+
 def test_stages_are_runs_and_what_is_none_is_refused(tmp_path, capsys):
     for name in ("weights", "flow"):
         write_run(tmp_path / "staged" / name, 1, name=name)

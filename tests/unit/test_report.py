@@ -13,8 +13,9 @@ from matplotlib.colors import to_rgba
 from scipy import stats
 
 from jevomerge.cli import main
+from jevomerge.config import RunConfig
 from jevomerge.evolve.archive import Archive, read_archive
-from jevomerge.fitness.schema import Task
+from jevomerge.fitness.schema import HarnessTask, Task
 from jevomerge.genome.path import Hop, PathSpace, encode, hops_of
 from jevomerge.report import write_report
 from jevomerge.report.figures import (
@@ -31,6 +32,7 @@ from jevomerge.report.look import svg
 from jevomerge.report.path_history import changes, shorten
 from jevomerge.report.path_picture import floors, path_figure
 from jevomerge.report.record import Paths, read_paths, read_record, read_run_folder
+from jevomerge.report.words import judged_by
 
 # --- statistics ---------------------------------------------------------------------------------------------
 
@@ -89,6 +91,38 @@ def test_won_is_what_no_parent_solves():
     assert (cases.num_won, cases.num_lost, cases.num_examples) == (2, 1, 5)
     assert [(a.model, a.text) for a in cases.lost[0].answers] == [("a", "a1"), ("b", "b1"), (BEST, "best1")]
     assert wins_and_losses(heldout | {"sources": {}}, task()) is None
+
+
+def test_right_and_wrong_are_said_of_what_can_be_so():
+    """A loss of the harness, which is negated, or a ROUGE is more or less."""
+    loss = HarnessTask.model_validate({"harness": {"task": "h", "metric": "distance"}})
+    rouge = task().model_copy(update={"compare": "rouge_l_ja"})
+    scored = {
+        "accuracy": (loss, [0.0, 1.0], [1.0, None]),
+        "loss": (loss, [-0.5, -1.0], [-0.25, -1.0]),
+        "whole losses": (loss, [-1.0, -1.0], [0.0, -1.0]),
+        "rouge": (rouge, [0.0, 0.0], [1.0, 0.0]),
+        "likelihood": (task(score="likelihood"), [0.0, 0.0], [0.0, 0.0]),
+        "match": (task(score="match"), [0.0, 0.0], [0.0, 1.0]),
+    }
+    said = {}
+    for name, (judge, source, best) in scored.items():
+        models = {"sources": {"a": model(0, {judge.name: source})}, "best": model(0, {judge.name: best})}
+        examples = {"examples": {judge.name: [{"prompt": "q", "answer": "x"}] * 2}}
+        said[name] = wins_and_losses(models | examples, judge).right_or_wrong
+    assert [name for name, right_or_wrong in said.items() if right_or_wrong] == ["accuracy", "match"]
+
+
+def test_a_fitness_in_words(tmp_path):
+    harness = {"harness": {"task": "h", "metric": "distance"}, "weight": 3}
+    tasks = [task().model_dump(), task(name="more").model_dump(), harness]
+    config = {"name": "x", "path": {"models": ["a"]}, "tasks": tasks}
+    said = judged_by(RunConfig.model_validate(config))
+    assert said.startswith("Fitness: the weighted mean score of sums (weight 1), more (weight 1) and h (weight 3). ")
+    assert (
+        "An example of sums and more scores 1 if the answer in the generated text is the reference's, else 0; " in said
+    )
+    assert said.endswith("one of h scores distance in lm-evaluation-harness, negated where lower is better.")
 
 
 def test_likelihoods_are_won_by_the_largest_margin():
@@ -364,7 +398,8 @@ def test_the_page_says_what_the_files_say(run):
     assert "40 in 5 generations" in page
     assert "<td>2.00</td>" in page  # evaluations per second
     assert "1 (not a number)" in page
-    assert "solves 3 that no source solves, and misses 1 that some source solves" in page
+    assert "gets 3 right that no source does, and 1 wrong that some source gets right" in page
+    assert "Fitness: the mean score of sums. An example scores 1 if the answer in the generated text is" in page
     assert "+0.5000" in page  # against the best source
     assert "merged:0 1" in page
     assert page.count("<svg ") == 5
@@ -386,10 +421,26 @@ def test_the_page_says_how_else_texts_were_judged_and_how_candidates_came_about(
     with Archive(run / "evaluations.jsonl") as archive:
         archive.append([r | {"estimate": "mean"} | ({"refined": [0, 1]} if r["member"] == 7 else {}) for r in records])
     page = write_report(run).read_text()
-    row = re.search(r"<tr><td>sums: sakana</td>(.*)</tr>", page)[1]
-    assert re.findall(r'<td class="n">(.*?)</td>', row) == ["–", "0.6875"]  # the source was not judged so
+    table = page[page.index("judged otherwise") :]
+    assert re.findall(r'<th class="n">(.*?)</th>', table)[:2] == ["exact (counts)", "sakana"]
+    rows = [re.findall(r">([^<]+)<", row) for row in re.findall(r"<tr.*?</tr>", table)[1:3]]
+    assert rows == [["a", "0.2500", "–"], [BEST, "0.7500", "0.6875"]]  # the source was not judged so
     assert '<td class="muted">refined by gradients</td><td>5</td>' in page
     assert '<td class="muted">estimated from anchors</td><td>40; ' in page
+
+
+def test_a_score_that_is_more_or_less_is_written_out(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["tasks"][0]["compare"] = "rouge_l_ja"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    heldout = json.loads((run / "heldout.json").read_text())
+    heldout["best"]["scores"]["sums"] = [0.625, 1, 1, 1]
+    heldout["best"]["texts"]["sums"][0] = " \n"
+    (run / "heldout.json").write_text(json.dumps(heldout))
+    page = write_report(run).read_text()
+    assert "scores higher than every source on 3, and lower than some source on 1. A score is ROUGE-L" in page
+    assert "✓" not in page
+    assert re.search(r'<td class="n">\s*0.625\s*</td>\s*<td class="text"><span class="muted">nothing<', page)
 
 
 def test_the_page_needs_nothing_and_runs_nothing(run):
