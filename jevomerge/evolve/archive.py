@@ -5,7 +5,8 @@ environment.json    versions, command, machine
 evaluations.jsonl   one line per evaluation, on disk before the next one starts, with its CRC-32: a damaged line is as
                     if it had never been written, and of two lines of the same candidate the later one counts
 checkpoints/        Orbax checkpoints of the search's state
-result.json, best/  the outcome
+heldout.json        the held-out examples, and what each whole model scores and writes of them
+result.json, best/  the outcome; with several goals also front/
 tensorboard/, wandb/  copies for trackers, see `jevomerge.trackers`
 """
 
@@ -26,17 +27,18 @@ import numpy as np
 
 from jevomerge.errors import InputError
 
+Record = dict[str, Any]  # of one evaluation
 MARK = b', "crc32": "'  # before the checksum, which ends a line and is of all that stands before the mark
 
 
-def read_archive(path: Path) -> list[dict[str, Any]]:
+def read_archive(path: Path) -> list[Record]:
     """The evaluations of a run, by generation and member."""
     if not path.exists():
         raise InputError(f"{path} does not exist; is {path.parent} a run folder?")
     return _in_order(_parse(path)[0])
 
 
-def _parse(path: Path) -> tuple[dict[tuple[int, int], dict[str, Any]], int, int]:
+def _parse(path: Path) -> tuple[dict[tuple[int, int], Record], int, int]:
     """The records of a log by (generation, member), how many lines are damaged, and how many bytes are whole lines."""
     data = path.read_bytes() if path.exists() else b""
     *lines, torn = data.split(b"\n")  # what follows the last line end was cut short
@@ -45,18 +47,18 @@ def _parse(path: Path) -> tuple[dict[tuple[int, int], dict[str, Any]], int, int]
     return known, records.count(None), len(data) - len(torn)
 
 
-def _encode(record: dict[str, Any]) -> bytes:
+def _encode(record: Record) -> bytes:
     body = json.dumps(record, ensure_ascii=False)[:-1].encode()
     return body + MARK + b'%08x"}\n' % zlib.crc32(body)
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
+def _decode(line: bytes) -> Record | None:
     """The record of a line, None if it is not as it was written."""
     body, _, rest = line.rpartition(MARK)
     return json.loads(body + b"}") if rest == b'%08x"}' % zlib.crc32(body) else None
 
 
-def _in_order(known: dict[tuple[int, int], dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_order(known: dict[tuple[int, int], Record]) -> list[Record]:
     return [known[key] for key in sorted(known)]
 
 
@@ -65,8 +67,8 @@ class Archive:
 
     def __init__(self, path: Path | None):
         """Read what is there; a last line cut short by a crash is removed.  None: nothing is written."""
-        self._known: dict[tuple[int, int], dict[str, Any]] = {}
-        self._by_candidate: dict[bytes, dict[str, Any]] = {}
+        self._known: dict[tuple[int, int], Record] = {}
+        self._by_candidate: dict[bytes, Record] = {}
         self._sorted = 0  # generations whose records are in it
         self.damaged, self._file = 0, None
         if path is not None:
@@ -84,20 +86,20 @@ class Archive:
             self._file.close()
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """All evaluations, by generation and member."""
         return _in_order(self._known)
 
-    def find(self, generation: int, member: int, genome: list[float]) -> dict[str, Any] | None:
+    def find(self, generation: int, member: int, genome: list[float]) -> Record | None:
         """The record of this very evaluation, if it was made before a crash."""
         record = self._known.get((generation, member))
         return record if record is not None and record["genome"] == genome else None
 
-    def at(self, generation: int, member: int) -> dict[str, Any] | None:
+    def at(self, generation: int, member: int) -> Record | None:
         """The record of a member, whatever its genome."""
         return self._known.get((generation, member))
 
-    def ranked(self) -> list[dict[str, Any]]:
+    def ranked(self) -> list[Record]:
         """Those with a fitness, the best first: by fitness, then by the second criterion, then the earliest."""
         return sorted(
             (r for r in self.records if r["fitness"] is not None),
@@ -106,15 +108,13 @@ class Archive:
 
     def before(
         self, generation: int, distinct: Callable[[np.ndarray], np.ndarray], population: np.ndarray
-    ) -> dict[int, dict[str, Any]]:
+    ) -> dict[int, Record]:
         """The members of a generation that were scored in an earlier one, and the records of that.
 
         `distinct` makes of (P, n) genomes (P, n) numbers that are equal where candidates are.
         """
-        for earlier in range(self._sorted, generation):
-            records = [self._known[earlier, m] for m in range(len(population)) if (earlier, m) in self._known]
-            padded = np.resize([r["genome"] for r in records], population.shape)  # one shape: compiled once
-            for record, row in zip(records, distinct(padded), strict=False):
+        if new := [r for r in self.records if self._sorted <= r["generation"] < generation]:
+            for record, row in zip(new, distinct(np.array([r["genome"] for r in new])), strict=True):
                 if record["fitness"] is not None and "stopped" not in record:
                     self._by_candidate.setdefault(row.tobytes(), record)
         self._sorted = max(self._sorted, generation)
@@ -125,7 +125,7 @@ class Archive:
         """Whether every evaluation of the first `generations` is here."""
         return all((g, m) in self._known for g in range(generations) for m in range(population))
 
-    def append(self, records: list[dict[str, Any]]) -> None:
+    def append(self, records: list[Record]) -> None:
         """Add records and wait until they are on disk."""
         if self._file is not None:
             left = memoryview(b"".join(map(_encode, records)))
@@ -134,7 +134,7 @@ class Archive:
             os.fsync(self._file.fileno())
         self.learn(records, self.damaged)
 
-    def learn(self, records: list[dict[str, Any]], damaged: int) -> None:
+    def learn(self, records: list[Record], damaged: int) -> None:
         """Know of records that are on disk already, and of how many damaged lines are among them."""
         self._known |= {(r["generation"], r["member"]): r for r in records}
         self.damaged = damaged

@@ -269,6 +269,23 @@ def test_several_members_at_once_score_the_same(run, siblings, tmp_path):
     np.testing.assert_allclose([r["fitness"] for r in together], [r["fitness"] for r in alone], atol=1e-5)
 
 
+@pytest.mark.slow  # a quick one without the models is in tests/unit/test_run_folder.py
+def test_a_refined_genome_that_is_known_is_copied_also_after_a_crash(siblings, tmp_path):
+    """Steps too short for float32 give the best back, which is then no new candidate, whoever scored it."""
+    copy = with_run(siblings, tmp_path, "evaluations: 120", "evaluations: 20, population: 10")
+    (copy / "run.yaml").write_text((copy / "run.yaml").read_text() + "refine: {steps: 1, learning_rate: 1.0e-12}\n")
+    folder = tmp_path / "run"
+    assert main(["evolve", str(copy / "run.yaml"), "--output", str(folder), "--debug"]) == 0
+    whole = (folder / "evaluations.jsonl").read_bytes()
+    best = lines(folder)[-1]["copy_of"]
+    assert best[1] > 0  # a member whose number no member of this generation has
+    (folder / "evaluations.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "best")
+    assert main(["evolve", "--resume", str(folder), "--debug"]) == 0
+    assert (folder / "evaluations.jsonl").read_bytes() == whole
+
+
 def test_fitness_by_generation_is_what_transformers_writes(siblings, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

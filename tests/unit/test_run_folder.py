@@ -75,6 +75,15 @@ def test_what_the_archive_holds(log):
         assert not archive.holds(3, 5)
 
 
+def test_what_was_scored_before_is_found_by_a_smaller_generation_too(log):
+    """In a log that was just opened, where a generation of other size has not asked before."""
+    genomes = np.array([[0.25, 3 / 7], [0.25, 1 / 9], [0.25, 2 / 7]])
+    for population, expected in ((genomes, {0: (0, 3), 2: (0, 2)}), (genomes[:1], {0: (0, 3)})):
+        with Archive(log) as archive:
+            found = archive.before(3, lambda rows: rows, population)
+        assert {m: (r["generation"], r["member"]) for m, r in found.items()} == expected
+
+
 def states(count):
     rng = np.random.default_rng(0)
     return [
