@@ -17,7 +17,7 @@ from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.anchors import Items, choose_anchors, expected_mean, fit_items, weighted_mean
 from jevomerge.fitness.data import plan_layouts
 from jevomerge.fitness.judge import Judge
-from jevomerge.fitness.outcome import Scores
+from jevomerge.fitness.outcome import Scores, over_tasks
 from jevomerge.fitness.schema import Task
 from jevomerge.hosts import on_first
 
@@ -33,7 +33,7 @@ class Anchored:
 
     def __init__(self, setup: Setup, tasks: Mapping[str, Mapping[str, Any]]):
         """`tasks`: what `find_anchors` returns."""
-        self.tasks, self.weights = tasks, {t.name: t.weight for t in setup.config.tasks}
+        self.tasks = tasks
         self.subset = {name: np.asarray(task["examples"]) for name, task in tasks.items()}
         self.judge = laid_out(setup.judge, setup.config.tokens_per_batch, subset=self.subset)
         anchors = setup.config.search.anchors
@@ -42,21 +42,22 @@ class Anchored:
 
     def fitness(self, scores: Scores) -> tuple[float, float]:
         """As that of a judge, estimated for the whole search split."""
-        first = second = 0.0
-        for name, task in self.tasks.items():
-            primary = np.asarray(scores.primary[name], np.float64)
-            first += self.weights[name] * estimate(task, primary)
-            second += self.weights[name] * weighted_mean(scores.secondary[name], np.asarray(task["weights"]))
-        total = sum(self.weights.values())
-        return first / total, second / total
+        first = {name: estimate(task, scores.primary[name]) for name, task in self.tasks.items()}
+        second = {name: by_cluster(task, scores.secondary[name]) for name, task in self.tasks.items()}
+        return over_tasks(self.judge.weights, first), over_tasks(self.judge.weights, second)
 
 
 def estimate(task: Mapping[str, Any], scores: np.ndarray) -> float:
     """The mean score on all examples of a task by those (N,) on its anchors."""
     if "difficulty" not in task:
-        return weighted_mean(scores, np.asarray(task["weights"]))
+        return by_cluster(task, scores)
     items = Items(np.asarray(task["discrimination"]), np.asarray(task["difficulty"]))
     return expected_mean(scores, np.asarray(task["examples"]), items)
+
+
+def by_cluster(task: Mapping[str, Any], scores: np.ndarray) -> float:
+    """The same without items: each anchor stands for its cluster."""
+    return weighted_mean(scores, np.asarray(task["weights"]))
 
 
 def find_anchors(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jevomerge.errors import FitnessError
-from jevomerge.evolve.archive import Archive
+from jevomerge.evolve.archive import Archive, Record
 from jevomerge.evolve.checkpoints import Checkpoints
 from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.pareto import Nsga2, front_of, objectives_of
@@ -23,8 +22,6 @@ from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.outcome import Scores
 from jevomerge.hosts import first, on_first, together
-
-NONE: Mapping[int, list[int]] = {}
 
 
 def search(
@@ -49,13 +46,11 @@ def search(
         return step, {name: values.tolist() for name, values in state.items()}
 
     step, values = on_first(load)
-    for number, record in enumerate(archive.records[: step * strategy.population_size]):
-        observer.scored(number, record)
     finished = step, {k: np.asarray(v, start[k].dtype).reshape(start[k].shape) for k, v in values.items()}
     with Watchdog(config.search.time_limit) as watchdog:
-        score = functools.partial(
-            evaluate, setup, candidates, archive, generations=generations, observer=observer, watchdog=watchdog
-        )
+        total = generations * strategy.population_size
+        evaluator = Evaluator(setup, candidates, archive, observer, watchdog, total)
+        evaluator.show(0, dict(enumerate(archive.records[: step * strategy.population_size])))
         try:
             for generation in range(finished[0], generations):
                 keys = jax.random.split(jax.random.fold_in(key, generation + 1), 3)
@@ -66,7 +61,7 @@ def search(
                 if refiner is not None and refiner.due(generation):
                     refined, origins = refiner.members(archive, generation, state, len(population))
                     population = np.concatenate([population[: len(population) - len(refined)], refined])
-                done = score(generation, population, keys[1], refined=origins)
+                done = evaluator.evaluate(generation, population, keys[1], origins)
                 fitness = told(setup, done)
                 tie_break = np.array([-math.inf if r["tie_break"] is None else r["tie_break"] for r in done])
                 finished = generation + 1, strategy.tell(keys[2], state, population, fitness, tie_break)
@@ -75,98 +70,128 @@ def search(
             if refiner is not None:
                 observer.stage("refining the best" if generations else "refining the start")
                 population, origins = refiner.last(archive, generations, setup.problem.mean)
-                score(generations, population, jax.random.fold_in(key, generations + 1), refined=origins)
+                evaluator.evaluate(generations, population, jax.random.fold_in(key, generations + 1), origins)
         finally:  # also when it is interrupted, as before a preemption
             if first():
                 saved.save(*finished)
 
 
-def told(setup: Setup, records: list[dict[str, Any]]) -> np.ndarray:
+def told(setup: Setup, records: list[Record]) -> np.ndarray:
     """What the strategy learns of a generation: the fitness (P,), or with several goals every task's score (P, K)."""
     if isinstance(setup.strategy, Nsga2):
         return objectives_of(records, [task.name for task in setup.config.tasks])
     return np.array([math.nan if r["fitness"] is None else r["fitness"] for r in records])
 
 
-def evaluate(
-    setup: Setup,
-    candidates: Candidates,
-    archive: Archive,
-    generation: int,
-    population: np.ndarray,
-    key: jax.Array,
-    generations: int,
-    observer: Observer,
-    watchdog: Watchdog,
-    refined: Mapping[int, list[int]] = NONE,
-) -> list[dict[str, Any]]:
-    """The archive's records of one generation, making those that are missing.
+class Member(NamedTuple):
+    """Who is scored."""
 
-    `refined`: of which record, (generation, member), a member is the refined genome.
+    generation: int
+    number: int
+    genome: np.ndarray
+    refined: list[int] | None  # of which record, (generation, member), it is the refined genome
 
-    Raises:
-        FitnessError: if a candidate cannot be scored.
-    """
-    config, anchors = setup.config, setup.anchors
-    judge, size = setup.judge if anchors is None else anchors.judge, config.search.examples_per_generation
-    subset = None if size is None else judge.sample("search", size, key)
-    done = {m: archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)}
-    group, count = judge.group, len(population)
-    same = {} if subset is not None else archive.before(generation, setup.problem.distinct, population)
-    if copies := [copy_record(same[m], generation, m, population[m], refined.get(m)) for m in same if done[m] is None]:
-        together(lambda: archive.append(copies))
-        done |= {r["member"]: r for r in copies}
-    # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
-    rest = [m for m in range(count) if m not in same]
-    groups = [rest[start : start + group] for start in range(0, len(rest), group)]
-    pending = [members for members in groups if any(done[m] is None for m in members)]
-    first_of = generation * setup.strategy.population_size
-    total, best = max(generations * setup.strategy.population_size, first_of + count), best_fitness(archive.records)
-    before = time.perf_counter()
-    first_member, shown = 0, 0
 
-    def show(new: bool = True) -> None:
-        """Tell of all members up to the first one that is missing, and if some are new how many there are."""
-        nonlocal shown
-        while shown < count and (record := done[shown]) is not None:
-            observer.scored(first_of + shown, record)
-            shown += 1
-        if not new:
-            return
-        made = [r["fitness"] for r in done.values() if r is not None and r["fitness"] is not None]
-        evaluated = first_of + sum(r is not None for r in done.values())
-        observer.evaluated(evaluated, total, best, float(np.mean(made)) if made else math.nan)
+class Evaluator:
+    """Scores generation after generation, writes down what comes out, and tells of it."""
 
-    def cut() -> float:
-        """What a member must reach: by the groups before its own alone, so that a resumed run stops the same ones."""
-        return threshold(setup, [done[m] for m in range(first_member)])
+    def __init__(
+        self, setup: Setup, candidates: Candidates, archive: Archive, observer: Observer, watchdog: Watchdog, total: int
+    ):
+        """`total`: how many evaluations there will be, without those that come after the search."""
+        self.setup, self.candidates, self.archive = setup, candidates, archive
+        self.observer, self.watchdog = observer, watchdog
+        self.anchors, self.size = setup.anchors, setup.strategy.population_size
+        self.judge = setup.judge if self.anchors is None else self.anchors.judge
+        self.total, self.shown, self.best = total, 0, best_fitness(archive.records)
 
-    show(new=bool(copies))
-    scored = subset if anchors is None else anchors.subset
-    outputs = judge.members(candidates, population[[m for members in pending for m in members]], scored, cut)
-    for members in pending:
-        first_member = members[0]
-        where = f"generation {generation}, member {' and '.join(map(str, members))}"
+    def evaluate(
+        self, generation: int, population: np.ndarray, key: jax.Array, refined: Mapping[int, list[int]]
+    ) -> list[Record]:
+        """The archive's records of one generation, making those that are missing.
+
+        `refined`: of which record, (generation, member), a member is the refined genome.
+
+        Raises:
+            FitnessError: if a candidate cannot be scored.
+        """
+        members = [Member(generation, m, genome, refined.get(m)) for m, genome in enumerate(population)]
+        self.total = max(self.total, generation * self.size + len(members))
+        found = [self.archive.find(generation, m, genome.tolist()) for m, genome in enumerate(population)]
+        done = {m: record for m, record in enumerate(found) if record is not None}
+        self.show(generation, done)
+        count = self.setup.config.search.examples_per_generation
+        minibatch = None if count is None else self.judge.sample("search", count, key)
+        same = {} if count is not None else self.archive.before(generation, self.setup.problem.distinct, population)
+        if copies := [copy_record(record, members[m]) for m, record in same.items() if m not in done]:
+            self._add(generation, done, copies)
+        # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
+        rest = [m for m in members if m.number not in same]
+        for start in range(0, len(rest), self.judge.group):
+            group = rest[start : start + self.judge.group]
+            if all(m.number in done for m in group):
+                continue
+            # By those before it alone, so that a resumed run stops the same ones.
+            cut = threshold(self.setup, [done[m] for m in range(group[0].number)])
+            records = self._score(group, minibatch if self.anchors is None else self.anchors.subset, cut)
+            self._add(generation, done, [r for r in records if r["member"] not in done])
+        return [done[m.number] for m in members]
+
+    def show(self, generation: int, done: Mapping[int, Record]) -> None:
+        """Tell of the members from a generation on, in order, up to the first one that is missing."""
+        while (record := done.get(self.shown - generation * self.size)) is not None:
+            self.observer.scored(self.shown, record)
+            self.shown += 1
+
+    def _add(self, generation: int, done: dict[int, Record], new: list[Record]) -> None:
+        """Write down new records of a generation, and tell how far it is."""
+        together(lambda: self.archive.append(new))
+        done |= {r["member"]: r for r in new}
+        self.show(generation, done)
+        self.best = max(self.best, best_fitness(new))
+        fitness = [r["fitness"] for r in done.values() if r["fitness"] is not None]
+        mean = float(np.mean(fitness)) if fitness else math.nan
+        self.observer.evaluated(generation * self.size + len(done), self.total, self.best, mean)
+
+    def _score(self, group: Sequence[Member], subset: Mapping[str, np.ndarray] | None, cut: float) -> list[Record]:
+        """The records of members that are scored together."""
+        where = f"generation {group[0].generation}, member {' and '.join(str(m.number) for m in group)}"
+        limit, began = self.setup.config.search.time_limit, time.perf_counter()
+        genomes = np.array([m.genome for m in group])
         try:
-            with watchdog.watching(f"{where}: not scored within search.time_limit, {config.search.time_limit} s"):
-                scores = next(outputs)
+            with self.watchdog.watching(f"{where}: not scored within search.time_limit, {limit} s"):
+                [scores] = self.judge.members(self.candidates, genomes, subset, cut)
         except FitnessError as error:
             raise FitnessError(f"{where}: {error}") from error
-        now = time.perf_counter()
-        records = [
-            make_record(generation, m, population[m], setup, s, (now - before) / len(members), scored, refined.get(m))
-            for m, s in zip(members, scores, strict=True)
-            if done[m] is None
-        ]
-        before = now
-        together(lambda records=records: archive.append(records))  # type: ignore[misc]
-        done |= {r["member"]: r for r in records}
-        best = max(best, best_fitness(records))
-        show()
-    return [r for r in done.values() if r is not None]
+        seconds = (time.perf_counter() - began) / len(group)
+        return [self._record(m, s, seconds, subset) for m, s in zip(group, scores, strict=True)]
+
+    def _record(
+        self, member: Member, scores: Scores, seconds: float, subset: Mapping[str, np.ndarray] | None
+    ) -> Record:
+        """A line of evaluations.jsonl; a fitness or a score that is not a number, or was not found out, is null."""
+        both = self.judge.fitness(scores) if self.anchors is None else self.anchors.fitness(scores)
+        fitness, tie_break = (x if math.isfinite(x) else None for x in both)
+        return {
+            "generation": member.generation,
+            "member": member.number,
+            "genome": member.genome.tolist(),
+            "fitness": fitness,
+            "tie_break": tie_break,
+            "seconds": round(seconds, 4),
+            "tokens": scores.tokens._asdict(),
+            "scores": {
+                name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
+                for name, values in scores.primary.items()
+            },
+            **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
+            **({} if self.anchors is None else self.anchors.note),
+            **({} if member.refined is None else {"refined": member.refined}),
+            **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
+        }
 
 
-def threshold(setup: Setup, earlier: list[dict[str, Any] | None]) -> float:
+def threshold(setup: Setup, earlier: list[Record | None]) -> float:
     """The fitness of the worst of the best that matter, among the records of a generation so far; -inf: not known."""
     search, elite = setup.config.search, setup.strategy.elite
     if search.racing is None or elite is None:
@@ -177,55 +202,21 @@ def threshold(setup: Setup, earlier: list[dict[str, Any] | None]) -> float:
     return fitness[elite - 1] if len(fitness) >= elite else -math.inf
 
 
-def best_fitness(records: list[dict[str, Any]]) -> float:
+def best_fitness(records: list[Record]) -> float:
     """The highest fitness among records, -inf if there is none."""
     return max((r["fitness"] for r in records if r["fitness"] is not None), default=-math.inf)
 
 
-def make_record(
-    generation: int,
-    member: int,
-    genome: np.ndarray,
-    setup: Setup,
-    scores: Scores,
-    seconds: float,
-    subset: Mapping[str, np.ndarray] | None,
-    refined: list[int] | None = None,
-) -> dict[str, Any]:
-    """A line of evaluations.jsonl; a fitness or a score that is not a number, or was not found out, is null."""
-    anchors = setup.anchors
-    both = setup.judge.fitness(scores) if anchors is None else anchors.fitness(scores)
-    fitness, tie_break = (x if math.isfinite(x) else None for x in both)
-    return {
-        "generation": generation,
-        "member": member,
-        "genome": genome.tolist(),
-        "fitness": fitness,
-        "tie_break": tie_break,
-        "seconds": round(seconds, 4),
-        "tokens": scores.tokens._asdict(),
-        "scores": {
-            name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
-            for name, values in scores.primary.items()
-        },
-        **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
-        **({} if anchors is None else anchors.note),
-        **({} if refined is None else {"refined": refined}),
-        **({} if subset is None else {"examples": {name: chosen.tolist() for name, chosen in subset.items()}}),
-    }
-
-
-def copy_record(
-    record: dict[str, Any], generation: int, member: int, genome: np.ndarray, refined: list[int] | None = None
-) -> dict[str, Any]:
+def copy_record(record: Record, member: Member) -> Record:
     """The line of a candidate that has been scored before, perhaps by other genes that do not matter."""
-    where = {"generation": generation, "member": member, "genome": genome.tolist()}
+    where = {"generation": member.generation, "member": member.number, "genome": member.genome.tolist()}
+    where |= {"copy_of": [record["generation"], record["member"]]}
+    where |= {} if member.refined is None else {"refined": member.refined}
     spent = {"seconds": 0.0, "tokens": {"prompt": 0, "answer": 0}}
-    where |= {"copy_of": [record["generation"], record["member"]]} | ({} if refined is None else {"refined": refined})
     return {k: v for k, v in record.items() if k != "refined"} | spent | where
 
 
-def choose(setup: Setup, candidates: Candidates, archive: Archive) -> dict[str, Any]:
+def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Record:
     """The best record, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
     With minibatches a high fitness may be luck, and with anchors it is an estimate, so the best few are scored again on

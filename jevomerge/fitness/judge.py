@@ -37,7 +37,7 @@ from jevomerge.fitness.data import (
 )
 from jevomerge.fitness.extract import grade, other_criteria
 from jevomerge.fitness.language import check_language
-from jevomerge.fitness.outcome import Found, Scores, Tokens, count_tokens, of_this_process
+from jevomerge.fitness.outcome import Found, Scores, Tokens, count_tokens, of_this_process, over_tasks
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
 from jevomerge.fitness.schema import HarnessTask, Task
@@ -247,11 +247,13 @@ class Judge:
         """The weighted mean over tasks of the mean score, and of the second criterion; a bound, if it was stopped."""
         if scores.stopped is not None:
             return scores.stopped.bound, -math.inf
-        total = sum(task.weight for task in self.tasks)
-        first, second = (
-            float(sum(t.weight * float(np.mean(values[t.name])) for t in self.tasks) / total) for values in scores[:2]
-        )
-        return first, second
+        first, second = ({name: float(np.mean(v)) for name, v in values.items()} for values in scores[:2])
+        return over_tasks(self.weights, first), over_tasks(self.weights, second)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """{task: how much it counts}."""
+        return {task.name: task.weight for task in self.tasks}
 
     def also(self, texts: Mapping[str, Sequence[str]], split: str) -> dict[str, dict[str, float]]:
         """{task: {criterion: score}} of the texts that a model wrote for a whole split, by what does not count."""
@@ -268,17 +270,17 @@ class Judge:
         candidates: Candidates,
         genomes: np.ndarray,
         subset: Mapping[str, np.ndarray] | None = None,
-        cut: Callable[[], float] = lambda: -math.inf,
+        cut: float = -math.inf,
     ) -> Iterator[list[Scores]]:
         """Score a population on the search split, yielding as each group of members is done.
 
         The last group is filled up with copies, so that every group has the same shape.  With racing, a group is
-        stopped when the fitness of none of its members can reach `cut()` any more.
+        stopped when the fitness of none of its members can reach `cut` any more.
         """
         for start in range(0, len(genomes), self.group):
             group = genomes[start : start + self.group]
             full = np.concatenate([group, np.repeat(group[-1:], self.group - len(group), axis=0)])
-            yield self._score(candidates, full, "search", subset, self.config, cut())[: len(group)]
+            yield self._score(candidates, full, "search", subset, self.config, cut)[: len(group)]
 
     def model(self, params: Params, split: str, config: DecoderConfig | None = None) -> Scores:
         """Score one model on a whole split; `config` if it is not of the judge's architecture."""
@@ -394,13 +396,14 @@ class Judge:
     def _bounds(self, chosen: Mapping[str, Sequence[Example]], found: Mapping[str, Found]) -> np.ndarray:
         """(M,) what the fitness of each member can still be, at most."""
         assert self.racing is not None
-        bounds = np.zeros(self.group)
+        bounds = dict[str, np.ndarray]()
         for task in self.tasks:
             name, top = task.name, 0.0 if task.score == "likelihood" else 1.0
             rule = "exact" if task.score == "likelihood" else self.racing  # a likelihood has no lowest value
             strata = strata_of(task, chosen[name], self.layouts[name])
-            bounds += task.weight * upper_bound(found[name].pairs[0], found[name].seen, strata, top, rule)
-        return bounds / sum(task.weight for task in self.tasks)
+            bounds[name] = upper_bound(found[name].pairs[0], found[name].seen, strata, top, rule)
+        means: np.ndarray = over_tasks(self.weights, bounds)
+        return means
 
     def _documents(self, task: Judged, split: str, subset: Mapping[str, np.ndarray] | None) -> np.ndarray:
         """The documents of a task that a candidate is scored on: a split, or those of it in `subset`."""

@@ -29,6 +29,11 @@ class Scores(NamedTuple):
     tokens: Tokens = Tokens(0, 0)
 
 
+def over_tasks(weights: Mapping[str, float], values: Mapping[str, Any]) -> Any:
+    """The weighted mean of {task: a number or an array}: what a fitness is made of."""
+    return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())
+
+
 class Found:
     """What M members made of some documents of a task, as it comes in."""
 

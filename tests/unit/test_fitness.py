@@ -8,6 +8,7 @@ import pytest
 from jevomerge.errors import InputError
 from jevomerge.fitness.data import Example, make_batches, plan_layouts, read_rows, refuse_overlap
 from jevomerge.fitness.extract import extract_answer, is_correct
+from jevomerge.fitness.outcome import over_tasks
 from jevomerge.fitness.schema import DataSource, Task
 
 
@@ -130,3 +131,11 @@ def test_missing_and_empty_data(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"q": 1}\n')
     with pytest.raises(InputError, match="has no rows"):
         read_rows(DataSource(path=str(tmp_path / "one.jsonl"), rows=(1, 5)), "task t, search")
+
+
+def test_tasks_count_by_their_weights():
+    weights, values = {"a": 2.0, "b": 0.5}, {"b": np.array([1.0, np.nan]), "a": np.array([-0.3, 2.0])}
+    expected = np.average([values["a"], values["b"]], axis=0, weights=[2.0, 0.5])
+    np.testing.assert_allclose(over_tasks(weights, values), expected)
+    one = {name: float(v[0]) for name, v in values.items()}
+    assert over_tasks(weights, one) == pytest.approx(expected[0])
