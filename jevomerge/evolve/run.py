@@ -129,7 +129,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     config, judge, problem = setup.config, setup.judge, setup.problem
     likelihood = laid_out(judge, config.tokens_per_batch, likelihood=True) if config.search.anchors else None
     average, sources = score_baselines(problem, judge, candidates, observer.stage, likelihood)
-    on_first(lambda: record_heldout(folder, judge, sources, average))
+    on_first(lambda: record_heldout(folder, judge, sources, average, {}))
     setup.anchors = anchored(setup, folder, [*sources.values(), *([] if average is None else [average])], observer)
     baseline = {name: scored.fitness for name, scored in sources.items()}
 
@@ -163,18 +163,19 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
             return found[0]
 
         records = archive.records
-        scored, number = exported(best, folder / "best"), records.index(best)
-        record_heldout(folder, judge, sources, average, scored)
-        front = None
+        points, number, front = {"best": exported(best, folder / "best")}, records.index(best), None
         if isinstance(setup.strategy, Nsga2):
             front = front_points(records, [task.name for task in config.tasks], number, config.search.finalists)
             for point in front:
                 record, name = records[point["evaluation"]], point.get("export")
                 point["genome"] = problem.values(np.asarray(record["genome"]))
-                if name is not None:
+                if name is not None and name not in points:
                     observer.stage(f"exporting and scoring {name}")
-                    own = scored if name == "best" else exported(record, folder / name)
-                    point["heldout"] = own.tasks["heldout"]
+                    points[name] = exported(record, folder / name)
+                if name is not None:
+                    point["heldout"] = points[name].tasks["heldout"]
+        record_heldout(folder, judge, sources, average, points)
+        scored = points["best"]
         result = {
             "average": None if average is None else average.fitness,
             "sources": baseline,

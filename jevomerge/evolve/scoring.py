@@ -111,9 +111,16 @@ def score_model(
 
 
 def record_heldout(
-    folder: Path, judge: Judge, sources: Mapping[str, Scored], average: Scored | None, best: Scored | None = None
+    folder: Path,
+    judge: Judge,
+    sources: Mapping[str, Scored],
+    average: Scored | None,
+    exported: Mapping[str, Scored],
 ) -> None:
-    """Write heldout.json: the held-out examples and, by example, what each model scores and wrote."""
+    """Write heldout.json: the held-out examples and, by example, what each model scores and wrote.
+
+    `exported`: what has been exported so far, by folder; what is not `best` is another point of a front.
+    """
 
     def record(scored: Scored) -> dict[str, Any]:
         scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.primary.items()}
@@ -128,6 +135,7 @@ def record_heldout(
         "examples": examples,
         "sources": {name: record(scored) for name, scored in sources.items()},
         "average": None if average is None else record(average),
-        "best": None if best is None else record(best),
+        "best": record(exported["best"]) if exported else None,
+        **({"front": {name: record(s) for name, s in exported.items() if name != "best"}} if len(exported) > 1 else {}),
     }
     write_atomically(folder / "heldout.json", json.dumps(heldout, ensure_ascii=False) + "\n")

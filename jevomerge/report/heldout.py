@@ -33,9 +33,15 @@ class Standing(NamedTuple):
 
 
 def models_of(heldout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """heldout.json's models by name: the sources, the average, the result."""
-    others = {AVERAGE: heldout["average"], BEST: heldout["best"]}
+    """heldout.json's models by name: the sources, the average, other exported points of a front, the result."""
+    others = {AVERAGE: heldout["average"], **points_of(heldout), BEST: heldout["best"]}
     return {**heldout["sources"], **{name: model for name, model in others.items() if model is not None}}
+
+
+def points_of(heldout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The exported points of a front but for the best, by folder: what a run with one goal has none of."""
+    points: dict[str, dict[str, Any]] = heldout.get("front", {})
+    return points
 
 
 def best_parent(heldout: Mapping[str, Any]) -> str | None:
@@ -155,7 +161,7 @@ def wins_and_losses(heldout: Mapping[str, Any], task: Task | HarnessTask) -> Cas
     best = np.array(heldout["best"]["scores"][task.name], np.float64)
     margin = best - np.fmax.reduce(sources)
     won, lost = (np.argsort(-m, kind="stable")[: np.sum(m > 0)] for m in (margin, -margin))
-    models = {**heldout["sources"], BEST: heldout["best"]}
+    models = {**heldout["sources"], **points_of(heldout), BEST: heldout["best"]}
 
     def case(i: int) -> Case:
         answers = [

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from jevomerge.config import read_run
 from jevomerge.evolve.archive import read_archive
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.strategies import METHODS
+from jevomerge.report.heldout import standings, wins_and_losses
 
 EVALUATIONS, POPULATION = 48, 8
 GOALS = ("stories", "other")
@@ -100,6 +102,42 @@ def test_exported_points_score_what_was_logged(run, problem):
     ).read_text()
 
 
+def test_held_out_examples_are_on_record_for_every_exported_point(run, problem):
+    """As the files score them; and the page shows each with its interval, and what it made of the examples."""
+    result, heldout = json.loads((run / "result.json").read_text()), json.loads((run / "heldout.json").read_text())
+    exported = {p["export"]: p for p in result["front"] if "export" in p}
+    points = heldout["front"] | {"best": heldout["best"]}
+    assert points.keys() == exported.keys()
+    judge = Setup(read_run(problem / "run.yaml")).judge
+    for name, point in points.items():
+        assert point.keys() == heldout["best"].keys()
+        model = Checkpoint(run / name)
+        scores = judge.model(model.load(judge.mesh), "heldout", model.config)
+        for goal in GOALS:
+            np.testing.assert_allclose(point["scores"][goal], scores.primary[goal], atol=1e-6)
+        assert point["tasks"]["heldout"] == exported[name]["heldout"]
+    assert len({json.dumps(point["scores"]) for point in points.values()}) == len(points)
+    rows = standings(heldout, judge.tasks)
+    assert [row.name for row in rows] == ["front", "back", "plain average", *heldout["front"], "evolved merge"]
+    page = (run / "report.html").read_text()
+    for row in rows:
+        assert f"{row.heldout.low:.3f} to {row.heldout.high:.3f}".replace("-", "−") in page
+    case = wins_and_losses(heldout, judge.tasks[0]).won[0]
+    answers = " · ".join(f"{a.model} {a.score:.3f}" for a in case.answers).replace(" -", " −")
+    assert set(heldout["front"]) < {a.model for a in case.answers}
+    assert answers in re.sub(r"<[^>]*>", "", page)
+
+
+def test_a_record_without_the_other_points_is_shown(run, tmp_path):
+    """As earlier versions wrote it."""
+    older = shutil.copytree(run, tmp_path / "older")
+    heldout = json.loads((older / "heldout.json").read_text())
+    del heldout["front"]
+    (older / "heldout.json").write_text(json.dumps(heldout))
+    assert main(["report", str(older), "--debug"]) == 0
+    assert "<h2>The front</h2>" in (older / "report.html").read_text()
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path, capsys):
     """As kill -9 leaves it in the fifth generation, a line torn; of what is exported later some is there already."""
     killed = shutil.copytree(run, tmp_path / "killed")
@@ -113,6 +151,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path, capsys):
     assert main(["evolve", "--resume", str(killed), "--debug"]) == 0
     assert "checkpoint 4" not in capsys.readouterr().out  # it is used; that of the sixth is ahead of the log
     assert outcome(killed) == outcome(run)
+    assert (killed / "heldout.json").read_bytes() == (run / "heldout.json").read_bytes()
 
 
 def test_the_report_shows_the_front(run):
