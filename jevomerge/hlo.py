@@ -18,7 +18,9 @@ COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 LOOP = re.compile(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 CONSTANT = re.compile(r"= [su]\d+\S* constant\((\d+)\)")
 CALLS = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%?[\w.-]+(?:, )?)+)")
-GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|mesh\[.*?\] \{.*?\}|\[[^ ]*)")
+GROUPS = re.compile(
+    r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|mesh\[.*?\](?:, device_ids=\(.*?\)\))? \{.*?\}|\[[^ ]*)"
+)
 
 
 class Collective(NamedTuple):
@@ -109,12 +111,16 @@ def _groups(line: str, devices: int) -> list[list[int]]:
         shape, source, turn = ([int(i) for i in part.split(",")] if part else None for part in iota.groups())
         assert shape is not None
         return np.arange(devices).reshape(source).transpose(turn).reshape(shape).tolist()
-    if named := re.match(r"mesh\[([^\]]*)\] \{([^}:]*)\}", text):
+    if named := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}:]*)\}", text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        inside = re.findall(r"'(\w+)'", named[2])
+        inside = re.findall(r"'(\w+)'", named[4])
         names = list(sizes)
         turn = [names.index(n) for n in [*(n for n in names if n not in inside), *inside]]
-        grid = np.arange(devices).reshape(list(sizes.values())).transpose(turn)
+        ids = np.arange(devices)
+        if named[2] is not None:  # the devices in another order
+            source, order = ([int(i) for i in part.split(",")] for part in named.group(2, 3))
+            ids = ids.reshape(source).transpose(order)
+        grid = ids.reshape(list(sizes.values())).transpose(turn)
         return grid.reshape(-1, math.prod(sizes[n] for n in inside)).tolist()
     raise ValueError(f"groups of devices are written in a way that is not known: {line.strip()[:300]}")
 

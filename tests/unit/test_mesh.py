@@ -167,6 +167,8 @@ def test_an_exchange_between_members_would_be_seen():
         ("replica_groups=[2,4]<=[4,2]T(1,0)", {"pop"}),
         ("replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_0'}", {"pop"}),
         ("replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_2'}", {"model"}),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}", {"model"}),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", {"pop"}),
         ("source_target_pairs={{0,1},{1,0}}", {"model"}),
         ("source_target_pairs={{0,6}}", {"pop"}),
     ],
