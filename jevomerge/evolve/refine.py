@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -34,6 +35,8 @@ from jevomerge.evolve.problem import Problem, WeightProblem
 from jevomerge.evolve.strategies import PARETO
 from jevomerge.fitness.candidates import Candidates, Merged, Model
 from jevomerge.fitness.data import Example, Layout, make_batches
+from jevomerge.fitness.judge import Judge
+from jevomerge.fitness.outcome import Tokens, count_tokens
 from jevomerge.fitness.rollout import LOGITS_CHUNK, Batch, answer_likelihood
 from jevomerge.fitness.schema import Task
 from jevomerge.mesh import everywhere, put
@@ -127,17 +130,20 @@ def step(
 class Refiner:
     """What is needed to move genomes of one run along the gradient."""
 
-    def __init__(self, setup: Setup, candidates: Candidates):
-        """Lays out the batches of a step: of each task, `examples_per_step` rows as long as the longest."""
+    def __init__(self, setup: Setup, candidates: Candidates, judge: Judge | None = None):
+        """Lays out the batches of a step: of each task, `examples_per_step` rows as long as the longest.
+
+        `candidates` may be shapes alone, for a plan; `judge`, if it is not the setup's, has the mesh.
+        """
         assert setup.config.refine is not None
         assert isinstance(candidates, Merged)
-        self.refine, self.judge, self.seed = setup.config.refine, setup.judge, setup.config.seed
+        self.refine, self.judge, self.seed = setup.config.refine, judge or setup.judge, setup.config.seed
         self.free = free_genes(setup.problem)
         self.candidates = candidates.replace(merge=candidates.merge._replace(dtype="float32"))  # type: ignore[attr-defined]
-        self.tasks = own_tasks(setup.judge)
+        self.tasks = own_tasks(self.judge)
         total = sum(task.weight for task in self.tasks)
         self.shares = tuple(task.weight / total for task in self.tasks)
-        self.examples = setup.judge.examples["search"]
+        self.examples = self.judge.examples["search"]
         self.layouts = tuple(self._layout(self.examples[task.name]) for task in self.tasks)
 
     def _layout(self, examples: Sequence[Example]) -> Layout:
@@ -153,13 +159,16 @@ class Refiner:
     def batches(self, key: Array) -> list[Batch]:
         """A random batch of each task's search split."""
         found = []
-        subset = self.judge.sample("search", self.refine.examples_per_step, key)
+        subset = self._subset(key)
         for task, layout in zip(self.tasks, self.layouts, strict=True):
             chosen = self.judge.chosen(task, "search", subset)
             kind = "likelihood" if self._answers else "generation"  # whose rows are prompts alone
             [(_, _, batch)] = make_batches(task.model_copy(update={"score": kind}), chosen, [layout], self.judge.pad)
             found.append(jax.tree.map(lambda x: put(x, everywhere(self.judge.mesh)), batch))
         return found
+
+    def _subset(self, key: Array) -> dict[str, np.ndarray]:
+        return self.judge.sample("search", self.refine.examples_per_step, key)
 
     def __call__(self, genome: np.ndarray, key: Array) -> np.ndarray:
         """(n,) -> (n,) after all steps."""
@@ -169,19 +178,70 @@ class Refiner:
     def walk(self, genome: np.ndarray, key: Array) -> Iterator[tuple[float, np.ndarray]]:
         """The loss before each step, on the examples of that step, and the genome (n,) after it."""
         where = everywhere(self.judge.mesh)
-        start = put(np.asarray(genome, np.float32), where)
-        optimizer, rate = self.refine.optimizer, put(np.asarray(self.refine.learning_rate, np.float32), where)
-        first = OPTIMIZERS[optimizer](self.refine.learning_rate).init(start)
-        state = start, jax.tree.map(lambda x: put(np.asarray(x), where), first)
-        static: dict[str, Any] = {"mesh": self.judge.mesh, "dtype": self.judge.dtype}
-        static |= {"optimizer": optimizer, "objective": self.refine.objective}
-        static |= {"shares": self.shares, "config": self.judge.config, "layouts": self.layouts}
+        start, rate = (
+            put(np.asarray(genome, np.float32), where),
+            put(np.asarray(self.refine.learning_rate, np.float32), where),
+        )
+        state = start, jax.tree.map(lambda x: put(np.asarray(x), where), self._optimizer.init(start))
         free = put(self.free, where)
         for number in range(self.refine.steps):
             batches = self.batches(jax.random.fold_in(key, number))
-            state, value = step(self.candidates, free, rate, state, batches, **static)
+            state, value = step(self.candidates, free, rate, state, batches, **self._static)
             # Genes that do not move keep all their digits.
             yield float(value), np.where(self.free, np.asarray(state[0], np.float64), genome)
+
+    def traced(self) -> Any:
+        """The step as `jax.jit(f).trace` returns it, from shapes: nothing is read or put on a device."""
+        genome, free, rate = (
+            jax.ShapeDtypeStruct(*x)
+            for x in ((self.free.shape, np.float32), (self.free.shape, np.bool_), ((), np.float32))
+        )
+        batches = [
+            Batch(*(jax.ShapeDtypeStruct(*x) for x in ((shape, np.int32), (shape, np.bool_), (shape[:1], np.int32))))  # type: ignore[arg-type]
+            for shape in ((layout.rows, layout.length) for layout in self.layouts)
+        ]
+        state = genome, jax.eval_shape(self._optimizer.init, genome)
+        where = everywhere(self.judge.mesh)
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), (free, rate, state, batches)
+        )
+        return step.trace(self.candidates, *arguments, **self._static)
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return OPTIMIZERS[self.refine.optimizer](self.refine.learning_rate)
+
+    @property
+    def _static(self) -> dict[str, Any]:
+        static: dict[str, Any] = {"mesh": self.judge.mesh, "dtype": self.judge.dtype, "config": self.judge.config}
+        static |= {"optimizer": self.refine.optimizer, "objective": self.refine.objective}
+        return static | {"shares": self.shares, "layouts": self.layouts}
+
+    def tokens(self, records: Iterable[Mapping[str, Any]]) -> Tokens:
+        """What the steps to all refined genomes among a run's records were run on, without padding.
+
+        It follows from the records alone, so that a run that was killed counts as one that was not.
+        """
+        total, seen = np.zeros(2, int), Counter[int]()
+        for record in records:
+            if "refined" in record:
+                generation = record["generation"]
+                key = self.key(generation, seen[generation])
+                seen[generation] += 1
+                for number in range(self.refine.steps):
+                    total += sum(self._counted(jax.random.fold_in(key, number)))
+        return Tokens(*total.tolist())
+
+    def _counted(self, key: Array) -> Iterator[np.ndarray]:
+        """(2,) tokens of each task's batch."""
+        subset = self._subset(key)
+        for task in self.tasks:
+            tokens = count_tokens("likelihood", self.judge.chosen(task, "search", subset), (), self.judge.eos)
+            yield tokens * [1, int(self._answers)]
+
+    def genomes(self, generations: int) -> int:
+        """How many genomes are refined in a run of so many generations, at most."""
+        return self.refine.best * sum(map(self.due, range(generations))) + (self.refine.best if generations else 1)
 
     def due(self, generation: int) -> bool:
         """Whether refined genomes are members of this generation."""

@@ -23,11 +23,13 @@ from jevomerge.evolve.anchored import anchored, laid_out
 from jevomerge.evolve.archive import Archive, locked, write_atomically
 from jevomerge.evolve.observer import Observer
 from jevomerge.evolve.pareto import Nsga2, front_points
+from jevomerge.evolve.refine import Refiner
 from jevomerge.evolve.scoring import Scored, record_heldout, score_baselines, score_model
 from jevomerge.evolve.search import choose, search
 from jevomerge.evolve.setup import Setup
 from jevomerge.fitness.candidates import Candidates
 from jevomerge.fitness.judge import SPLITS
+from jevomerge.fitness.outcome import Tokens, total
 from jevomerge.hosts import first, on_first, together
 from jevomerge.mesh import make_mesh
 from jevomerge.trackers import check_trackers, tracked
@@ -138,7 +140,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     search(setup, candidates, archive, folder / "checkpoints", generations, observer)
 
     observer.stage("choosing the best")
-    best = choose(setup, candidates, archive)
+    best, finalists = choose(setup, candidates, archive)
     observer.stage("exporting and scoring the best")
 
     def finish() -> dict[str, Any]:
@@ -176,6 +178,12 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
                     point["heldout"] = points[name].tasks["heldout"]
         record_heldout(folder, judge, sources, average, points)
         scored = points["best"]
+        spent = {  # beside what each evaluation took
+            "gradients": Refiner(setup, candidates).tokens(records) if config.refine else Tokens(0, 0),
+            "finalists": finalists,
+            "sources": total(s.tokens for s in (*sources.values(), *([] if average is None else [average]))),
+            "result": total(s.tokens for s in points.values()),
+        }
         result = {
             "average": None if average is None else average.fitness,
             "sources": baseline,
@@ -186,6 +194,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
                 "evaluation": number,
             },
             "evaluations": len(records),
+            "tokens": {name: tokens._asdict() for name, tokens in spent.items() if any(tokens)},
             "seconds": round(earlier + time.perf_counter() - began, 2),
             "export": "best",
             **({} if front is None else {"front": front}),

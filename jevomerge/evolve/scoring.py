@@ -18,7 +18,7 @@ from jevomerge.evolve.archive import write_atomically
 from jevomerge.evolve.problem import JointProblem, Problem, WeightProblem
 from jevomerge.fitness.candidates import Candidates, Merged, MergedAndRouted
 from jevomerge.fitness.judge import SPLITS, Judge
-from jevomerge.fitness.outcome import Scores
+from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.merge import Bank, Merge, build, get_method
 from jevomerge.mesh import shardings
 from jevomerge.models import DecoderConfig
@@ -33,6 +33,7 @@ class Scored(NamedTuple):
     also: dict[str, dict[str, float]]  # of the held-out texts, by task, what they score by other criteria
     search: Scores
     likelihood: dict[str, np.ndarray]  # of the search split's reference answers, by task, where asked for
+    tokens: Tokens  # that all this took
 
 
 def score_baselines(
@@ -90,14 +91,18 @@ def score_model(
     """Score one model on both splits; `config` as for `Judge.model`, `likelihood` as for `score_baselines`."""
     scores = {split: judge.model(params, split, config) for split in SPLITS}
     likely: dict[str, np.ndarray] = {}
+    tokens = [s.tokens for s in scores.values()]
     if likelihood is not None:
         known = {  # one forward pass may have given both
             t.name: scores["search"].primary[t.name] if t.score == "likelihood" else scores["search"].secondary[t.name]
             for t in judge.tasks
             if t.score != "generation"
         }
-        needed = len(known) < len(judge.tasks)
-        likely = known | (likelihood.model(params, "search", config).primary if needed else {})
+        if len(known) < len(judge.tasks):
+            asked = likelihood.model(params, "search", config)
+            known |= asked.primary
+            tokens.append(asked.tokens)
+        likely = known
     tasks = {split: {name: float(np.mean(v)) for name, v in s.primary.items()} for split, s in scores.items()}
     also = judge.also(scores["heldout"].texts, "heldout")
     return Scored(
@@ -107,6 +112,7 @@ def score_model(
         also,
         scores["search"],
         likely,
+        total(tokens),
     )
 
 

@@ -20,7 +20,7 @@ from jevomerge.evolve.refine import Refiner
 from jevomerge.evolve.setup import Setup
 from jevomerge.evolve.watchdog import Watchdog
 from jevomerge.fitness.candidates import Candidates
-from jevomerge.fitness.outcome import Scores
+from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.hosts import first, on_first, together
 
 
@@ -216,11 +216,11 @@ def copy_record(record: Record, member: Member) -> Record:
     return {k: v for k, v in record.items() if k != "refined"} | spent | where
 
 
-def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Record:
+def choose(setup: Setup, candidates: Candidates, archive: Archive) -> tuple[Record, Tokens]:
     """The best record, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
     With minibatches a high fitness may be luck, and with anchors it is an estimate, so the best few are scored again on
-    the whole search split.
+    the whole search split; the second result is what that took.
     """
     ranked = archive.ranked()
     if isinstance(setup.strategy, Nsga2):
@@ -230,9 +230,9 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Record:
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
     if setup.config.search.examples_per_generation is None and setup.anchors is None:
-        return ranked[0]
+        return ranked[0], Tokens(0, 0)
     finalists = [r for r in ranked if "copy_of" not in r][: setup.config.search.finalists]
     genomes = np.array([r["genome"] for r in finalists])
     scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
     fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]
-    return finalists[max(range(len(finalists)), key=lambda i: fitness[i])]
+    return finalists[max(range(len(finalists)), key=lambda i: fitness[i])], total(s.tokens for s in scored)

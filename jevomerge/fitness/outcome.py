@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,12 @@ class Tokens(NamedTuple):
 
     prompt: int
     answer: int  # of the reference answers; where it generates, those it wrote, its end-of-text tokens among them
+
+
+def total(several: Iterable[Tokens]) -> Tokens:
+    """Their sum."""
+    several = list(several)
+    return Tokens(sum(t.prompt for t in several), sum(t.answer for t in several))
 
 
 class Scores(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -32,7 +32,8 @@ class Use(NamedTuple):
 
     name: str
     runs: int  # in one generation
-    merged: int  # members' weights beside the sources
+    once: Mapping[str, int]  # beside the generations, in the whole run: how often, and for what
+    merged: int  # members' weights, or a whole model's, beside the sources
     cache: int
     temporaries: int  # without the cache
     flops: float  # of matrix products
@@ -81,10 +82,27 @@ class Plan(NamedTuple):
     @property
     def generation(self) -> float | None:
         """Seconds of a generation; None where the chip's peaks are not known."""
+        return self._seconds([u.runs for u in self.uses])
+
+    @property
+    def rest(self) -> float | None:
+        """Seconds of what is beside the generations: gradients, finalists, sources and result."""
+        return self._seconds([sum(u.once.values()) for u in self.uses])
+
+    def _seconds(self, runs: Sequence[int]) -> float | None:
         seconds = [u.seconds for u in self.uses]
         if None in seconds or self.failed:
             return None
-        return sum(u.runs * (s or 0.0) for u, s in zip(self.uses, seconds, strict=True))
+        return sum(n * (s or 0.0) for n, s in zip(runs, seconds, strict=True))
+
+    @property
+    def work(self) -> dict[str, float]:
+        """FLOPs of matrix products on each device in the whole run, by what they are for."""
+        found = {"search": sum(self.generations * u.runs * u.flops for u in self.uses)}
+        for use in self.uses:
+            for purpose, runs in use.once.items():
+                found[purpose] = found.get(purpose, 0.0) + runs * use.flops
+        return {k: n for k, n in found.items() if n}
 
     @property
     def utilisation(self) -> float | None:
@@ -130,8 +148,8 @@ def memory_limit(device: jax.Device) -> float | None:
     return None if stats is None else stats.get("bytes_limit")
 
 
-def plan_on(setup: Setup, mesh: Mesh, members_per_device: int) -> Plan:
-    """Compile every program that a generation runs on a mesh; nothing is read and nothing is executed.
+def plan_on(setup: Setup, mesh: Mesh, members_per_device: int, which: Callable[..., Any] = programs) -> Plan:
+    """Compile every program that a run runs on a mesh, or only `which`; nothing is read and nothing is executed.
 
     Compiling stops at the first program that is too large for a device.
     """
@@ -154,7 +172,7 @@ def plan_on(setup: Setup, mesh: Mesh, members_per_device: int) -> Plan:
     problem = setup.problem
     merging = problem.weights if isinstance(problem, JointProblem) else problem
     try:
-        for program, executable in programs(setup, judge, candidates, compiled):
+        for program, executable in which(setup, judge, candidates, compiled):
             plan.uses.append(use_of(program, executable, chip, plan.uses))
         if isinstance(merging, WeightProblem):  # a path is exported by NumPy
             export = export_program(merging.sources, device)
@@ -164,7 +182,7 @@ def plan_on(setup: Setup, mesh: Mesh, members_per_device: int) -> Plan:
             raise
         program, found = current[-1], FULL.search(str(error))
         size, unit = (found[1] or found[3], found[2] or found[4]) if found else ("0", "G")
-        failed = Use(program.name, program.runs, 0, 0, int(float(size) * UNITS[unit]), 0, 0, 0, {})
+        failed = Use(program.name, program.runs, program.once, 0, 0, int(float(size) * UNITS[unit]), 0, 0, 0, {})
         return plan._replace(uses=[*plan.uses, failed], failed=f"the compiler refuses `{program.name}`")
     return plan
 
@@ -179,9 +197,9 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
     ways = mesh.shape["model"]
     cost = cost_of(program.traced.jaxpr, program.trips)
     merges = program.name == "merge"
-    merged = memory.output_size_in_bytes if merges else before[0].merged if program.made else 0
+    merged = memory.output_size_in_bytes if merges else before[0].merged if program.made else program.model
     outputs = 0 if merges else memory.output_size_in_bytes
-    if not program.runs:  # an export's inputs come from files, beside all that is there
+    if not program.runs and not program.once:  # an export's inputs come from files, beside all that is there
         outputs += memory.argument_size_in_bytes
     cache = min(cache_on_device(program, text), memory.temp_size_in_bytes)
     found = collectives(text, mesh, program.trips) if mesh.size > 1 and text else []
@@ -199,7 +217,7 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
     estimate = analysis.get("optimal_seconds")
     flops, moved = cost.matmul / ways, cost.bytes / ways
     return Use(
-        program.name, program.runs, merged, cache, memory.temp_size_in_bytes - cache + outputs, flops,
+        program.name, program.runs, program.once, merged, cache, memory.temp_size_in_bytes - cache + outputs, flops,
         cost.other / ways, moved, None if text is None else exchanged,
         None if chip is None else flops / chip.flops,
         None if chip is None else moved / chip.bandwidth,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -10,6 +11,7 @@ from jevomerge.evolve.setup import Setup
 from jevomerge.mesh import make_mesh
 from jevomerge.plan.chips import GIB
 from jevomerge.plan.measure import Plan, Use, plan_on
+from jevomerge.plan.programs import REFINE, refining
 
 
 def lines_of(plan: Plan, where: str) -> Iterator[str]:
@@ -33,7 +35,8 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
     yield from (f"    {name:24}{size / GIB:9.3f} GiB" for name, size in kinds.items())
     if not plan.uses:
         return
-    yield f"  {'program, per run and device':56}{'runs':>6}{'TFLOP':>10}{'GB moved':>10}{'exchanged':>11}{'seconds':>9}"
+    head = f"{'runs':>6}{'once':>6}{'TFLOP':>10}{'GB moved':>10}{'exchanged':>11}{'seconds':>9}"
+    yield f"  {'program, per run and device':56}{head}"
     for use in plan.uses:
         yield _row(use)
     for axes in sorted({a for u in plan.uses for a in u.exchanged or ()}):
@@ -46,12 +49,16 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
         yield f"  how often the loop `{name}` runs is not known; it is counted once"
     if plan.failed:
         return
-    if plan.generation is None or plan.utilisation is None:
+    work = sum(plan.work.values())
+    shares = ", ".join(f"{name} {100 * flops / work:.3g} %" for name, flops in plan.work.items())
+    yield f"  in the whole run: {work / 1e12:.4g} TFLOP per device ({shares})"
+    if plan.generation is None or plan.rest is None or plan.utilisation is None:
         yield "  no estimate of the time: the peaks of this device are not in the table (jevomerge/plan/chips.py)"
         return
     yield (
         f"  a generation of {plan.population} candidates: {_duration(plan.generation)}; "
-        f"the run, {plan.generations} generations: {_duration(plan.generation * plan.generations)}"
+        f"the run, {plan.generations} generations and what is done once: "
+        f"{_duration(plan.generation * plan.generations + plan.rest)}"
     )
     yield (
         f"  utilisation: {100 * plan.utilisation:.1f} % of the peak in bfloat16; "
@@ -65,7 +72,8 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
 def _row(use: Use) -> str:
     seconds = "" if use.seconds is None else f"{use.seconds:9.3g}"
     sent = "      ?" if use.exchanged is None else f"{sum(use.exchanged.values()) / 1e9:8.3g}"
-    return f"    {use.name:54}{use.runs:6}{use.flops / 1e12:10.4g}{use.moved / 1e9:10.4g}{sent} GB{seconds}"
+    often = f"{use.runs:6}{sum(use.once.values()):6}"
+    return f"    {use.name:54}{often}{use.flops / 1e12:10.4g}{use.moved / 1e9:10.4g}{sent} GB{seconds}"
 
 
 def _duration(seconds: float) -> str:
@@ -91,16 +99,42 @@ def advice(setup: Setup, plan: Plan, devices: Sequence[jax.Device]) -> str:
     config, now = setup.config, plan.mesh.shape["model"]
     if plan.members_per_device > 1 and plan_on(setup, plan.mesh, 1).fits:
         return "set `members_per_device: 1`"
+    if config.refine is not None and (remedy := fewer_examples(setup, plan)):
+        return remedy
     heads = setup.problem.config.num_attention_heads
     ways = [n for n in (now << i for i in range(1, 9)) if n <= len(devices) and len(devices) % n == heads % n == 0]
     for model in ways:
         if plan_on(setup, make_mesh(None, model, devices), 1).fits:
             return f"set `mesh: {{model: {model}}}`: so many devices then share the weights of a candidate"
     widest = make_mesh(None, max([now, *ways]), devices)
+    wide = f" and `mesh: {{model: {widest.shape['model']}}}`" if widest.shape["model"] != now else ""
     size = config.tokens_per_batch
     while (size := size // 2) >= 256:
         smaller = Setup(config.model_copy(update={"tokens_per_batch": size}), devices)
-        if plan_on(smaller, widest, 1).fits:
-            model = f" and `mesh: {{model: {widest.shape['model']}}}`" if widest.shape["model"] != now else ""
-            return f"set `tokens_per_batch: {size}`{model}: fewer examples are then scored together"
-    return "no setting of members_per_device, mesh or tokens_per_batch makes it fit: take more or larger devices"
+        changed = plan_on(smaller, widest, 1)
+        if changed.fits:
+            return f"set `tokens_per_batch: {size}`{wide}: fewer examples are then scored together"
+        if config.refine is not None and (remedy := fewer_examples(smaller, changed)):
+            return f"set `tokens_per_batch: {size}`{wide}; {remedy}"
+    known = "members_per_device, mesh, tokens_per_batch" + (
+        "" if config.refine is None else ", refine.examples_per_step"
+    )
+    return f"no setting of {' or '.join(known.rsplit(', ', 1))} makes it fit: take more or larger devices"
+
+
+def fewer_examples(setup: Setup, plan: Plan) -> str | None:
+    """What to set `refine.examples_per_step` to, if that makes it fit; None if that alone does not."""
+    refine = setup.config.refine
+    assert refine is not None
+    gradients = [u for u in plan.uses if u.name.startswith(REFINE)]
+    others = plan._replace(uses=[u for u in plan.uses if u not in gradients], failed=None)
+    if not gradients or not others.fits:
+        return None
+    most = max(len(examples) for examples in setup.judge.examples["search"].values())
+    size, smaller = min(refine.examples_per_step or most, most), copy.copy(setup)
+    while (size := size // 2) >= 1:
+        changed = refine.model_copy(update={"examples_per_step": size})
+        smaller.config = setup.config.model_copy(update={"refine": changed})
+        if plan_on(smaller, plan.mesh, plan.members_per_device, refining).fits:
+            return f"set `refine.examples_per_step: {size}`: a gradient keeps what each of its examples computes"
+    return None

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     name: str
     record: Record
     search: float | None  # fitness of the outcome, or the highest so far
-    tokens: int | None
+    tokens: dict[str, int]  # by what they were for; {}: not counted
     heldout: Estimate | None  # None: not known yet
     difference: Estimate | None  # of that to the first run's, if both were judged by the same examples
     alike: bool  # judged by what judged the first run, on the held-out split
@@ -96,8 +96,7 @@ def make_entries(runs: dict[str, Record]) -> list[Entry]:
             heldout = Estimate(value, *interval(own[name]))
             if name in drawn and name != reference and reference in drawn:
                 difference = Estimate(value - heldout_of(first), *interval(drawn[name] - drawn[reference]))
-        known = record.tokens is not None and len(record.evaluations) > 0
-        tokens = int(record.tokens.sum()) if known and record.tokens is not None else None
+        tokens = {what: sum(pair) for what, pair in record.spent.items()}
         entries.append(Entry(name, record, search_of(record), tokens, heldout, difference, alike[name]))
     return entries
 
@@ -152,12 +151,18 @@ def table(entries: Sequence[Entry]) -> Table:
             str(len(e.record.genes)),
             str(len(e.record.evaluations)),
             f"{e.record.seconds.sum():.0f}",
-            "–" if e.tokens is None else thousands(e.tokens),
+            "\n".join(tokens_of(e)) or "–",
             number(e.search),
             written(e.heldout),
         )
         made.add_row(e.name, e.record.strategy, *cells, *((written(e.difference, True),) if compared else ()))
     return made
+
+
+def tokens_of(entry: Entry) -> list[str]:
+    """What a run took, in all and, if that is not the same, by what it was for."""
+    each = [f"{what} {thousands(count)}" for what, count in entry.tokens.items()]
+    return [thousands(sum(entry.tokens.values())), *(each if len(each) > 1 else [])] if each else []
 
 
 def written(of: Estimate | None, sign: bool = False) -> str:
@@ -204,7 +209,9 @@ def compare_page(entries: Sequence[Entry]) -> str:
         else:
             groups.append([entry])
     sections = [{"names": [e.name for e in group], "figures": group_figures(group)} for group in groups]
-    return render("compare.html.jinja", name="Runs compared", entries=entries, notes=notes(entries), sections=sections)
+    tokens = {e.name: tokens_of(e) for e in entries}
+    shown = {"entries": entries, "tokens": tokens, "notes": notes(entries), "sections": sections}
+    return render("compare.html.jinja", name="Runs compared", **shown)
 
 
 def group_figures(group: Sequence[Entry]) -> list[Markup]:

@@ -171,15 +171,27 @@ def cost(record: Record) -> dict[str, str]:
     rows["seconds of search"] = f"{searching:.1f}"
     if searching:
         rows["evaluations per second"] = f"{count / searching:.2f}"
-    if count and record.tokens is not None:
-        prompt, answer = record.tokens.sum(axis=0)
+    if spent := record.spent:
+        prompt, answer = spent["search"]
         rows["tokens of search"] = f"{thousands(prompt + answer)}, without padding"
         rows["among them"] = f"{thousands(prompt)} of prompts, {thousands(answer)} of answers"
         if searching:
             rows["tokens per second"] = thousands((prompt + answer) / searching)
+        others = [name for name in spent if name != "search"]
+        rows |= {f"tokens of {name}": f"{thousands(sum(spent[name]))}, {WHERE[name]}" for name in others}
+        if others:
+            rows["tokens in all"] = thousands(sum(map(sum, spent.values())))
     if record.result is not None:
         rows["seconds in all"] = f"{record.result['seconds']:.1f}, with the sources' scores and the export"
     return rows
+
+
+WHERE = {
+    "gradients": "each step's; a gradient costs about three forward passes",
+    "finalists": "on the whole search split",
+    "sources": "with their average, on both splits",
+    "result": "on both splits",
+}
 
 
 # --- figures ------------------------------------------------------------------------------------------------

@@ -62,6 +62,19 @@ class Record:
         return np.array(counts, np.int64).reshape(-1, 2)
 
     @property
+    def spent(self) -> dict[str, tuple[int, int]]:
+        """Tokens by what they were for, of prompts and of answers: the search; of a finished run also all else.
+
+        Those that gradients saw, finalists on the whole search split, sources and their average, and the result (these
+        on both splits).  {} if the search's were not counted.
+        """
+        if self.tokens is None or not self.evaluations:
+            return {}
+        prompt, answer = self.tokens.sum(axis=0).tolist()
+        others = {} if self.result is None else self.result.get("tokens", {})
+        return {"search": (prompt, answer)} | {name: (t["prompt"], t["answer"]) for name, t in others.items()}
+
+    @property
     def strategy(self) -> str:
         """Its name, also where the configuration leaves it open."""
         return self.config.search.strategy or ("cma_es" if self.config.path is None else "mixed")

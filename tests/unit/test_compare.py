@@ -68,7 +68,7 @@ def test_differences_are_paired_as_scipy_does_it(tmp_path):
     paired = stats.bootstrap((second.astype(float) - first,), np.mean, **options).confidence_interval
     np.testing.assert_allclose(b.difference[1:], paired, atol=0.015)
     assert (a.difference, b.difference.value) == (None, second.mean() - first.mean())
-    assert (a.tokens, a.record.seconds.sum()) == (sum(100 + i + 10 for i in range(12)), 12 * 0.25 + 66)
+    assert (a.tokens, a.record.seconds.sum()) == ({"search": sum(100 + i + 10 for i in range(12))}, 12 * 0.25 + 66)
 
 
 def test_curves_are_those_of_the_files(tmp_path):
@@ -153,5 +153,5 @@ def test_runs_that_have_just_begun(evaluations, tmp_path):
         log = tmp_path / name / "evaluations.jsonl"
         log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:evaluations]))
     a, _ = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html")
-    assert (a.search is None, a.heldout, a.tokens) == (evaluations == 0, None, 110 if evaluations else None)
+    assert (a.search is None, a.heldout, a.tokens) == (evaluations == 0, None, {"search": 110} if evaluations else {})
     assert (tmp_path / "page.html").read_text().count("<svg ") == 3 * evaluations

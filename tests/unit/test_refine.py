@@ -240,7 +240,28 @@ def test_a_run_between_generations_and_at_the_end(siblings, tmp_path):
     (again / "evaluations.jsonl").write_text("".join(kept))
     assert main(["evolve", "--resume", str(again)]) == 0
     assert without_times(lines(again)) == without_times(records)
-    assert json.loads((again / "result.json").read_text())["best"] == result["best"]
+    resumed = json.loads((again / "result.json").read_text())
+    assert resumed["best"] == result["best"]
+    assert resumed["tokens"] == result["tokens"]
+    steps = len(refined) * 4
+    examples = Setup(read_run(config)).judge.examples["search"]["stories"]
+    assert result["tokens"]["gradients"] == {  # all examples at each step
+        "prompt": steps * sum(len(e.prompt_tokens) for e in examples),
+        "answer": steps * sum(len(e.answer_tokens) for e in examples),
+    }
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "entropy"])
+def test_tokens_are_those_of_the_rows_that_steps_see(objective, siblings):
+    refiner, _ = refiner_of(siblings / "run.yaml", objective=objective, steps=3, examples_per_step=5)
+    records = [{"generation": 2, "member": 6, "refined": [0, 1]}, {"generation": 2, "member": 7, "refined": [1, 3]}]
+    records += [{"generation": 2, "member": 0}, {"generation": 4, "member": 0, "refined": [2, 6]}]
+    keys = [refiner.key(*place) for place in ((2, 0), (2, 1), (4, 0))]
+    batches = [b for key in keys for n in range(3) for b in refiner.batches(jax.random.fold_in(key, n))]
+    read, answers = (sum(int(np.sum(getattr(b, name))) for b in batches) for name in ("valid", "answer_length"))
+    assert refiner.tokens(records) == (read - answers, answers)
+    assert (answers > 0) == (objective == "likelihood")
+    assert refiner.tokens([]) == (0, 0)
 
 
 def test_alone(siblings, tmp_path):
