@@ -57,7 +57,7 @@ class WeightProblem:
 
     def numbers(self, genome: np.ndarray) -> Numbers:
         """The recipe's coefficients for a genome, as the search itself expresses it."""
-        return jax.tree.map(np.asarray, express(self.space, jnp.asarray(genome, jnp.float32)))
+        return jax.tree.map(np.asarray, jax.jit(express)(self.space, jnp.asarray(genome, jnp.float32)))
 
     def load(self, mesh: Mesh | None = None) -> Merged:
         """Read the weights."""

@@ -138,7 +138,7 @@ class Strategy:
         with self._host():
             self._mean, self._sigma = jnp.asarray(mean), sigma
             self._evosax = METHODS[name].build(population_size, self._mean, sigma)
-            self._params = self._evosax.default_params
+            self._params = jax.jit(lambda: self._evosax.default_params)()  # not each operation for itself
             if name in ("cma_es", "sep_cma_es", "snes"):
                 self._params = self._params.replace(std_init=jnp.asarray(sigma, self._mean.dtype))
             if name == "sep_cma_es":

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 RESTARTS, ROUNDS = 10, 100  # of k-means
@@ -98,6 +97,8 @@ def fit_items(responses: np.ndarray) -> tuple[Items, np.ndarray]:
 
     Priors make this well posed for a few models: abilities N(0, 1), log(a) N(0, 0.5^2), b N(0, 2^2).
     """
+    from scipy.optimize import minimize  # here, because few runs need it and it takes long to import
+
     models, size = responses.shape
     share = np.clip(responses.mean(axis=0), 0.05, 0.95)
     start = np.concatenate([np.linspace(-0.1, 0.1, models), np.zeros(size), np.log(1 / share - 1)])
