@@ -50,6 +50,7 @@ def finish(started, timeout=150):
         except subprocess.TimeoutExpired:
             for other in started:
                 other.kill()
+                other.communicate()  # or a later test finds it unread
             raise
         ended.append((process.returncode, out, err))
     return ended
