@@ -21,12 +21,14 @@ ANSWERS = [", there was a little girl", " were happy.", " said", " a bird."]
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 
 
-def generate(params, *args, **kwargs):
-    return rollout.generate(Model(params), *args, **kwargs)
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def generate(params, config, batch, limit, eos, slots):
+    return rollout.generate(Model(params), config, batch, limit, eos, slots)
 
 
-def answer_likelihood(params, *args, **kwargs):
-    return rollout.answer_likelihood(Model(params), *args, **kwargs)
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def answer_likelihood(params, config, batch, slots):
+    return rollout.answer_likelihood(Model(params), config, batch, slots)
 
 
 def left_pad(rows, pad=0):
@@ -53,9 +55,8 @@ def test_likelihood_of_answers(story, spare_slots):
     answers = [tokenizer(a, add_special_tokens=False)["input_ids"] for a in ANSWERS]
     tokens, valid = left_pad([p + a for p, a in zip(prompts, answers, strict=True)])
     lengths = [len(a) for a in answers]
-    mean, match = jax.jit(answer_likelihood, static_argnums=(1, 3))(
-        params, checkpoint.config, Batch(tokens, valid, jnp.asarray(lengths, jnp.int32)), max(lengths) + spare_slots
-    )
+    batch = Batch(tokens, valid, jnp.asarray(lengths, jnp.int32))
+    mean, match = answer_likelihood(params, checkpoint.config, batch, max(lengths) + spare_slots)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
@@ -93,9 +94,7 @@ def test_greedy_generation_of_a_padded_batch_equals_transformers_one_by_one(stor
     prompts = [tokenizer(p)["input_ids"] for p in PROMPTS]
     batch = Batch(*left_pad(prompts), jnp.zeros(len(prompts), jnp.int32))
     eos = jnp.asarray([2], jnp.int32)
-    written = np.asarray(
-        jax.jit(generate, static_argnums=(1, 5))(params, checkpoint.config, batch, jnp.int32(40), eos, 48)
-    )
+    written = np.asarray(generate(params, checkpoint.config, batch, jnp.int32(40), eos, 48))
     for prompt, row in zip(prompts, written, strict=True):
         expected = greedy(model, prompt, 40)
         assert row[: len(expected)].tolist() == expected
