@@ -1,5 +1,6 @@
 """Every family against transformers: logits, cached decoding, padding, and the bytes of a round trip."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -20,29 +21,36 @@ BATCH, LENGTH = 3, 20
 TOKENS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (BATCH, LENGTH), dtype=np.int32)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def run(params, config, tokens, valid, cache):
+    hidden, cache = apply(params, config, tokens, valid, cache)
+    return unembed(params, config, hidden), cache
+
+
 def logits(checkpoint, tokens, valid=None, cache=None):
     valid = np.ones_like(tokens, bool) if valid is None else valid
-    params = checkpoint.load()
-    hidden, cache = jax.jit(apply, static_argnums=1)(
-        params, checkpoint.config, jnp.asarray(tokens), jnp.asarray(valid), cache
-    )
-    return np.asarray(unembed(params, checkpoint.config, hidden)), cache
+    found, cache = run(checkpoint.load(), checkpoint.config, jnp.asarray(tokens), jnp.asarray(valid), cache)
+    return np.asarray(found), cache
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_match_transformers(family, tmp_path):
-    model = make(family, tmp_path / "m")
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A model of transformers, and its folder opened."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return make(request.param, folder), Checkpoint(folder)
+
+
+def test_logits_match_transformers(family):
+    model, checkpoint = family
     with torch.no_grad():
         expected = model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
-    found, _ = logits(Checkpoint(tmp_path / "m"), TOKENS)
+    found, _ = logits(checkpoint, TOKENS)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
     assert np.ptp(expected) > 1  # the comparison is about something
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cached_decoding_is_the_full_forward_pass(family, tmp_path):
-    make(family, tmp_path / "m")
-    checkpoint = Checkpoint(tmp_path / "m")
+def test_cached_decoding_is_the_full_forward_pass(family):
+    _, checkpoint = family
     full, _ = logits(checkpoint, TOKENS)
     cache = Cache.empty(checkpoint.config, BATCH, LENGTH + 3)
     steps = []
@@ -52,10 +60,8 @@ def test_cached_decoding_is_the_full_forward_pass(family, tmp_path):
     np.testing.assert_allclose(np.concatenate(steps, axis=1), full, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_left_padding_changes_nothing(family, tmp_path):
-    make(family, tmp_path / "m")
-    checkpoint = Checkpoint(tmp_path / "m")
+def test_left_padding_changes_nothing(family):
+    _, checkpoint = family
     full, _ = logits(checkpoint, TOKENS)
     pad = 6
     tokens = np.concatenate([np.full((BATCH, pad), 13, np.int32), TOKENS], axis=1)
@@ -64,11 +70,11 @@ def test_left_padding_changes_nothing(family, tmp_path):
     np.testing.assert_allclose(padded[:, pad:], full, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_round_trip_is_bit_exact_and_opens_in_transformers(family, dtype, tmp_path):
+def test_round_trip_is_bit_exact_and_opens_in_transformers(name, dtype, tmp_path):
     # 20 KB shards: the sharded reader and the single-file writer.
-    make(family, tmp_path / "m", getattr(torch, dtype), shard="20KB")
+    make(name, tmp_path / "m", getattr(torch, dtype), shard="20KB")
     source = Checkpoint(tmp_path / "m")
     assert len({tensor.path for tensor in source.tensors.values()}) > 1
     with export_folder(tmp_path / "out") as folder:
@@ -76,9 +82,9 @@ def test_round_trip_is_bit_exact_and_opens_in_transformers(family, dtype, tmp_pa
     written = load_file(tmp_path / "out" / "model.safetensors")
     originals = {k: v for f in (tmp_path / "m").glob("*.safetensors") for k, v in load_file(f).items()}
     assert written.keys() == originals.keys()
-    for name, original in originals.items():
-        assert written[name].dtype == original.dtype
-        assert written[name].tobytes() == original.tobytes()
+    for key, original in originals.items():
+        assert written[key].dtype == original.dtype
+        assert written[key].tobytes() == original.tobytes()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto")
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True, dtype="auto")
     assert not info["missing_keys"]

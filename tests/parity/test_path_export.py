@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path as Folder
@@ -34,20 +35,26 @@ TOKENS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 12), dtyp
 MINIATURES = Folder(__file__).parents[2] / "experiments" / "japanese_math_mini" / "models"
 
 
-def sources(family: str, folder: Folder, eps: float | None = None):
-    """Three random models of one family and of different depth, and where they are saved."""
-    made = []
-    for i, depth in enumerate(DEPTHS):
-        model = make(family, folder / "whole" / str(i), seed=i)
-        model.model.layers = model.model.layers[:depth]
-        model.config.num_hidden_layers = depth
-        if getattr(model.config, "layer_types", None):
-            model.config.layer_types = model.config.layer_types[:depth]
-        if eps is not None:
-            model.config.rms_norm_eps = eps
-        model.save_pretrained(folder / str(i))
-        made.append(folder / str(i))
-    return [AutoModelForCausalLM.from_pretrained(path).eval() for path in made], made
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """(family, eps) -> three random models of one family and of different depth, and where they are saved."""
+
+    @functools.cache
+    def made(family: str, eps: float | None = None):
+        folder, saved = tmp_path_factory.mktemp(family), []
+        for i, depth in enumerate(DEPTHS):
+            model = make(family, folder / "whole" / str(i), seed=i)
+            model.model.layers = model.model.layers[:depth]
+            model.config.num_hidden_layers = depth
+            if getattr(model.config, "layer_types", None):
+                model.config.layer_types = model.config.layer_types[:depth]
+            if eps is not None:
+                model.config.rms_norm_eps = eps
+            model.save_pretrained(folder / str(i))
+            saved.append(folder / str(i))
+        return [AutoModelForCausalLM.from_pretrained(path).eval() for path in saved], saved
+
+    return made
 
 
 def walk(models, hops, scales, scale):
@@ -83,11 +90,14 @@ def logits_of(model, tokens=TOKENS):
         return model(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.float().numpy()
 
 
+@functools.partial(jax.jit, static_argnums=(1, 4))
+def run(params, config, tokens, path, scale):
+    hidden, _ = apply(params, config, tokens, jnp.ones_like(tokens, bool), path=path, scale=scale)
+    return unembed(params, config, hidden)
+
+
 def ours(stack, path, scale, tokens=TOKENS):
-    params = stack.load()
-    run = jax.jit(apply, static_argnums=1, static_argnames="scale")
-    hidden, _ = run(params, stack.config, tokens, np.ones_like(tokens, bool), path=path, scale=scale)
-    return np.asarray(unembed(params, stack.config, hidden))
+    return np.asarray(run(stack.load(), stack.config, tokens, path, scale))
 
 
 def export(folder, stack, path, scale, like, dtype="float32"):
@@ -101,8 +111,8 @@ def export(folder, stack, path, scale, like, dtype="float32"):
 
 @pytest.mark.parametrize("scale", ["stream", "delta"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_path_is_transformers_own_layers_hop_by_hop(family, scale, tmp_path):
-    models, folders = sources(family, tmp_path)
+def test_a_path_is_transformers_own_layers_hop_by_hop(family, scale, sources):
+    models, folders = sources(family)
     stack = Stack([Checkpoint(f) for f in folders])
     expected = walk(models, HOPS, SCALES, scale)
     assert np.abs(expected - walk(models, HOPS, [1.0] * len(HOPS), scale)).max() > 0.1  # the scales do something
@@ -112,9 +122,9 @@ def test_a_path_is_transformers_own_layers_hop_by_hop(family, scale, tmp_path):
 
 @pytest.mark.parametrize("scale", ["stream", "delta"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_exported_folder_is_the_path(family, scale, tmp_path):
+def test_the_exported_folder_is_the_path(family, scale, sources, tmp_path):
     """With an eps of 1e-12, for with the usual one folding scales of 0.05 is not exact: see the next test."""
-    models, folders = sources(family, tmp_path, eps=1e-12)
+    models, folders = sources(family, eps=1e-12)
     checkpoints = [Checkpoint(f) for f in folders]
     stack, path = Stack(checkpoints), Path.of(HOPS, SCALES, slots=16)
     model = export(tmp_path / "out", stack, path, scale, checkpoints[0])
@@ -128,8 +138,8 @@ def test_the_exported_folder_is_the_path(family, scale, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama-biases", "smollm2", "gemma3"])
-def test_delta_scales_fold_whatever_eps(family, tmp_path):
-    _, folders = sources(family, tmp_path, eps=1e-2)
+def test_delta_scales_fold_whatever_eps(family, sources, tmp_path):
+    _, folders = sources(family, eps=1e-2)
     checkpoints = [Checkpoint(f) for f in folders]
     stack, path = Stack(checkpoints), Path.of(HOPS, SCALES)
     model = export(tmp_path / "out", stack, path, "delta", checkpoints[0])
@@ -245,14 +255,19 @@ def test_text_generated_along_a_path_is_that_of_the_exported_folder(repeated, tm
         hops = [*hops[:2], Hop(first, 1, 0.8), *hops[2:], *(Hop(second, 3, 0.7), Hop(first, 3, 1.2))]
     genome = jnp.asarray(encode(space, hops), jnp.float32)
     routed = Routed(stack.load(), space, "stream")
-    model = routed.model(None, genome, routed.slots(np.asarray(genome)[None]))
-    assert model.path.layers.shape == (16,)  # of 25
+    slots = routed.slots(np.asarray(genome)[None])
+    assert routed.model(None, genome, slots).path.layers.shape == (16,)  # of 25
     tokenizer = AutoTokenizer.from_pretrained(MINIATURES / "base")
     prompts = json_lines(MINIATURES.parent / "data" / "two_skills_heldout.jsonl", "prompt")[:24]
     padded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="np")
     batch = Batch(padded["input_ids"].astype(np.int32), padded["attention_mask"].astype(bool), np.zeros(24, np.int32))
     eos = np.array([tokenizer.eos_token_id], np.int32)
-    written = np.asarray(generate(model, stack.config, batch, np.int32(16), eos, 16))
+
+    @jax.jit
+    def write(routed, genome, batch):
+        return generate(routed.model(None, genome, slots), stack.config, batch, np.int32(16), eos, 16)
+
+    written = np.asarray(write(routed, genome, batch))
     exported = export(tmp_path / "out", stack, express_path(space, genome), "stream", checkpoints[0])
     with torch.no_grad():
         tensors = {k: torch.tensor(v) for k, v in padded.items() if k != "token_type_ids"}
