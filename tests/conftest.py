@@ -16,6 +16,8 @@ if OURS:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch that wait do so at full speed
+
 # Most of the time went into machine code that runs once. What is tested is the programs, before XLA's passes for
 # CPUs and after those for all devices; these flags leave out LLVM's. `XLA_FLAGS= pytest` tests what users have.
 QUICKLY = (
