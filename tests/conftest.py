@@ -18,20 +18,28 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch that wait do so at full speed
 
-# Most of the time went into machine code that runs once. What is tested is the programs, before XLA's passes for
-# CPUs and after those for all devices; these flags leave out LLVM's. `XLA_FLAGS= pytest` tests what users have.
 QUICKLY = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Spare the compiler what pays only in long tests.
+
+    Most of the suite's time went into fast machine code that ran once. These flags leave out LLVM's optimisations
+    and MLIR's way to emit loops; the programs and their partitioning stay. `XLA_FLAGS= pytest` compiles everything
+    as for users, as `e2e/test_racing.py` always does.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 
 
 def pytest_unconfigure() -> None:
