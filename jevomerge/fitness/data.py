@@ -61,6 +61,9 @@ class Judged(Protocol):
     @property
     def max_new_tokens(self) -> int: ...  # noqa: D102
 
+    @property
+    def stop(self) -> tuple[str, ...]: ...  # noqa: D102 what ends a text, in the order in which it is cut
+
 
 class Ready(Judged, Protocol):
     """A task that reads its own data."""

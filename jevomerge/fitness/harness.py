@@ -109,10 +109,10 @@ class LoadedTask:
         self.metric, self.sign = self._metric()
         generates = self.task.OUTPUT_TYPE == "generate_until"
         self.score = "generation" if generates else "likelihood"
-        self.max_new_tokens = 0
+        self.max_new_tokens, self.stop = 0, tuple[str, ...]()
         if generates:
             settings = self.task.config.generation_kwargs or {}
-            self.max_new_tokens = self.encoder.prompt("", settings).limit
+            _, self.max_new_tokens, self.stop = self.encoder.prompt("", settings)
 
     def _filter(self) -> Any:
         """The filters that texts go through before they are judged."""
@@ -186,6 +186,8 @@ class LoadedTask:
         requests = getattr(self.encoder, kinds.pop())(instances, disable_tqdm=True)
         if any(getattr(r, "limit", self.max_new_tokens) != self.max_new_tokens for r in requests):
             raise InputError("a task whose documents have different limits on new tokens cannot be a fitness")
+        if any(getattr(r, "until", self.stop) != self.stop for r in requests):
+            self.stop = ()  # no string ends all texts
         examples = [[r.example] if hasattr(r, "example") else r for r in requests]
         groups: list[list[int]] = [[] for _ in wanted]
         for i, instance in enumerate(instances):

@@ -142,6 +142,7 @@ class Requests(NamedTuple):
     examples: list[Example]
     score: str  # likelihood or generation
     max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
     name: str = "requests"
     weight: float = 1.0
 
@@ -188,9 +189,9 @@ class HarnessModel(LM):
         """The text that each prompt is continued by, up to its first stop string."""
         prompts = self.encoder.generate_until(requests)
         written = [""] * len(prompts)
-        for limit in sorted({p.limit for p in prompts}):
-            chosen = [i for i, p in enumerate(prompts) if p.limit == limit]
-            texts = self._run(Requests([prompts[i].example for i in chosen], "generation", limit)).texts["requests"]
+        for ends in sorted({p[1:] for p in prompts}):
+            chosen = [i for i, p in enumerate(prompts) if p[1:] == ends]
+            texts = self._run(Requests([prompts[i].example for i in chosen], "generation", *ends)).texts["requests"]
             for i, text in zip(chosen, texts, strict=True):
                 written[i] = answer(prompts[i], [text])
         return written

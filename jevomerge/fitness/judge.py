@@ -41,6 +41,7 @@ from jevomerge.fitness.outcome import Found, Scores, Tokens, count_tokens, of_th
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollout import Batch, answer_likelihood, generate
 from jevomerge.fitness.schema import HarnessTask, Task
+from jevomerge.fitness.stops import stop_table
 from jevomerge.hosts import collect, together
 from jevomerge.mesh import by_member, make_mesh, put, spread
 from jevomerge.models import DecoderConfig, Params
@@ -91,6 +92,7 @@ def generate_members(
     batch: Batch,
     max_new_tokens: Array,
     eos: Array,
+    stops: Array | None = None,
     *,
     mesh: Mesh,
     slots: int | None,
@@ -101,15 +103,15 @@ def generate_members(
     """(M, n) genomes and what was made of them -> (M, B, new) generated tokens, each where its member is."""
 
     def local(shared: Any, members: Any) -> Array:
-        candidates, batch, limit, eos = shared
+        candidates, batch, limit, eos, stops = shared
 
         def member(x: Any) -> Array:
             model = candidates.model(*x, slots)
-            return generate(model, config, batch, limit, eos, layout.answer_slots, dtype=dtype)
+            return generate(model, config, batch, limit, eos, layout.answer_slots, stops, dtype=dtype)
 
         return _each(member, members)
 
-    return _whole(mesh, spread(mesh, local)((candidates, batch, max_new_tokens, eos), (made, genomes)))
+    return _whole(mesh, spread(mesh, local)((candidates, batch, max_new_tokens, eos, stops), (made, genomes)))
 
 
 def _each(f: Callable[[Any], Any], members: Any, batched: bool = False) -> Any:
@@ -181,6 +183,7 @@ class Judge:
         if eos is None:
             raise InputError("the tokenizer has no end-of-text token (eos_token in tokenizer_config.json)")
         self.eos = np.asarray([eos], np.int32)
+        self.stop_table = functools.cache(functools.partial(stop_table, tokenizer))  # of (stops, size of vocabulary)
         self.pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.tasks: tuple[Task | Ready, ...] = tuple(self._ready(task, max_length) for task in tasks)
         self.material: dict[str, dict[str, Material]] = {split: {} for split in splits}
@@ -308,7 +311,8 @@ class Judge:
             """What a batch comes to, which the device may still be busy with."""
             with _scoring(task):
                 if task.score == "generation":
-                    arguments = (candidates, made, members, batch, np.int32(task.max_new_tokens), self.eos)
+                    ends = (np.int32(task.max_new_tokens), self.eos, self.stop_table(task.stop, config.vocab_size))
+                    arguments = (candidates, made, members, batch, *ends)
                     return generate_members(*arguments, slots=slots, layout=layout, **static)
                 given = None if candidates.lazy else made
                 return score_members(candidates, given, members, batch, layout=layout, **static)
@@ -328,8 +332,9 @@ class Judge:
                     local = of_this_process(output, index >= 0)
                     rows = index[index >= 0]
                     examples = [chosen[task.name][i] for i in rows]
+                    stops = self.stop_table(task.stop, config.vocab_size) if task.score == "generation" else None
                     for m, own in local.items():
-                        tokens[m] += count_tokens(task.score, examples, own, self.eos)
+                        tokens[m] += count_tokens(task.score, examples, own, self.eos, stops)
                     found[task.name].add(rows, {m: self._outputs(task, own) for m, own in local.items()})
             except FitnessError as error:
                 failure = failure or error

@@ -10,13 +10,14 @@ import numpy as np
 
 from jevomerge.fitness.data import Example, Material
 from jevomerge.fitness.racing import Stopped
+from jevomerge.fitness.stops import ended_by
 
 
 class Tokens(NamedTuple):
     """How many tokens a model was run on to be scored: those of the examples, without padding."""
 
     prompt: int
-    answer: int  # of the reference answers; where it generates, those it wrote, its end-of-text tokens among them
+    answer: int  # of the reference answers; where it generates, those it wrote, with the ends of its texts
 
 
 def total(several: Iterable[Tokens]) -> Tokens:
@@ -88,15 +89,23 @@ def of_this_process(output: Any, chosen: Any = ...) -> dict[int, tuple[np.ndarra
     return {m: tuple(own) for m, own in rows.items()}
 
 
-def count_tokens(score: str, examples: Sequence[Example], own: Sequence[np.ndarray], eos: np.ndarray) -> np.ndarray:
+def count_tokens(
+    score: str,
+    examples: Sequence[Example],
+    own: Sequence[np.ndarray],
+    eos: np.ndarray,
+    stops: np.ndarray | None = None,
+) -> np.ndarray:
     """(2,) tokens of prompts and answers, of these examples and of what a member made of them."""
     read = sum(len(e.prompt_tokens) for e in examples)
     if score != "generation":
         return np.array([read, sum(len(e.answer_tokens) for e in examples)])
-    return np.array([read, count_written(own[0], eos).sum()])
+    return np.array([read, count_written(own[0], eos, stops).sum()])
 
 
-def count_written(tokens: np.ndarray, eos: np.ndarray) -> np.ndarray:
-    """(..., new) generated tokens -> (...) how many were written: up to the first end-of-text token, which is one."""
+def count_written(tokens: np.ndarray, eos: np.ndarray, stops: np.ndarray | None = None) -> np.ndarray:
+    """(..., new) generated tokens -> (...) how many were written: up to the end-of-text token or the last of a stop."""
     ends = np.isin(tokens, eos)
+    if stops is not None:
+        ends |= ended_by(stops, tokens)
     return np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, tokens.shape[-1])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jevomerge.fitness.candidates import Model
+from jevomerge.fitness.stops import ENDED, START
 from jevomerge.models import Cache, DecoderConfig, apply, unembed
 
 DECODE = "decode"  # name of the loop over new tokens, by which a plan knows it
@@ -81,10 +82,11 @@ def generate(
     max_new_tokens: Array,
     eos: Array,
     new_slots: int,
+    stops: Array | None = None,
     *,
     dtype: Any = jnp.float32,
 ) -> Array:
-    """Continue every prompt greedily until it ends itself or `max_new_tokens` are written.
+    """Continue every prompt greedily until it ends itself, writes a stop string, or has `max_new_tokens`.
 
     Args:
         model: one model, already merged.
@@ -93,6 +95,7 @@ def generate(
         max_new_tokens: () int32, at most `new_slots`; dynamic, so that changing it compiles nothing.
         eos: (E,) int32 ids that end a text.
         new_slots: static room for new tokens.
+        stops: (S, V) what follows each state on each token, by `stop_table`; None: no strings end a text.
         dtype: of activations and cache.
 
     Returns:
@@ -105,26 +108,31 @@ def generate(
     def pick(hidden: Array) -> Array:
         return jnp.argmax(unembed(params, config, hidden[:, -1]), axis=-1).astype(jnp.int32)
 
-    def ends(token: Array) -> Array:
-        return jnp.any(token[:, None] == eos[None, :], axis=1)
+    def follow(seen: Array, token: Array) -> Array:
+        return seen if stops is None else stops[seen, token].astype(jnp.int32)
+
+    def ends(token: Array, seen: Array) -> Array:
+        return jnp.any(token[:, None] == eos[None, :], axis=1) | (seen == ENDED)
 
     cache = Cache.empty(config, rows, length + new_slots, dtype, path)
     hidden, filled = run(batch.tokens, batch.valid, cache)
     assert filled is not None
     token = pick(hidden)
+    seen = follow(jnp.full((rows,), START, jnp.int32), token)
     written = jnp.full((rows, new_slots), eos[0], jnp.int32).at[:, 0].set(token)
 
     def unfinished(state: Any) -> Array:
-        step, _, done, *_ = state
+        step, _, _, done, *_ = state
         return (step < max_new_tokens) & ~jnp.all(done)
 
     def body(state: Any) -> Any:
-        step, token, done, written, cache = state
+        step, token, seen, done, written, cache = state
         hidden, cache = run(token[:, None], ~done[:, None], cache)
         token = jnp.where(done, eos[0], pick(hidden))
+        seen = follow(seen, token)
         written = jax.lax.dynamic_update_slice(written, token[:, None], (jnp.zeros_like(step), step))
-        return step + 1, token, done | ends(token), written, cache
+        return step + 1, token, seen, done | ends(token, seen), written, cache
 
-    start = (jnp.ones((), jnp.int32), token, ends(token), written, filled)
+    start = (jnp.ones((), jnp.int32), token, seen, ends(token, seen), written, filled)
     with jax.named_scope(DECODE):
-        return jax.lax.while_loop(unfinished, body, start)[3]
+        return jax.lax.while_loop(unfinished, body, start)[4]

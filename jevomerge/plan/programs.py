@@ -134,7 +134,9 @@ def scores_of(
         traced = judging.score_members.trace(*arguments, batch, **static)
         return Program(f"score {where}", traced, mesh, 0, {}, trips)
     limits = (_copy(Shape((), np.int32), mesh), _copy(Shape((1,), np.int32), mesh))
-    traced = judging.generate_members.trace(*arguments, batch, *limits, slots=slots, **static)
+    table = judge.stop_table(task.stop, judge.config.vocab_size)
+    stops = () if table is None else (_copy(Shape(table.shape, table.dtype), mesh),)
+    traced = judging.generate_members.trace(*arguments, batch, *limits, *stops, slots=slots, **static)
     name = f"generate {where} + {layout.answer_slots}"
     name += "" if slots is None else f", {slots} hops"  # the longest path of the first generation
     depth = judge.config.num_hidden_layers if slots is None else slots
