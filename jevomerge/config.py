@@ -67,7 +67,7 @@ class Search(Strict):
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
     anchors: Anchors | None = None  # fitness is an estimate from a few examples, always the same
     racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
-    finalists: int = Field(5, gt=0)  # with minibatches or anchors: how many of the best are scored on the whole split;
+    finalists: int = Field(5, gt=0)  # with minibatches or anchors: how many are scored on the whole split at the end;
     # with nsga2: how many points of the front are exported: the best, the best of each task, those farthest from them
     checkpoint_every: int = Field(10, gt=0)  # generations
     time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included

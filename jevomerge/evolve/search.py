@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jevomerge.config import Search
 from jevomerge.errors import FitnessError
 from jevomerge.evolve.archive import Archive, Record
 from jevomerge.evolve.checkpoints import Checkpoints
@@ -196,8 +199,6 @@ def threshold(setup: Setup, earlier: list[Record | None]) -> float:
     search, elite = setup.config.search, setup.strategy.elite
     if search.racing is None or elite is None:
         return -math.inf
-    if search.examples_per_generation is not None:
-        elite = max(elite, search.finalists)  # who may be scored again at the end
     fitness = sorted((r["fitness"] for r in earlier if r is not None and r["fitness"] is not None), reverse=True)
     return fitness[elite - 1] if len(fitness) >= elite else -math.inf
 
@@ -219,8 +220,8 @@ def copy_record(record: Record, member: Member) -> Record:
 def choose(setup: Setup, candidates: Candidates, archive: Archive) -> tuple[Record, Tokens]:
     """The best record, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
-    With minibatches a high fitness may be luck, and with anchors it is an estimate, so the best few are scored again on
-    the whole search split; the second result is what that took.
+    With minibatches a high fitness may be luck, and with anchors it is an estimate, so a few finalists are scored again
+    on the whole search split; the second result is what that took.
     """
     ranked = archive.ranked()
     if isinstance(setup.strategy, Nsga2):
@@ -231,8 +232,24 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> tuple[Reco
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
     if setup.config.search.examples_per_generation is None and setup.anchors is None:
         return ranked[0], Tokens(0, 0)
-    finalists = [r for r in ranked if "copy_of" not in r][: setup.config.search.finalists]
+    finalists = finalists_of(ranked, setup.config.search)
     genomes = np.array([r["genome"] for r in finalists])
     scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
     fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]
     return finalists[max(range(len(finalists)), key=lambda i: fitness[i])], total(s.tokens for s in scored)
+
+
+def finalists_of(ranked: list[Record], search: Search) -> list[Record]:
+    """Those among records, the best first, that are scored on the whole search split: the best `search.finalists`.
+
+    With minibatches a generation is judged by its own examples, and the best of all would be those of the easiest: they
+    are then the best of each of the last generations (in experiments/cheap_fitness the better choice).
+    """
+    if search.examples_per_generation is None:
+        return [r for r in ranked if "copy_of" not in r][: search.finalists]
+    generations: dict[int, list[Record]] = defaultdict(list)
+    for record in ranked:
+        generations[record["generation"]].append(record)
+    last = [generations[number] for number in sorted(generations, reverse=True)[: search.finalists]]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*last))  # the best of each, the second best, ...
+    return [r for r in in_turn if r is not None][: search.finalists]
