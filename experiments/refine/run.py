@@ -11,6 +11,7 @@ default.
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from jevomerge.config import Refine, read_run
-from jevomerge.evolve.archive import read_archive
+from jevomerge.console import Terminal
+from jevomerge.evolve.archive import Archive, read_archive
 from jevomerge.evolve.refine import Refiner
+from jevomerge.evolve.search import search
 from jevomerge.evolve.setup import Setup
 
 HERE = Path(__file__).parent
@@ -29,6 +32,7 @@ SEEDS = range(5)
 STEPS = (25, 50, 100)  # after which a run might have ended
 GENERATIONS = (2, 5, 10, 15, 20)  # likewise, of evolution
 EVOLVED = 5  # generations before the gradient, in "evolution + ..."
+EVERY, BETWEEN = 2, 10  # generations from one gradient to the next, and its steps, in "evolution, between"
 
 
 class Bench:
@@ -51,9 +55,14 @@ class Bench:
     def best(self, seed: int, generations: int) -> dict[str, Any]:
         """The best candidate after some generations, and what finding it took."""
         log = self.evolution / str(seed) / "evaluations.jsonl"
-        records = [r for r in read_archive(log) if r["generation"] < generations]
+        return self.best_of([r for r in read_archive(log) if r["generation"] < generations])
+
+    def best_of(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """The best of an archive's records, and what finding it took."""
         best = max(records, key=lambda r: (r["fitness"], r["tie_break"], -r["generation"], -r["member"]))
-        spent = {"passes": len(records) * SIZE, "seconds": round(sum(r["seconds"] for r in records), 1)}
+        refined = sum("refined" in r for r in records)
+        passes = len(records) * SIZE + refined * 3 * ROWS * BETWEEN
+        spent = {"passes": passes, "seconds": round(sum(r["seconds"] for r in records), 1)}
         return {"genome": np.array(best["genome"]), **spent}
 
     def generations(self, seed: int) -> int:
@@ -66,6 +75,19 @@ class Bench:
         ends = {}
         for generations in GENERATIONS:
             best = self.best(seed, generations)
+            ends[str(generations)] = {k: best[k] for k in ("passes", "seconds")} | self.scores(best["genome"])
+        return ends
+
+    def between(self, seed: int) -> dict[str, Any]:
+        """What evolution gives that learns from its best, refined by the likelihood, every few generations."""
+        refine = Refine(steps=BETWEEN, examples_per_step=ROWS, every=EVERY)
+        setup = Setup(self.config.model_copy(update={"refine": refine, "seed": seed}))
+        with tempfile.TemporaryDirectory() as folder, Archive(Path(folder) / "evaluations.jsonl") as archive:
+            search(setup, self.candidates, archive, Path(folder) / "checkpoints", GENERATIONS[-1], Terminal())
+            records = archive.records
+        ends = {}
+        for generations in (*GENERATIONS, GENERATIONS[-1] + 1):  # the last is that of `refine` after the search
+            best = self.best_of([r for r in records if r["generation"] < generations])
             ends[str(generations)] = {k: best[k] for k in ("passes", "seconds")} | self.scores(best["genome"])
         return ends
 
@@ -117,15 +139,17 @@ def main() -> None:
     arms = [
         f"{start}, {objective}" for objective in ("likelihood", "entropy") for start in ("evolution", "0.5", "average")
     ]
-    jobs = [(seed, "evolution alone") for seed in SEEDS]
-    jobs += [(seed, arm) for seed in SEEDS for arm in arms]
+    jobs = [(seed, arm) for seed in SEEDS for arm in ("evolution alone", *arms, "evolution, between")]
     for seed, arm in jobs:
         start, _, objective = arm.partition(", ")
         runs = results.setdefault(arm, {})
         needed = {"evolution alone": GENERATIONS[-1], "evolution": EVOLVED}.get(start, 0)
         if str(seed) in runs or bench.generations(seed) < needed:
             continue
-        runs[str(seed)] = bench.evolved(seed) if not objective else bench.refined(start, objective, seed)
+        if objective == "between":
+            runs[str(seed)] = bench.between(seed)
+        else:
+            runs[str(seed)] = bench.refined(start, objective, seed) if objective else bench.evolved(seed)
         print(arm, seed, runs[str(seed)], flush=True)
         OUT.write_text(json.dumps({k: v for k, v in results.items() if v}, indent=1) + "\n")
     return None
