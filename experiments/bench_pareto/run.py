@@ -1,14 +1,15 @@
 """NSGA-II against pymoo's, a front against weighted sums: `python experiments/bench_pareto/run.py [PART[:SEED] ...]`.
 
-The parts, by default all, are `planted`, `speed`, `spheres` and `miniature`; see README.md.
+The parts, by default all, are `planted`, `speed`, `spheres`, `map_elites` and `miniature`; see README.md.
 Needs `pip install pymoo`.  Goes on where it was stopped.
 """
 
+import itertools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,16 @@ from pymoo.problems import get_problem
 from jevomerge.config import RunConfig, read_run
 from jevomerge.console import Silent
 from jevomerge.evolve.archive import Archive, read_archive
-from jevomerge.evolve.pareto import front_of, make_nsga2, objectives_of
+from jevomerge.evolve.pareto import (
+    front_of,
+    make_nsga2,
+    objectives_of,
+    polynomial_mutation,
+    simulated_binary_crossover,
+)
 from jevomerge.evolve.search import search
 from jevomerge.evolve.setup import Setup
-from jevomerge.evolve.strategies import make_strategy
+from jevomerge.evolve.strategies import make_strategy, on_host
 from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.schema import DataSource
 
@@ -101,35 +108,82 @@ def speed(seed: int) -> dict[str, Any]:
 # --- two spheres --------------------------------------------------------------------------------------------
 
 
+def near_two_points(seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Genomes (P, n) -> (P, 2): how near they are to a random point, and to one on the way from it to another."""
+    one, other = np.random.default_rng(seed).uniform(0.1, 0.9, (2, GENES))
+    centers = one, (one + other) / 2
+    return lambda x: -10 * np.stack([((x - center) ** 2).mean(1) for center in centers], axis=1)
+
+
+def searched_by(strategy: Any, goals: Any, generations: int, key: Any, told: Any = lambda values: values) -> np.ndarray:
+    """The goals of all candidates of a search; `told`: what the strategy learns of them."""
+    state, seen = strategy.init(key), []
+    for generation in range(generations):
+        keys = jax.random.split(jax.random.fold_in(key, generation))
+        population, state = strategy.ask(keys[0], state)
+        seen.append(goals(population))
+        state = strategy.tell(keys[1], state, population, told(seen[-1]))
+    return np.concatenate(seen)
+
+
 def spheres(seed: int) -> dict[str, Any]:
     """The hypervolume after few evaluations of two goals over 42 genes: to be near one of two random points."""
-    rng, volume, found = np.random.default_rng(seed), HV(ref_point=np.ones(2)), dict[str, Any]()
-    one, other = rng.uniform(0.1, 0.9, (2, GENES))
-    centers = one, (one + other) / 2
-
-    def goals(x: np.ndarray) -> np.ndarray:
-        return -10 * np.stack([((x - center) ** 2).mean(1) for center in centers], axis=1)
-
-    def searched_by(strategy: Any, generations: int, key: Any, told: Any) -> np.ndarray:
-        state, seen = strategy.init(key), []
-        for generation in range(generations):
-            keys = jax.random.split(jax.random.fold_in(key, generation))
-            population, state = strategy.ask(keys[0], state)
-            seen.append(goals(population))
-            state = strategy.tell(keys[1], state, population, told(seen[-1]))
-        return np.concatenate(seen)
-
+    goals, volume, found = near_two_points(seed), HV(ref_point=np.ones(2)), dict[str, Any]()
     for total in TOTALS:
         for size in (10, 20, 40):
-            strategy = make_nsga2(GENES, 2, size)
-            seen = searched_by(strategy, total // size, jax.random.key(seed), lambda values: values)
+            seen = searched_by(make_nsga2(GENES, 2, size), goals, total // size, jax.random.key(seed))
             found.setdefault(f"nsga2, {size}", {})[str(total)] = round(float(volume(-seen)), 4)
         parts = []
         for number, weights in enumerate(WEIGHTS):
             strategy, key = make_strategy("cma_es", GENES), jax.random.key(seed * len(WEIGHTS) + number)
             steps = total // len(WEIGHTS) // strategy.population_size
-            parts.append(searched_by(strategy, steps, key, lambda values, w=weights: values @ w))
+            parts.append(searched_by(strategy, goals, steps, key, lambda values, w=weights: values @ w))
         found.setdefault("cma_es, three weightings", {})[str(total)] = round(float(volume(-np.concatenate(parts))), 4)
+    return found
+
+
+class MapElites:
+    """MAP-Elites (arXiv:1504.04909) with NSGA-II's operators; as in CycleQD (arXiv:2410.14735) a grid per goal.
+
+    A cell of a goal's grid is a range of the other goal; in it is the candidate that is best in its own.
+    """
+
+    def __init__(self, size: int, bins: int, low: float = -1.0) -> None:
+        self.size, self.bins, self.low = size, bins, low  # the goals are from `low` to 0
+
+    def init(self, key: Any) -> dict[str, Any]:
+        del key
+        return {"turn": 0, "cells": ({}, {})}
+
+    def ask(self, key: Any, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        rng = np.random.default_rng(jax.random.key_data(key).tolist())
+        cells = state["cells"][state["turn"] % 2]
+        if not cells:
+            return np.clip(rng.normal(0.5, 1 / 6, (self.size, GENES)), 0, 1), state
+        elites = np.array([genome for _, genome in cells.values()])
+        keys, pairs = jax.random.split(key), -(-self.size // 2)
+        with on_host(x64=True):
+            parents = (elites[rng.integers(len(elites), size=pairs)] for _ in range(2))
+            children = np.concatenate(simulated_binary_crossover(keys[0], *parents))[: self.size]
+            return np.asarray(polynomial_mutation(keys[1], children)), state
+
+    def tell(self, key: Any, state: dict[str, Any], population: np.ndarray, goals: np.ndarray) -> dict[str, Any]:
+        del key
+        for goal, cells in enumerate(state["cells"]):
+            place = np.clip((1 - goals[:, 1 - goal] / self.low) * self.bins, 0, self.bins - 1).astype(int)
+            for cell, quality, genome in zip(place.tolist(), goals[:, goal].tolist(), population, strict=True):
+                if cell not in cells or quality > cells[cell][0]:
+                    cells[cell] = quality, genome
+        return state | {"turn": state["turn"] + 1}
+
+
+def map_elites(seed: int) -> dict[str, Any]:
+    """As `spheres`, by MAP-Elites."""
+    goals, volume, found = near_two_points(seed), HV(ref_point=np.ones(2)), dict[str, Any]()
+    for size, bins in itertools.product((10, 20), (10, 20, 40)):
+        for total in TOTALS:
+            seen = searched_by(MapElites(size, bins), goals, total // size, jax.random.key(seed))
+            found.setdefault(f"{size}, {bins} bins", {})[str(total)] = round(float(volume(-seen)), 4)
     return found
 
 
@@ -212,7 +266,13 @@ def miniature(seed: int) -> dict[str, Any]:
     return found
 
 
-PARTS = {"planted": (planted, 5), "speed": (speed, 3), "spheres": (spheres, 3), "miniature": (miniature, 3)}
+PARTS = {
+    "planted": (planted, 5),
+    "speed": (speed, 3),
+    "spheres": (spheres, 3),
+    "map_elites": (map_elites, 3),
+    "miniature": (miniature, 3),
+}
 
 
 def main() -> None:

@@ -13,16 +13,14 @@ luck.  The next children are made of winners of such tournaments, by simulated b
 Pure JAX: evosax has no method for several goals, EvoX computes in PyTorch, and pymoo's state is an object to pickle,
 not arrays for a checkpoint; with the same number of evaluations both come as far (experiments/bench_pareto).
 
-Two relatives are not here. MAP-Elites (arXiv:1504.04909) keeps the best candidate in each cell of a grid of
-behaviour descriptors. All that is known of a candidate's behaviour is its score in each task; these can be
-descriptors, as in CycleQD (arXiv:2410.14735), which takes turns at one grid per task: its score is the quality,
-those of the others are the axes. Such grids are arrays of fixed shape and would fit init, ask and tell; they need a
-range and a number of bins for every task (a likelihood has no lowest value), and K tasks need K grids of
-bins^(K-1) cells. CycleQD's own crossover and mutation work on the weights of archived models, not on genomes. M2N2
-(arXiv:2508.16204) merges two members of its archive with one another, on either side of a random split point of the
-flat parameter vector. A candidate is then a function of its ancestry, not of a genome over fixed sources: the
-archive would be whole models, and no line of evaluations.jsonl could say how to make one again. Its competition and
-its choice of partners also need the score on each example, of which tell knows only the means.
+Two relatives are not here. MAP-Elites (arXiv:1504.04909) keeps the best candidate in each cell of a grid of behaviours.
+All that is known of a candidate's behaviour is its score in each task, so that, as in CycleQD (arXiv:2410.14735), there
+is a grid per task, of which the others' scores are the axes. It would fit init, ask and tell, but with the evaluations
+that a merge can have it finds clearly less than NSGA-II (experiments/bench_pareto), and it needs a range and a number of
+bins for every task. M2N2 (arXiv:2508.16204) merges two members of its archive with one another, on either side of a
+random split point of the flat parameter vector. A candidate is then a function of its ancestry, not of a genome over
+fixed sources: the archive would be whole models, and no line of evaluations.jsonl could say how to make one again. Its
+competition and its choice of partners also need the score on each example, of which tell knows only the means.
 """
 
 from __future__ import annotations
