@@ -16,9 +16,9 @@ not arrays for a checkpoint; with the same number of evaluations both come as fa
 Two relatives are not here. MAP-Elites (arXiv:1504.04909) keeps the best candidate in each cell of a grid of behaviours.
 All that is known of a candidate's behaviour is its score in each task, so that, as in CycleQD (arXiv:2410.14735), there
 is a grid per task, of which the others' scores are the axes. It would fit init, ask and tell, but with the evaluations
-that a merge can have it finds clearly less than NSGA-II (experiments/bench_pareto), and it needs a range and a number of
-bins for every task. M2N2 (arXiv:2508.16204) merges two members of its archive with one another, on either side of a
-random split point of the flat parameter vector. A candidate is then a function of its ancestry, not of a genome over
+that a merge can have it finds clearly less than NSGA-II (experiments/bench_pareto), and it needs a range and bins for
+every task. M2N2 (arXiv:2508.16204) merges two members of its archive with one another, on either side of a random split
+point of the flat parameter vector. A candidate is then a function of its ancestry, not of a genome over
 fixed sources: the archive would be whole models, and no line of evaluations.jsonl could say how to make one again. Its
 competition and its choice of partners also need the score on each example, of which tell knows only the means.
 """
