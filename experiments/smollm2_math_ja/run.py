@@ -4,6 +4,7 @@ python experiments/smollm2_math_ja/train.py --data DATA --model MODEL    # first
 python experiments/smollm2_math_ja/run.py                                # continues where it was stopped
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -28,7 +29,9 @@ from jevomerge.models import Params
 from jevomerge.recipe import Recipe, Sources
 
 ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
+SEEDS = (0, 1)  # of the searches; the first is that of the table
 GRID = (0.5, 0.8, 1.1)
+BEST_OF_GRID = "task arithmetic (best of grid)"
 LM_EVAL_QUESTIONS = 32  # the first ones: it reads the prompt again for each choice
 LM_EVAL = (*ARMS, "japanese", "base", "math")
 
@@ -90,7 +93,7 @@ def models(searched: Searched) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     for name, make in USUAL.items():
         yield name, lambda make=make: merged(make()), {}
     weights, about = best_of_grid(searched)
-    yield "task arithmetic (best of grid)", lambda: merged(recipe("task_arithmetic", weights)), about
+    yield BEST_OF_GRID, lambda: merged(recipe("task_arithmetic", weights)), about
 
 
 def best_of_grid(searched: Searched) -> tuple[tuple[float, float], dict[str, Any]]:
@@ -114,11 +117,22 @@ def best_of_grid(searched: Searched) -> tuple[tuple[float, float], dict[str, Any
     return (first, second), about
 
 
-def evolved(arm: str) -> dict[str, Any]:
+def folder_of(arm: str, seed: int) -> Path:
+    """Where a search is."""
+    return common.WORK / (f"{arm}_seed_{seed}" if seed else arm)
+
+
+def own_name(name: str, seed: int) -> str:
+    """What results.json calls a search."""
+    return f"{name}, seed {seed}" if seed else name
+
+
+def evolved(arm: str, seed: int) -> dict[str, Any]:
     """Run a search, or what is left of it; what it found."""
-    folder = common.WORK / arm
+    folder = folder_of(arm, seed)
     if not (folder / "result.json").exists():
-        evolve(search_config(arm), folder, Terminal(), resume=folder.exists())
+        config = search_config(arm).model_copy(update={"seed": seed})
+        evolve(config, folder, Terminal(), resume=folder.exists())
     result = json.loads((folder / "result.json").read_text())
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     best = [json.loads(line)["fitness"] for line in lines]
@@ -144,16 +158,17 @@ def check(heldout: Heldout, params: Params) -> None:
 
 
 def differences() -> None:
-    """Each model against the best of the grid and against the whole-model genes, on the same examples."""
-    found = common.recorded()["models"]
+    """Each search against the usual merges and against the other of its seed, on the same examples."""
+    found = common.recorded()["models"] | common.recorded().get("seeds", {})
 
     def values(name: str) -> dict[str, np.ndarray]:
         examples = found[name]["examples"]
         right = np.array([100.0 * int(x) for x in examples["right"]])
         return {"gsm8k": np.array(examples["gsm8k"]), common.JCQA: np.array(examples[common.JCQA]), "accuracy": right}
 
-    for arm in ARMS:
-        for other in ("average", "task arithmetic (1 + 1)", "task arithmetic (best of grid)", *ARMS):
+    for seed in SEEDS:
+        arms = [own_name(name, seed) for name in ARMS]
+        for arm, other in itertools.product(arms, ("average", "task arithmetic (1 + 1)", BEST_OF_GRID, *arms)):
             if arm != other and arm in found and other in found:
                 ours, theirs = values(arm), values(other)
                 differ = {k: ours[k] - theirs[k] for k in ours}
@@ -217,6 +232,26 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def seeds_table() -> str:
+    """The second table of README.md: mean [lowest, highest] over the seeds that were run."""
+    results = common.recorded()
+    grid = results["models"][BEST_OF_GRID]
+    lines = [
+        "| search | seeds | fitness | GSM8K | JCommonsenseQA | mean of both | over the best of the grid |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in ARMS:
+        found = results["models"] | results.get("seeds", {})
+        runs = [found[own_name(name, seed)] for seed in SEEDS if own_name(name, seed) in found]
+        tasks = np.array([[np.mean(run["examples"][task]) for task in (common.GSM8K, common.JCQA)] for run in runs])
+        usual = np.mean([np.mean(grid["examples"][task]) for task in (common.GSM8K, common.JCQA)])
+        fitness = np.array([list(run["best by evaluations"].values())[-1] for run in runs])
+        columns = [fitness, *tasks.T, tasks.mean(axis=1), tasks.mean(axis=1) - usual]
+        cells = [f"{x.mean():.3f} [{x.min():.3f}, {x.max():.3f}]" for x in columns]
+        lines.append(f"| {' | '.join([name, str(len(runs)), *cells])} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     base = Checkpoint(common.WORK / "base")
     heldout = Heldout(load_tokenizer(base.folder), base.config)
@@ -224,25 +259,27 @@ def main() -> None:
     if "check" not in common.recorded():
         check(heldout, base.load())
 
-    def judge(name: str, params: Params, about: dict[str, Any]) -> None:
+    def judge(section: str, name: str, params: Params, about: dict[str, Any]) -> None:
         scores = heldout(params)
         print(name, {k: v for k, v in scores.items() if k != "examples"}, flush=True)
-        common.record("models", name, {**about, **scores})
+        common.record(section, name, {**about, **scores})
 
-    for name, arm in ARMS.items():  # first: what the time is for
-        if name not in common.recorded().get("models", {}):
-            about = evolved(arm)
-            judge(name, Checkpoint(common.WORK / arm / "best").load(), about)
+    for seed in SEEDS:  # the searches first: what the time is for
+        for name, arm in ARMS.items():
+            section, own = "seeds" if seed else "models", own_name(name, seed)
+            if own not in common.recorded().get(section, {}):
+                about = evolved(arm, seed)
+                judge(section, own, Checkpoint(folder_of(arm, seed) / "best").load(), about)
     for name, make, about in models(searched):
         if name not in common.recorded().get("models", {}):
-            judge(name, make(), about)
+            judge("models", name, make(), about)
     differences()
     for name in LM_EVAL:
         if name not in common.recorded().get("lm_eval", {}):
             folder = common.WORK / (f"{ARMS[name]}/best" if name in ARMS else name)
             right = common.recorded()["models"][name]["examples"]["right by lm-eval's rule"]
             common.record("lm_eval", name, lm_eval_score(folder, right))
-    print(table())
+    print(table(), seeds_table(), sep="\n\n")
 
 
 if __name__ == "__main__":
