@@ -260,11 +260,11 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
     for name in ("average", "addition", "base"):
         yield from tunings(bench, results, first, name, by_family=True)
     yield from crowded("42 + 42 genes")
+    yield from searches(bench, first, PAPER)
+    yield from crowded("3 + 1 genes")
     yield from searches(bench, second, SIGNED | CONVEX)
     for name in ("mathematics", "average"):
         yield from tunings(bench, results, second, name, by_family=True)
-    yield from crowded("3 + 1 genes")
-    yield from searches(bench, first, PAPER)
 
 
 def start_of(bench: Bench, name: str) -> Path:
