@@ -5,29 +5,46 @@
     sources = jm.Sources(jm.read_recipe("recipe.yaml"))       # opened and checked, no weight read
     merge = jm.Merge(sources.method, sources.dtype)
     bank = jm.make_bank(merge, sources.specs, *sources.load(), sources.keys())
-    params = jax.jit(jm.build, static_argnums=0)(merge, bank, sources.numbers)
-    hidden, _ = jm.apply(params, sources.config, tokens, valid)
+    params = jax.jit(jm.build, static_argnums=0)(merge, bank, sources.coefficients)
+    hidden, _ = jm.apply(params, sources.model, tokens, valid)
 
-Names are imported when they are first used, so that `jevomerge --help` does not wait for JAX.
+Each command is a function: `jm.plan("run.yaml")` returns what `jevomerge plan run.yaml` prints. Recipes and runs may
+also be given as the mappings that their files would hold.
+
+Names are imported when they are first used, so that `jevomerge --help` does not wait for JAX; editors and type checkers
+read `__init__.pyi`.
 """
 
 import importlib
 from typing import Any
 
 _HOME = {
-    "jevomerge.checkpoint": ("Checkpoint",),
-    "jevomerge.config": ("read_run",),
+    "jevomerge.checkpoint.source": ("Checkpoint",),
+    "jevomerge.config": ("read_config", "read_run"),
     "jevomerge.errors": ("InputError",),
-    "jevomerge.evolve.run": ("evolve",),
-    "jevomerge.fitness.judge": ("Judge",),
-    "jevomerge.fitness.schema": ("read_task",),
-    "jevomerge.genome": ("Space", "express", "make_space"),
-    "jevomerge.merge": ("Bank", "Merge", "build", "in_scan", "make_bank"),
-    "jevomerge.merge.method": ("MergeMethod", "Parameter"),
-    "jevomerge.merge.registry": ("get_method", "register"),
-    "jevomerge.models": ("apply", "unembed"),
-    "jevomerge.recipe": ("Sources", "read_recipe", "write_recipe"),
-    "jevomerge.stream": ("merge_to_folder",),
+    "jevomerge.fitness.judge": ("Judge", "make_judge"),
+    "jevomerge.fitness.ready": ("make_ready",),
+    "jevomerge.fitness.schema": ("read_tasks",),
+    "jevomerge.genome.space": ("Space", "express", "make_space"),
+    "jevomerge.methods.bank": ("Bank", "Merge", "build", "in_scan", "make_bank"),
+    "jevomerge.methods.method": ("MergeMethod", "Parameter"),
+    "jevomerge.methods.registry": ("get_method", "register"),
+    "jevomerge.methods.trees": ("merge",),
+    "jevomerge.models.model": ("apply", "unembed"),
+    "jevomerge.models.own": ("own_model",),
+    "jevomerge.observers.terminal": ("Terminal",),
+    "jevomerge.recipe.schema": ("read_recipe",),
+    "jevomerge.recipe.sources": ("Sources",),
+    "jevomerge.recipe.to_folder": ("merge_to_folder",),
+    "jevomerge.recipe.write": ("write_recipe",),
+    "jevomerge.run.compare": ("compare",),
+    "jevomerge.run.evaluate": ("evaluate",),
+    "jevomerge.run.evolve": ("evolve",),
+    "jevomerge.run.result": ("Result",),
+    "jevomerge.run.export": ("export",),
+    "jevomerge.run.merge": ("explain", "merge_folder"),
+    "jevomerge.run.plan": ("plan",),
+    "jevomerge.run.report": ("report",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)
@@ -38,3 +55,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module 'jevomerge' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jevomerge.errors import FitnessError, InputError
 
 if TYPE_CHECKING:
-    from jevomerge.checkpoint import Checkpoint
-    from jevomerge.config import MeshShape
-    from jevomerge.fitness.schema import HarnessTask, Task
+    from jevomerge.devices.schema import MeshShape
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
 EPILOG = (
     "Exit status: 0 on success, 2 for bad input or a full disk, 143 when terminated, 1 for anything else. "
     "Nothing that exists is overwritten."
@@ -132,12 +129,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def reading(what: str) -> None:
+    """The first word of a command, before the imports that take seconds."""
+    print(f"jevomerge: reading {what} ...", file=sys.stderr, flush=True)
+
+
 def run_evolve(args: argparse.Namespace) -> None:
     """`jevomerge evolve`."""
-    from jevomerge.config import read_config
-    from jevomerge.console import Silent, Terminal
-    from jevomerge.hosts import first, join
-
     if (args.config is None) == (args.resume is None):
         raise InputError("evolve: give either a CONFIG to start or --resume RUN to continue")
     if args.resume:
@@ -146,12 +144,20 @@ def run_evolve(args: argparse.Namespace) -> None:
         args.folder = Path(args.resume)
         if not (args.folder / "config.yaml").exists():
             raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
+    if args.process_id in (None, 0):
+        reading(args.resume or args.config)
+    from jevomerge.devices.hosts import first, join
+
     explicit = (args.coordinator, args.num_processes, args.process_id)
     if args.distributed or any(value is not None for value in explicit):
         if not args.distributed and None in explicit:
             raise InputError("evolve: --coordinator, --num-processes and --process-id go together")
         join(*explicit)
-    from jevomerge.evolve.staged import evolve_config  # after joining, for evosax computes when it is imported
+    from jevomerge.config import read_config
+    from jevomerge.observers.observer import SILENT
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.reports.writer import PageWriter
+    from jevomerge.run.stages import evolve_config  # after joining, for evosax computes when it is imported
 
     config = read_config(args.folder / "config.yaml" if args.resume else args.config)
     if args.seed is not None:
@@ -160,12 +166,13 @@ def run_evolve(args: argparse.Namespace) -> None:
         config = config.model_copy(update={"mesh": read_mesh(args.mesh)})
     if not args.resume:
         args.folder = Path(args.output or Path("runs") / config.name)
-    evolve_config(config, args.folder, Terminal() if first() else Silent(), resume=args.resume is not None)
+    observer = PageWriter(Terminal()) if first() else SILENT
+    evolve_config(config, args.folder, observer, resume=args.resume is not None)
 
 
 def read_mesh(text: str) -> MeshShape:
     """ "4x2" -> pop 4, model 2."""
-    from jevomerge.config import MeshShape
+    from jevomerge.devices.schema import MeshShape
 
     if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
         raise InputError(f"--mesh: `{text}` is not POPxMODEL, such as 4x2")
@@ -174,142 +181,67 @@ def read_mesh(text: str) -> MeshShape:
 
 def run_merge(args: argparse.Namespace) -> None:
     """`jevomerge merge`."""
-    from jevomerge.console import Terminal
-    from jevomerge.recipe import read_stages
-    from jevomerge.stages import explain_stages, merge_stages
-
-    stages = read_stages(args.recipe)
-    if args.explain:
-        for line in explain_stages(stages):
-            print(line)
-        return
-    if args.out is None:
+    if args.out is None and not args.explain:
         raise InputError("merge: give the folder to write, OUT, or --explain")
-    merge_stages(stages, args.out, Terminal())
+    reading(args.recipe)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.merge import explain, merge_folder
+
+    if not args.explain:
+        merge_folder(args.recipe, args.out, observer=Terminal())
+        return
+    for line in explain(args.recipe):
+        Terminal().line(line)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """`jevomerge evaluate`."""
-    from jevomerge.checkpoint import Checkpoint
-    from jevomerge.checkpoint.export import refuse_existing
-    from jevomerge.evolve.archive import write_atomically
-    from jevomerge.evolve.setup import load_tokenizer
-    from jevomerge.fitness.judge import Judge
-    from jevomerge.fitness.schema import Task, read_tasks
+    reading(args.model)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.evaluate import evaluate
 
-    if args.json:
-        refuse_existing(Path(args.json))
-        if not Path(args.json).parent.is_dir():
-            raise InputError(f"--json: {Path(args.json).parent} is not a folder")
-    tasks, model = read_tasks(args.task), Checkpoint(args.model)
-    task, tokenizer = tasks[0], load_tokenizer(model.folder)
-    if len(tasks) > 1 or not isinstance(task, Task):
-        result: dict[str, Any] = {"model": args.model, "results": evaluate_suite(tasks, model, tokenizer, args.split)}
-    else:
-        judge = Judge([task], tokenizer, model.config, splits=[args.split or "heldout"])
-        scores = judge.model(model.load(), args.split or "heldout")
-        fitness, _ = judge.fitness(scores)
-        values = scores.primary[task.name].tolist()
-        print(f"{task.name} ({args.split or 'heldout'}, {len(values)} examples, {task.score}): {fitness:.4f}")
-        also = judge.also(scores.texts, args.split or "heldout").get(task.name, {})
-        for criterion, score in also.items():
-            print(f"  by {criterion}: {score:.4f}")
-        result = {"task": task.name, "split": args.split or "heldout", "model": args.model}
-        result |= {"score": fitness, "examples": values}
-        result |= {"also": also, "texts": scores.texts[task.name]} if also else {}
-    if args.json:
-        write_atomically(Path(args.json), json.dumps(result) + "\n")
-
-
-def evaluate_suite(
-    tasks: Sequence[Task | HarnessTask], model: Checkpoint, tokenizer: Any, split: str | None
-) -> dict[str, dict[str, Any]]:
-    """Score a model on tasks of lm-evaluation-harness as that does, printing its metrics with their errors."""
-    from jevomerge.fitness.harness import evaluate, find, require
-    from jevomerge.fitness.schema import Task
-
-    if own := [t.name for t in tasks if isinstance(t, Task)]:
-        raise InputError(f"--task: {', '.join(own)} is not a task of the harness; evaluate it by its own file")
-    if split is not None:
-        raise InputError("--split: the harness scores the split that its task names; leave --split out")
-    require()
-    from jevomerge.fitness.harness_model import HarnessModel
-
-    chosen = [t.harness for t in tasks if not isinstance(t, Task)]
-    for harness in chosen:
-        find(harness)  # a name that is wrong is found out before weights are read
-    judged = HarnessModel(model.load(), model.config, tokenizer, model.config_json.get("max_position_embeddings"))
-    results: dict[str, dict[str, Any]] = {}
-    for harness in chosen:
-        for name, row in evaluate(harness, judged).items():
-            results[name] = row
-            for key, value in row.items():
-                metric, _, how = key.partition(",")
-                if not how or metric.endswith("_stderr") or not isinstance(value, float | int):
-                    continue
-                error = row.get(f"{metric}_stderr,{how}")
-                shown = f" ± {error:.4f}" if isinstance(error, float) else ""
-                print(f"{name}: {metric} {value:.4f}{shown}" + (f" ({how})" if how != "none" else ""), flush=True)
-    return results
+    evaluate(args.model, args.task, args.split, args.json, observer=Terminal())
 
 
 def run_export(args: argparse.Namespace) -> None:
     """`jevomerge export`."""
-    import numpy as np
+    reading(args.run)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.export import export
 
-    from jevomerge.config import read_run
-    from jevomerge.console import Terminal
-    from jevomerge.evolve.archive import read_archive
-    from jevomerge.evolve.setup import Setup
-
-    records = read_archive(Path(args.run) / "evaluations.jsonl")
-    if args.genome == "best":
-        path = Path(args.run) / "result.json"
-        if not path.exists():
-            raise InputError(f"{args.run} is not finished: resume it, or export an evaluation by number")
-        number = json.loads(path.read_text())["best"]["evaluation"]
-    elif args.genome.isdigit():
-        number = int(args.genome)
-    else:
-        raise InputError(f"--genome: `{args.genome}` is neither `best` nor a number")
-    setup = Setup(read_run(Path(args.run) / "config.yaml"))
-    place = divmod(number, setup.strategy.population_size)
-    record = next((r for r in records if (r["generation"], r["member"]) == place), None)
-    if record is None:
-        raise InputError(f"--genome: evaluations.jsonl has no whole line of evaluation {number}")
-    genome = np.asarray(record["genome"])
-    setup.problem.export(genome, Path(args.out), progress=Terminal().tensors("merged"))
+    export(args.run, args.genome, args.out, observer=Terminal())
 
 
 def run_report(args: argparse.Namespace) -> None:
     """`jevomerge report`."""
-    from jevomerge.report import write_report
+    reading(args.run)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.report import report
 
-    print(f"Report: {write_report(args.run, args.output)}")
+    Terminal().line(f"Report: {report(args.run, args.output)}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
     """`jevomerge compare`."""
-    from rich.console import Console
+    reading(", ".join(args.runs))
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.reports.compare import notes, table
+    from jevomerge.run.compare import compare
 
-    from jevomerge.report.compare import compare, notes, table
-
-    entries = compare(args.runs, args.output)
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=200)
-    console.print(table(entries))
+    terminal, entries = Terminal(), compare(args.runs, args.output)
+    terminal.table(table(entries))
     for note in notes(entries):
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(f"Page: {args.output}", markup=False, soft_wrap=True)
+        terminal.note(note)
+    terminal.line(f"Page: {args.output}")
 
 
 def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
-    from jevomerge.config import read_config
-    from jevomerge.plan import plan_config
+    reading(args.config)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.plan import plan
 
-    for line in plan_config(read_config(args.config), args.topology, sweep=args.sweep):
-        print(line, flush=True)
+    plan(args.config, args.topology, args.sweep, observer=Terminal())
 
 
 COMMANDS = {
@@ -327,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; messages go to standard error."""
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nobody needs
     if argv is None:  # a command of its own: when it is terminated it cleans up
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -344,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, InputError):
             print(f"jevomerge: {error}", file=sys.stderr)
             return 2
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             print(f"jevomerge: the disk is full ({error}): free some space{_remedy(args)}", file=sys.stderr)
             return 2
         kind = "" if isinstance(error, FitnessError) else f"{type(error).__name__}: "

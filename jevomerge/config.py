@@ -9,111 +9,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jevomerge.devices.schema import MeshShape
 from jevomerge.errors import InputError
 from jevomerge.fitness.schema import AnyTask, tasks_of
+from jevomerge.genome.schema import Gene, PathSearch
 from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe
-from jevomerge.strict import Dtype, Origin, Strict, anchor, load_one, validate
+from jevomerge.schema import Dtype, Given, Origin, Strict, anchor, load_given, validate
+from jevomerge.strategies.schema import Refine, Search
 
 # --- runs ---------------------------------------------------------------------------------------------------
-
-
-class Gene(Strict):
-    """A parameter that is searched: its range and how finely it varies over the model.
-
-    A parameter of kind int takes the whole numbers of its range, one of kind bool is on or off.
-    """
-
-    range: tuple[float, float] | None = None  # None: the parameter's own domain
-    layers_per_group: int | None = Field(None, gt=0)  # None: one value for all layers
-    by: Literal["component", "tensor"] | tuple[str, ...] | None = None
-    # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; a list of filters: a
-    # tensor belongs to the first that its name contains, else to the rest
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return {"range": value} if isinstance(value, (list, tuple)) else value
-
-    @field_validator("range")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
-            raise ValueError(f"the range {list(value)} is empty: give [low, high] with low < high")
-        return value
-
-    @field_validator("by")
-    @classmethod
-    def _distinct(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
-            raise ValueError("give at least one filter, each once")
-        return value
-
-
-class Anchors(Strict):
-    """A few examples that stand for all of a task's search split, chosen by what the sources do on each of them."""
-
-    examples: int = Field(gt=0)  # of each task
-    estimator: Literal["mean", "irt"] = "mean"  # how the score on all follows; see fitness/anchors.py
-
-
-class Search(Strict):
-    """How the genome is searched; the defaults are the paper's (CMA-ES from 0.5 with sigma 1/6)."""
-
-    strategy: str | None = None  # None: cma_es, for paths mixed; nsga2: each task is a goal of its own
-    evaluations: int = Field(1000, ge=0)  # 0: `refine` has the start to itself
-    population: int | None = Field(None, gt=0)  # None: 4 + floor(3 ln n)
-    mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
-    sigma: float = Field(1 / 6, gt=0)
-    examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
-    anchors: Anchors | None = None  # fitness is an estimate from a few examples, always the same
-    racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
-    finalists: int = Field(5, gt=0)  # with minibatches or anchors: how many are scored on the whole split at the end;
-    # with nsga2: how many points of the front are exported: the best, the best of each task, those farthest from them
-    checkpoint_every: int = Field(10, gt=0)  # generations
-    time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included
-
-    @model_validator(mode="after")
-    def _one_saving(self) -> Search:
-        if self.anchors is not None and self.examples_per_generation is not None:
-            raise ValueError("`anchors` and `examples_per_generation` both say what is scored: leave one of them out")
-        if self.anchors is not None and self.racing is not None:
-            raise ValueError("`racing` bounds a score, `anchors` estimate one: leave one of them out")
-        return self
-
-
-class Refine(Strict):
-    """The best genomes are moved along the gradient of a loss; see evolve/refine.py."""
-
-    objective: Literal["likelihood", "entropy"] = "likelihood"  # of reference answers; of what follows the prompts
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(0.02, gt=0)  # in the unit box of the genes' ranges
-    steps: int = Field(20, gt=0)
-    examples_per_step: int | None = Field(16, gt=0)  # of each task's search split; None: all
-    best: int = Field(1, gt=0)  # how many genomes are refined
-    every: int | None = Field(None, gt=0)  # also in each such generation of the search; None: only after it
-
-
-class PathSlice(Strict):
-    """Layers [first, one past the last) of a model, as a slice of a passthrough recipe."""
-
-    model: str
-    layer_range: tuple[int, int]
-
-
-class PathSearch(Strict):
-    """Data-flow space: which layers of which models a token passes through, and how its stream is scaled.
-
-    With a `recipe` beside it, model A is the merge and `models` are the others.
-    """
-
-    models: tuple[str, ...] = Field(min_length=1)  # the first is A, whose embedding, head and tokenizer are used
-    repeats: int = Field(3, gt=0)  # how often all layers are laid out
-    scaling: Literal["none", "per_hop", "matrix", "network"] = "per_hop"  # where the scales come from
-    scale_range: tuple[float, float] = (0.5, 1.5)
-    scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output
-    start: tuple[PathSlice, ...] = ()  # where the search begins, or a passthrough recipe's file; (): model A
-    others_on: float = Field(0.5, gt=0, lt=1)  # of the slots not in the start, the share on in the first generation
-    dtype: Dtype | None = None  # of the exported model; None: model A's, float32 where scales are folded in
 
 
 class Stage(Strict):
@@ -136,13 +40,6 @@ class Stage(Strict):
         if (self.recipe is None) != (not self.genome):
             raise ValueError("`recipe` and `genome` go together: which of the recipe's numbers are searched?")
         return self
-
-
-class MeshShape(Strict):
-    """The devices as a grid; what is not given follows from their number and, if they say how much it is, memory."""
-
-    pop: int | None = Field(None, gt=0)  # how many candidates are scored at a time, each ...
-    model: int | None = Field(None, gt=0)  # ... by so many devices, over which its weights are split
 
 
 class Judging(Strict):
@@ -199,22 +96,27 @@ class StagedConfig(Judging):
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def read_config(path: str | Path) -> RunConfig | StagedConfig:
-    """The YAML of a run or of several stages; its paths, and tasks given as files, are relative to that file."""
-    path = Path(path)
-    data, origin = load_one(path)
+def read_config(given: Given | RunConfig | StagedConfig, held: Sequence[str] = ()) -> RunConfig | StagedConfig:
+    """A run or several stages, from YAML; paths, and tasks given as files, are relative to its file.
+
+    Of a mapping they are relative to the working directory; what was read before is returned as it is. Models in
+    `held` are in memory: their names are no paths.
+    """
+    if isinstance(given, (RunConfig, StagedConfig)):
+        return given
+    data, origin, folder = load_given(given)
     if isinstance(data.get("tasks"), list):
-        data["tasks"] = [t for task in data["tasks"] for t in tasks_of(task, path.parent)]
+        data["tasks"] = [t for task in data["tasks"] for t in tasks_of(task, folder)]
     if "stages" not in data:
-        recipe_origin = _anchor_search(data, origin, path.parent, ())
+        recipe_origin = _anchor_search(data, origin, folder, held)
         config = validate(RunConfig, data, origin)
         if config.recipe is not None:
             config.recipe.with_origin(recipe_origin)
         return config
-    origins, names = [], list[str]()
+    origins, names = [], [*held]
     for i, stage in enumerate(_list(data, "stages")):
         if isinstance(stage, dict):
-            origins.append(_anchor_search(stage, origin.inside("stages", i), path.parent, names))
+            origins.append(_anchor_search(stage, origin.inside("stages", i), folder, names))
             names.append(str(stage.get("name")))
     staged = validate(StagedConfig, data, origin)
     for stage, recipe_origin in zip(staged.stages, origins, strict=True):
@@ -223,15 +125,16 @@ def read_config(path: str | Path) -> RunConfig | StagedConfig:
     return staged
 
 
-def read_run(path: str | Path) -> RunConfig:
-    """The YAML of a run.
+def read_run(given: Given) -> RunConfig:
+    """One run, from YAML.
 
     Raises:
         InputError: also for several stages, each of which has a run folder of its own.
     """
-    config = read_config(path)
+    config = read_config(given)
     if isinstance(config, StagedConfig):
-        raise InputError(f"{path} has stages: {', '.join(s.name for s in config.stages)}; name the folder of one")
+        what = config.name if isinstance(given, Mapping) else given
+        raise InputError(f"{what} has stages: {', '.join(s.name for s in config.stages)}; name the folder of one")
     return config
 
 

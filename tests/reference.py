@@ -1,6 +1,6 @@
 """Merge methods once more, in plain NumPy and float64, written from the papers' and mergekit's formulas.
 
-Vectors are handled as vectors here, with none of the shortcuts of `jevomerge.merge` (no inner products prepared, no
+Vectors are handled as vectors here, with none of the shortcuts of `jevomerge.methods` (no inner products prepared, no
 tables, no thresholds looked up).  `METHODS[name](xs, base, paper=..., fields=..., **parameters)` takes the sources,
 and for the random methods the uniform numbers that decide, one tensor per source.
 """

@@ -4,22 +4,21 @@ python experiments/bench_kernels/run.py          # a minute; writes results.json
 """
 
 import functools
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arguments import known, make_parser, record
 from jax import Array
 
-from jevomerge.merge.field import uniform_field
-from jevomerge.merge.method import weighted_sum
-from jevomerge.models.decoder import attend
+from jevomerge.methods.field import uniform_field
+from jevomerge.methods.method import weighted_sum
+from jevomerge.models.layers import attend
 
 SIZE = 4_000_000
 RNG = np.random.default_rng(0)
@@ -84,12 +83,18 @@ def orientation() -> dict[str, float]:
     return compare(lambda: ours(x, weight), lambda: theirs(x, transposed))
 
 
+PARTS = {part.__name__: part for part in (random_field, sorting, sums, attention, orientation)}
+
+
 def main() -> None:
-    results: dict[str, Any] = {"jax": jax.__version__, "numpy": np.__version__, "cores": os.cpu_count()}
-    for measure in (random_field, sorting, sums, attention, orientation):
-        results[measure.__name__] = {"what": (measure.__doc__ or "").strip(), **measure()}
-        print(measure.__name__, results[measure.__name__], flush=True)
-    (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    args = make_parser(__doc__, __file__, parts=PARTS).parse_args()
+    if known(args.output) is None:
+        for name, value in {"jax": jax.__version__, "numpy": np.__version__, "cores": os.cpu_count()}.items():
+            record(args.output, value, name)
+    for name in args.parts:
+        if known(args.output, name) is None:
+            record(args.output, {"what": (PARTS[name].__doc__ or "").strip(), **PARTS[name]()}, name)
+        print(name, known(args.output, name), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from typing import Any
 start = time.perf_counter()
 import jax  # noqa: E402
 
-from jevomerge import cli, stream  # noqa: E402
+from jevomerge import cli  # noqa: E402
 from jevomerge.checkpoint import export, safetensors_file, source  # noqa: E402
+from jevomerge.recipe import to_folder as stream  # noqa: E402
 
 imports = time.perf_counter() - start
 parts: dict[str, float] = collections.defaultdict(float)

@@ -1,4 +1,4 @@
-"""The benchmark of README.md: `python run.py --help`.
+"""How fast is a merge to disk, and how much memory does it take, beside mergekit and a floor?
 
 Every contender is a process of its own, measured from outside by `os.wait4`.  This parent imports nothing large:
 on Linux a child's peak of resident memory starts at its parent's.
@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from arguments import known, make_parser, record
+
 HERE = Path(__file__).parent
 METHODS = ("linear", "slerp", "ties", "dare_ties", "model_stock", "karcher")
 WITH_BASE = ("ties", "dare_ties", "model_stock")
@@ -25,16 +27,17 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sources", type=Path, required=True, help="folder of SmolLM2-135M in float32")
-    parser.add_argument("--mergekit", type=Path, help="mergekit-yaml 0.1.5; without it mergekit is left out")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench_merge")
+    parser = make_parser(__doc__, __file__, work=True, parts=METHODS)
+    parser.add_argument(
+        "--smollm2", type=Path, required=True, metavar="FOLDER", help="folder of SmolLM2-135M in float32"
+    )
+    parser.add_argument(
+        "--mergekit", type=Path, metavar="FILE", help="mergekit-yaml 0.1.5; without it mergekit is left out"
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[3, 5], help="numbers of sources (slerp: always two)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
-    parser.add_argument("methods", nargs="*", metavar="METHOD", default=METHODS, help=f"default: {' '.join(METHODS)}")
     return parser.parse_args()
 
 
@@ -110,14 +113,6 @@ def summary(values: dict[str, Any], inputs: int, leaf_mb: float) -> dict[str, fl
     return {k: round(v, 3) for k, v in found.items()}
 
 
-def record(part: str, values: Any, path: Path) -> None:
-    """Put a finished part into results.json, so that an interrupted benchmark keeps what it has."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[part] = values
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(part, json.dumps(values, indent=1), flush=True)
-
-
 def table(results: dict[str, Any]) -> str:
     """README.md's table."""
     lines = [
@@ -142,8 +137,9 @@ def main() -> None:
     args = arguments()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])  # before XLA and PyTorch count cores
     args.work.mkdir(parents=True, exist_ok=True)
-    machine = {"cores": args.cores, "load_before": os.getloadavg()[0], "python": platform.python_version()}
-    record("machine", machine, args.results)
+    if known(args.output, "machine") is None:
+        machine = {"cores": args.cores, "load_before": os.getloadavg()[0], "python": platform.python_version()}
+        record(args.output, machine, "machine")
     python = Path(sys.executable)
     tools = [python, HERE / "tools.py"]
     for short in args.dtypes:
@@ -151,10 +147,13 @@ def main() -> None:
         free = shutil.disk_usage(args.work).free
         if free < 8e9:
             raise SystemExit(f"{args.work} has {free / 1e9:.1f} GB free, 8 are needed")
-        subprocess.run([*tools, "make", args.sources, models, dtype, str(max(args.counts))], check=True)
+        subprocess.run([*tools, "make", args.smollm2, models, dtype, str(max(args.counts))], check=True)
         leaf = json.loads(subprocess.check_output([*tools, "largest", models / "base"]))
-        for method in args.methods:
+        for method in args.parts:
             for count in [2] if method == "slerp" else args.counts:
+                part = f"{method}, {count} sources, {short}"
+                if known(args.output, part) is not None:
+                    continue
                 inputs = [models / f"source{i}" for i in range(count)]
                 file = args.work / f"{method}-{count}-{short}.yaml"
                 file.write_text(json.dumps(recipe(method, inputs, models / "base", dtype)))
@@ -168,9 +167,10 @@ def main() -> None:
                     contenders["mergekit"] = lambda out, file=file: [args.mergekit, file, out]
                 values = contest(contenders, args.work, args.rounds)
                 values["summary"] = summary(values, len(read), leaf)
-                record(f"{method}, {count} sources, {short}", values, args.results)
+                record(args.output, values, part)
+                print(part, json.dumps(values, indent=1), flush=True)
                 file.unlink()
-    print(table(json.loads(args.results.read_text())))
+    print(table(known(args.output)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""NSGA-II against pymoo's, a front against weighted sums: `python experiments/bench_pareto/run.py [PART[:SEED] ...]`.
+"""What a front costs: NSGA-II against pymoo's, and against weighted sums.
 
-The parts, by default all, are `planted`, `speed`, `spheres`, `map_elites` and `miniature`; see README.md.
-Needs `pip install pymoo`.  Goes on where it was stopped.
+    python experiments/bench_pareto/run.py [PART ...]       # results.json; goes on where it was stopped
+
+Needs `pip install pymoo`.
 """
 
 import itertools
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,28 +15,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.indicators.hv import HV
-from pymoo.problems import get_problem
+from arguments import known, make_parser, record
 
-from jevomerge.config import RunConfig, read_run
-from jevomerge.console import Silent
-from jevomerge.evolve.archive import Archive, read_archive
-from jevomerge.evolve.pareto import (
+import jevomerge as jm
+from jevomerge.config import RunConfig
+from jevomerge.fitness.schema import DataSource
+from jevomerge.observers.observer import SILENT
+from jevomerge.search.archive import Archive, read_archive
+from jevomerge.search.loop import search
+from jevomerge.search.setup import set_up
+from jevomerge.strategies.registry import make_strategy
+from jevomerge.strategies.strategy import on_host
+from jevomerge.strategies.pareto import (
     front_of,
     make_nsga2,
     objectives_of,
     polynomial_mutation,
     simulated_binary_crossover,
 )
-from jevomerge.evolve.search import search
-from jevomerge.evolve.setup import Setup
-from jevomerge.evolve.strategies import make_strategy, on_host
-from jevomerge.fitness.judge import Judge
-from jevomerge.fitness.schema import DataSource
 
 HERE = Path(__file__).parent
-OUT = HERE / "results.json"
 PLANTED, SIZE, CHECKPOINTS = ("zdt1", "zdt2", "dtlz2"), 64, (50, 150)  # population; generations
 SIZES = (64, 256)
 GENERATIONS = 40  # whose speed is measured
@@ -44,6 +42,22 @@ GENES, TOTALS = 42, (360, 1000)  # of the spheres: how many genes, evaluations i
 EVALUATIONS = 360  # of a search on the miniature, or of three
 WEIGHTS = ((3, 1), (1, 1), (1, 3))  # of Japanese and English
 GOALS = ("japanese", "english")
+
+
+# --- pymoo, imported late: --help is also for those who do not have it ---------------------------------------
+
+
+def planted_problem(name: str) -> Any:
+    from pymoo.problems import get_problem
+
+    return get_problem(name)
+
+
+def volume_below(point: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Points (N, K), minimised -> their hypervolume."""
+    from pymoo.indicators.hv import HV
+
+    return HV(ref_point=point)
 
 
 # --- planted fronts -----------------------------------------------------------------------------------------
@@ -62,6 +76,8 @@ def ours(problem: Any, size: int, seed: int) -> Iterator[np.ndarray]:
 
 def pymoos(problem: Any, size: int, seed: int) -> Iterator[np.ndarray]:
     """The same by pymoo with its own settings."""
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+
     algorithm = NSGA2(pop_size=size)
     algorithm.setup(problem, termination=("n_gen", 10**9), seed=seed)
     while True:
@@ -76,8 +92,8 @@ def planted(seed: int) -> dict[str, Any]:
     """The hypervolume after so many generations, as a share of that of the true front."""
     found: dict[str, Any] = {}
     for name in PLANTED:
-        problem = get_problem(name)
-        volume = HV(ref_point=np.full(problem.n_obj, 1.1))
+        problem = planted_problem(name)
+        volume = volume_below(np.full(problem.n_obj, 1.1))
         whole = volume(problem.pareto_front())
         for method, run in METHODS.items():
             for generation, objectives in enumerate(run(problem, SIZE, seed), 1):
@@ -92,7 +108,7 @@ def planted(seed: int) -> dict[str, Any]:
 def speed(seed: int) -> dict[str, Any]:
     """CPU seconds of the first generation, which compiles, and milliseconds of a later one: the median."""
     found: dict[str, Any] = {}
-    problem = get_problem("zdt1")
+    problem = planted_problem("zdt1")
     for size in SIZES:
         for method, run in METHODS.items():
             steps, spent = run(problem, size, seed), []
@@ -128,7 +144,7 @@ def searched_by(strategy: Any, goals: Any, generations: int, key: Any, told: Any
 
 def spheres(seed: int) -> dict[str, Any]:
     """The hypervolume after few evaluations of two goals over 42 genes: to be near one of two random points."""
-    goals, volume, found = near_two_points(seed), HV(ref_point=np.ones(2)), dict[str, Any]()
+    goals, volume, found = near_two_points(seed), volume_below(np.ones(2)), dict[str, Any]()
     for total in TOTALS:
         for size in (10, 20, 40):
             seen = searched_by(make_nsga2(GENES, 2, size), goals, total // size, jax.random.key(seed))
@@ -179,7 +195,7 @@ class MapElites:
 
 def map_elites(seed: int) -> dict[str, Any]:
     """As `spheres`, by MAP-Elites."""
-    goals, volume, found = near_two_points(seed), HV(ref_point=np.ones(2)), dict[str, Any]()
+    goals, volume, found = near_two_points(seed), volume_below(np.ones(2)), dict[str, Any]()
     for size, bins in itertools.product((10, 20), (10, 20, 40)):
         for total in TOTALS:
             seen = searched_by(MapElites(size, bins), goals, total // size, jax.random.key(seed))
@@ -192,7 +208,7 @@ def map_elites(seed: int) -> dict[str, Any]:
 
 def two_goals(folder: Path) -> RunConfig:
     """The quickstart with two tasks: Japanese problems over new sums, and English ones."""
-    config = read_run(HERE.parents[1] / "configs" / "quickstart.yaml")
+    config = jm.read_run(HERE.parents[1] / "configs" / "quickstart.yaml")
     data = HERE.parent / "japanese_math_mini" / "data"
     sources: dict[tuple[str, str], DataSource] = {}
     for split, limit in (("search", 64), ("heldout", 128)):
@@ -214,29 +230,30 @@ def two_goals(folder: Path) -> RunConfig:
 def searched(config: RunConfig, folder: Path, **settings: Any) -> list[dict[str, Any]]:
     """The records of a search."""
     config = config.model_copy(update={"search": config.search.model_copy(update=settings)})
-    setup = Setup(config)
+    setup = set_up(config)
     candidates = setup.problem.load(setup.mesh)
     folder.mkdir()
     with Archive(folder / "evaluations.jsonl") as archive:
         generations = config.search.evaluations // setup.strategy.population_size
-        search(setup, candidates, archive, folder / "checkpoints", generations, Silent())
+        search(setup, candidates, archive, folder / "checkpoints", generations, SILENT)
     return read_archive(folder / "evaluations.jsonl")
 
 
 def heldout(config: RunConfig, records: list[dict[str, Any]]) -> np.ndarray:
     """(F, 2) what records score on the held-out examples."""
-    setup = Setup(config)
+    setup = set_up(config)
     tasks = [t.model_copy(update={"search": t.heldout}) for t in config.tasks]
-    judge = Judge(tasks, setup.judge.tokenizer, setup.problem.config, splits=["search"], mesh=setup.mesh)
+    ready = jm.make_ready(tasks, setup.problem.tokenizer(), setup.problem.model)
+    judge = jm.make_judge(ready, setup.problem.model, splits=["search"], mesh=setup.mesh)
     genomes = np.array([r["genome"] for r in records])
     scored = [s for group in judge.members(setup.problem.load(setup.mesh), genomes) for s in group]
-    return np.array([[np.mean(s.primary[g]) for g in GOALS] for s in scored])
+    return np.array([[np.mean(s.fitness[g]) for g in GOALS] for s in scored])
 
 
 def miniature(seed: int) -> dict[str, Any]:
     """Hypervolumes, of which (0, 0) to (1, 1) is 1, and the best of each weighting, of both ways to search."""
     found: dict[str, Any] = {}
-    volume = HV(ref_point=np.zeros(2))
+    volume = volume_below(np.zeros(2))
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         config = two_goals(folder).model_copy(update={"seed": seed})
@@ -276,17 +293,13 @@ PARTS = {
 
 
 def main() -> None:
-    for chosen in sys.argv[1:] or PARTS:
-        part, _, only = chosen.partition(":")
+    args = make_parser(__doc__, __file__, seeds="5 of planted, 3 of the others", parts=PARTS).parse_args()
+    for part in args.parts:
         run, seeds = PARTS[part]
-        for seed in [int(only)] if only else range(seeds):
-            results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
-            if str(seed) not in results.setdefault(part, {}):
-                row = run(seed)
-                results = json.loads(OUT.read_text()) if OUT.exists() else {}  # other parts may run beside this one
-                results.setdefault(part, {})[str(seed)] = row
-                print(part, seed, json.dumps(row), flush=True)
-                OUT.write_text(json.dumps(results, indent=1) + "\n")
+        for seed in range(args.seeds or seeds):
+            if known(args.output, part, str(seed)) is None:
+                record(args.output, run(seed), part, str(seed))
+                print(part, seed, json.dumps(known(args.output, part, str(seed))), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 python experiments/bench_path/run.py --smollm2 FOLDER     # about four minutes; writes results.json
 """
 
-import argparse
-import json
 import os
 import statistics
 import time
@@ -15,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arguments import known, make_parser, record
 from transformers import AutoTokenizer
 
-from jevomerge import models
-from jevomerge.checkpoint import Checkpoint
-from jevomerge.checkpoint.fold import Stack, fold
-from jevomerge.checkpoint.specs import flatten, unflatten
-from jevomerge.models import apply, unembed
+import jevomerge as jm
+from jevomerge.models.decoder.decoder import Decoder
+from jevomerge.models.model import Language
+from jevomerge.models.route import Route
+from jevomerge.models.specs import flatten, unflatten
+from jevomerge.problems.stack import Stack
 
 HERE = Path(__file__).parent
 MINIATURES = HERE.parent / "japanese_math_mini" / "models"
@@ -43,23 +43,20 @@ def taking_turns(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 def cost(stack: Stack, shape: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Seconds and temporary memory of a forward pass by the number of hops, without and with spare slots."""
-    config, params = stack.config, stack.load()
-    blocks = config.num_hidden_layers
-    tokens = np.random.default_rng(0).integers(3, config.vocab_size, shape, dtype=np.int32)
+    params, blocks = stack.load(), len(stack.model.kinds)
+    tokens = np.random.default_rng(0).integers(3, stack.model.vocab_size, shape, dtype=np.int32)
     valid = np.ones(shape, bool)
-    paths: dict[str, models.Path | None] = {
-        str(n): models.Path.of([t % blocks for t in range(n)]) for n in (*HOPS, blocks)
-    }
-    paths[f"{HOPS[0]} in {SLOTS} slots"] = models.Path.of([t % blocks for t in range(HOPS[0])], slots=SLOTS)
-    paths[f"plain, {blocks} layers"] = None
+    routes: dict[str, Route | None] = {str(n): Route.of([t % blocks for t in range(n)]) for n in (*HOPS, blocks)}
+    routes[f"{HOPS[0]} in {SLOTS} slots"] = Route.of([t % blocks for t in range(HOPS[0])], slots=SLOTS)
+    routes[f"plain, {blocks} layers"] = None
     work, temporaries = {}, {}
-    for name, path in paths.items():
-        run = jax.jit(lambda params, path: apply(params, config, tokens, valid, path=path)[0])
-        compiled = run.lower(params, path).compile()
+    for name, route in routes.items():
+        run = jax.jit(lambda params, route: jm.apply(params, stack.model, tokens, valid, route=route)[0])
+        compiled = run.lower(params, route).compile()
         temporaries[name] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        work[name] = lambda compiled=compiled, path=path: compiled(params, path)
+        work[name] = lambda compiled=compiled, route=route: compiled(params, route)
     seconds = taking_turns(work, rounds)
-    return {name: {"seconds": seconds[name], "temporaries_mb": temporaries[name]} for name in paths}
+    return {name: {"seconds": seconds[name], "temporaries_mb": temporaries[name]} for name in routes}
 
 
 def folding_error(stack: Stack, shape: tuple[int, int]) -> dict[str, Any]:
@@ -71,18 +68,18 @@ def folding_error(stack: Stack, shape: tuple[int, int]) -> dict[str, Any]:
     """
     leaves = flatten(stack.load())
     first = stack.blocks[0][0]
-    depth = first.config.num_hidden_layers
+    depth = len(first.model.kinds)
     text = (HERE.parents[1] / "README.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(first.folder, model_max_length=10**6)
     tokens = np.asarray(tokenizer(text)["input_ids"][: shape[0] * shape[1]], np.int32).reshape(shape)
-    run = jax.jit(apply, static_argnums=1, static_argnames="dtype")
+    run = jax.jit(jm.apply, static_argnums=1, static_argnames="dtype")
 
-    def logits(params: Any, config: Any, path: models.Path | None = None, dtype: Any = jnp.float32) -> np.ndarray:
-        hidden, _ = run(params, config, tokens, np.ones(shape, bool), path=path, dtype=dtype)
-        return np.asarray(unembed(params, config, hidden))
+    def logits(params: Any, model: Language, route: Route | None = None, dtype: Any = jnp.float32) -> np.ndarray:
+        hidden, _ = run(params, model, tokens, np.ones(shape, bool), route=route, dtype=dtype)
+        return np.asarray(jm.unembed(params, model, hidden))
 
-    def folded(path: models.Path, dtype: Any = jnp.float32) -> np.ndarray:
-        folding = fold(stack.config, path)
+    def folded(route: Route, dtype: Any = jnp.float32) -> np.ndarray:
+        folding = stack.model.fold(route)
 
         def leaf(p: str, x: Any) -> Any:
             if not p.startswith("layers."):
@@ -90,24 +87,24 @@ def folding_error(stack: Stack, shape: tuple[int, int]) -> dict[str, Any]:
             return np.stack([folding.tensor(p, t, x[block]) for t, block in enumerate(folding.blocks)])
 
         params = {p: jnp.asarray(leaf(p, x)).astype(dtype) for p, x in leaves.items()}
-        return logits(unflatten(params), folding.config)
+        return logits(unflatten(params), Decoder(folding.config))
 
     params, single = unflatten(leaves), {}
     for scale in SCALES:
         single[str(scale)] = row = []
         for hop in (1, depth // 2, depth - 1):
-            path = models.Path.of(range(depth), [scale if t == hop else 1.0 for t in range(depth)])
-            expected = logits(params, stack.config, path)
-            row.append(float(np.abs(folded(path) - expected).max() / expected.std()))
+            route = Route.of(range(depth), [scale if t == hop else 1.0 for t in range(depth)])
+            expected = logits(params, stack.model, route)
+            row.append(float(np.abs(folded(route) - expected).max() / expected.std()))
         print("  scale", scale, [f"{e:.1e}" for e in row], flush=True)
     rng, drawn = np.random.default_rng(0), []
     for low, high in [(1.0, 1.0), (0.9, 1.1), (0.9, 1.1), (0.5, 1.5), (0.5, 1.5), (0.5, 1.5)]:
-        path = models.Path.of(range(depth), rng.uniform(low, high, depth).tolist())
-        expected = logits(params, stack.config, path)
+        route = Route.of(range(depth), rng.uniform(low, high, depth).tolist())
+        expected = logits(params, stack.model, route)
         others = {
-            "folded": folded(path),
-            "folded, bfloat16 weights": folded(path, jnp.bfloat16),
-            "path in bfloat16": logits(params, stack.config, path, jnp.bfloat16),
+            "folded": folded(route),
+            "folded, bfloat16 weights": folded(route, jnp.bfloat16),
+            "path in bfloat16": logits(params, stack.model, route, jnp.bfloat16),
         }
         row = {"scales": [low, high]}
         for name, found in others.items():
@@ -120,23 +117,27 @@ def folding_error(stack: Stack, shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2-135M")
-    smollm2 = parser.parse_args().smollm2
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument(
+        "--smollm2", type=Path, metavar="FOLDER", help="folder of SmolLM2-135M; without it: only the miniature"
+    )
+    args = parser.parse_args()
     stacks = {
-        "miniature": Stack([Checkpoint(MINIATURES / n) for n in ("addition", "japanese", "mathematics")]),
-        **({"SmolLM2-135M": Stack([Checkpoint(smollm2)])} if smollm2 else {}),
+        "miniature": Stack([jm.Checkpoint(MINIATURES / n) for n in ("addition", "japanese", "mathematics")]),
+        **({"SmolLM2-135M": Stack([jm.Checkpoint(args.smollm2)])} if args.smollm2 else {}),
     }
-    results: dict[str, Any] = {"jax": jax.__version__, "cores": os.cpu_count()}
+    if known(args.output) is None:
+        for name, value in {"jax": jax.__version__, "cores": os.cpu_count()}.items():
+            record(args.output, value, name)
     for name, stack in stacks.items():
-        small = name == "miniature"
-        shape, rounds = ((32, 64), 9) if small else ((2, 64), 3)
+        if known(args.output, name, "cost") is None:
+            shape, rounds = ((32, 64), 9) if name == "miniature" else ((2, 64), 3)
+            record(args.output, {"tokens": shape, "cost": cost(stack, shape, rounds)}, name)
         print(name, flush=True)
-        results[name] = {"tokens": shape, "cost": cost(stack, shape, rounds)}
-        for key, row in results[name]["cost"].items():
+        for key, row in known(args.output, name, "cost").items():
             print(f"  {key}: {row['seconds']:.3f} s, {row['temporaries_mb']:.1f} MB", flush=True)
-        results[name]["folding_error"] = folding_error(stack, (4, 64))
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        if known(args.output, name, "folding_error") is None:
+            record(args.output, folding_error(stack, (4, 64)), name, "folding_error")
 
 
 if __name__ == "__main__":

@@ -1,47 +1,43 @@
-"""What racing saves.  `python experiments/bench_racing/run.py`; README.md says what came out.
+"""What racing saves; README.md says what came out.
+
+    python experiments/bench_racing/run.py [PART ...]       # results.json, ten minutes; goes on where it was stopped
 
 On the quickstart (its models and task, searched by SNES) and on the landscapes with a planted path of
 data_flow_strategies, where a candidate solves k of 100 items: which ones is drawn at random.
 """
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from arguments import known, make_parser, record
+from landscape import Landscape
 
-from jevomerge.config import read_run
-from jevomerge.console import Terminal
-from jevomerge.evolve.archive import read_archive
-from jevomerge.evolve.paths import make_path_strategy
-from jevomerge.evolve.run import evolve
+import jevomerge as jm
 from jevomerge.fitness.racing import PIECES, upper_bound
-from jevomerge.genome.path import PathSpace
+from jevomerge.genome.route import PathSpace
+from jevomerge.search.archive import read_archive
+from jevomerge.strategies.paths import make_path_strategy
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "data_flow_strategies"))
-from landscape import Landscape  # noqa: E402
-
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 RULES = (None, "exact", "hoeffding")
-OUT = HERE / "results.json"
 
 
 def quickstart(rule: Any, seed: int) -> dict[str, Any]:
     """A run of the quickstart with SNES."""
-    config = read_run(HERE.parents[1] / "configs" / "quickstart.yaml")
+    config = jm.read_run(QUICKSTART)
     search = config.search.model_copy(update={"strategy": "snes", "racing": rule, "population": 20})
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        result = evolve(config.model_copy(update={"search": search, "seed": seed}), run, Terminal())
+        result = jm.evolve(config.model_copy(update={"search": search, "seed": seed}), output=run)
         records = read_archive(run / "evaluations.jsonl")
     total = sum(len(r["scores"]["japanese_math"]) for r in records)
     scored = sum(r.get("stopped", len(r["scores"]["japanese_math"])) for r in records)
     return {
         "examples_scored": round(scored / total, 4),
-        **{split: round(100 * result["best"][split], 2) for split in ("search", "heldout")},
+        **{split: round(100 * result.scores["best"][split], 2) for split in ("search", "heldout")},
     }
 
 
@@ -61,7 +57,7 @@ def planted(rule: Any, seed: int) -> dict[str, Any]:
             for seen in np.linspace(0, items, PIECES + 1).astype(int)[1:]:
                 if rule is not None and seen < items:
                     inside = np.arange(items) < seen
-                    bound = upper_bound(solved, inside, np.zeros(items), 1.0, rule).item()
+                    bound = upper_bound(solved, inside, np.zeros(items), (0.0, 1.0), rule).item()
                     if bound < cut:
                         score = bound
                         break
@@ -72,16 +68,19 @@ def planted(rule: Any, seed: int) -> dict[str, Any]:
     return {"examples_scored": round(scored / total, 4), "best": round(best, 2)}
 
 
+PARTS = {"planted": (planted, 3), "quickstart": (quickstart, 1)}
+
+
 def main() -> None:
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for name, search, seeds in (("planted", planted, range(3)), ("quickstart", quickstart, range(1))):
-        for seed in seeds:
+    args = make_parser(__doc__, __file__, seeds="3 of planted, 1 of quickstart", parts=PARTS).parse_args()
+    for part in args.parts:
+        search, seeds = PARTS[part]
+        for seed in range(args.seeds or seeds):
             for rule in RULES:
-                runs = results.setdefault(name, {}).setdefault(str(rule), {})
-                if str(seed) not in runs:
-                    runs[str(seed)] = search(rule, seed)
-                    print(name, rule, seed, runs[str(seed)], flush=True)
-                    OUT.write_text(json.dumps(results, indent=1) + "\n")
+                keys = part, str(rule), str(seed)
+                if known(args.output, *keys) is None:
+                    record(args.output, search(rule, seed), *keys)
+                    print(*keys, known(args.output, *keys), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What a mesh, a checkpoint and another source cost.  `python experiments/bench_scaling/run.py --smollm2 FOLDER`
+"""What a mesh, a checkpoint and another source cost; README.md says what came out.
 
-Each measurement is a process of its own, one after another; README.md says what came out.
+    python experiments/bench_scaling/run.py --smollm2 FOLDER     # results.json, five minutes on two quiet cores
+
+Each measurement is a process of its own, one after another.
 """
 
 import argparse
@@ -14,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-QUICKSTART = HERE.parents[1] / "configs" / "quickstart.yaml"
+from arguments import known, make_parser, record
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 ROUNDS = 3
 
 
@@ -24,15 +27,15 @@ def devices(count: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from jevomerge.config import read_run
-    from jevomerge.evolve.setup import Setup
-    from jevomerge.fitness import judge as judging
+    import jevomerge as jm
+    from jevomerge.fitness.members import make_members, run_members
+    from jevomerge.search.setup import set_up
 
-    setup = Setup(read_run(QUICKSTART))
+    setup = set_up(jm.read_run(QUICKSTART))
     candidates, judge = setup.problem.load(setup.mesh), setup.judge
     rng = np.random.default_rng(0)
     population = np.clip(rng.normal(0.5, 1 / 6, (16, len(setup.problem.names))), 0, 1)
-    functions = (judging.make_members, judging.score_members, judging.generate_members)
+    functions = (make_members, run_members)
     seconds, programs = [], []
     for _ in range(1 + ROUNDS):
         began = time.perf_counter()
@@ -52,10 +55,10 @@ def sources(count: int, folder: str) -> dict[str, Any]:
     """The most memory while `count` models are read, beyond that of their weights."""
     import jax
 
-    from jevomerge.checkpoint import Checkpoint
+    import jevomerge as jm
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    loaded = [Checkpoint(folder).load() for _ in range(count)]
+    loaded = [jm.Checkpoint(folder).load() for _ in range(count)]
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"sources": count, "weights_gb": round(held / 1e9, 3), "beyond_gb": round((peak - before - held) / 1e9, 3)}
@@ -65,13 +68,13 @@ def checkpoint(genes: int) -> dict[str, Any]:
     """Seconds of saving the state of CMA-ES over so many genes."""
     import jax
 
-    from jevomerge.evolve.checkpoints import Checkpoints
-    from jevomerge.evolve.strategies import make_strategy
+    from jevomerge.search.snapshots import Snapshots
+    from jevomerge.strategies.registry import make_strategy
 
     strategy = make_strategy("cma_es", genes)
     state, seconds = strategy.init(jax.random.key(0)), []
     with tempfile.TemporaryDirectory() as folder:
-        saved = Checkpoints(Path(folder), print)
+        saved = Snapshots(Path(folder), print)
         for step in range(1, 7):
             began = time.perf_counter()
             saved.save(step, state)
@@ -88,8 +91,8 @@ def child(name: str, *arguments: Any, count: int = 1) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--smollm2", help="folder of SmolLM2-135M; without it sources are left out")
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument("--smollm2", metavar="FOLDER", help="folder of SmolLM2-135M; without it sources are left out")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -97,22 +100,21 @@ def main() -> None:
         calls = {"devices": devices, "sources": sources, "checkpoint": checkpoint}
         print(json.dumps(calls[name](int(given[0]), *given[1:])))  # type: ignore[operator]
         return
-    results: dict[str, Any] = {}
-    rounds = [[child("devices", n, count=n) for n in (1, 2, 4, 8)] for _ in range(2)]  # the first one again: drift
-    results["devices"] = [max(pair, key=lambda r: r["evaluations_per_second"]) for pair in zip(*rounds, strict=True)]
-    one = results["devices"][0]
-    for row in results["devices"]:
-        row["rate_against_one_device"] = round(row["evaluations_per_second"] / one["evaluations_per_second"], 3)
-        print(row, flush=True)
-    if args.smollm2:
-        results["sources"] = [child("sources", n, args.smollm2) for n in (2, 4, 6, 8)]
-        print(results["sources"], flush=True)
-    generation = 15 / one["evaluations_per_second"]  # of the quickstart
-    results["checkpoints"] = [child("checkpoint", genes) for genes in (6, 42, 200)]
-    for row in results["checkpoints"]:
-        row["share_of_a_quickstart_generation"] = round(row["seconds"] / 10 / generation, 4)  # every tenth is saved
-        print(row, flush=True)
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    if known(args.output, "devices") is None:
+        rounds = [[child("devices", n, count=n) for n in (1, 2, 4, 8)] for _ in range(2)]  # the first one again: drift
+        best = [max(pair, key=lambda r: r["evaluations_per_second"]) for pair in zip(*rounds, strict=True)]
+        for row in best:
+            row["rate_against_one_device"] = round(row["evaluations_per_second"] / best[0]["evaluations_per_second"], 3)
+        record(args.output, best, "devices")
+    if args.smollm2 and known(args.output, "sources") is None:
+        record(args.output, [child("sources", n, args.smollm2) for n in (2, 4, 6, 8)], "sources")
+    if known(args.output, "checkpoints") is None:
+        generation = 15 / known(args.output, "devices")[0]["evaluations_per_second"]  # of the quickstart
+        rows = [child("checkpoint", genes) for genes in (6, 42, 200)]
+        for row in rows:
+            row["share_of_a_quickstart_generation"] = round(row["seconds"] / 10 / generation, 4)  # every tenth is saved
+        record(args.output, rows, "checkpoints")
+    print(json.dumps(known(args.output), indent=1))
 
 
 if __name__ == "__main__":

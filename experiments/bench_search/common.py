@@ -110,11 +110,3 @@ def interleave(contenders: dict[str, Callable[[], Any]], rounds: int, warm: int 
 def ratios(times: dict[str, dict[str, float]], over: str, under: str) -> dict[str, float]:
     """How many times longer `over` takes than `under`, by the clock and by processor time."""
     return {key: round(times[over][key] / times[under][key], 3) for key in ("seconds", "cpu_seconds")}
-
-
-def record(part: str, values: Any, path: Path) -> None:
-    """Put a finished part into results.json, so that an interrupted benchmark keeps what it has."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[part] = values
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(part, json.dumps(values, indent=1), flush=True)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from common import Problem, genomes, recipe
 
-from jevomerge.config import RunConfig
-from jevomerge.evolve.setup import Setup
-from jevomerge.fitness.data import make_batches
-from jevomerge.fitness.judge import score_members
+import jevomerge as jm
+from jevomerge.fitness.members import run_members
+from jevomerge.fitness.rollouts.rollout import make_batches
+from jevomerge.search.setup import set_up
 
 
 def configuration(problem: Problem, method: str) -> dict[str, Any]:
@@ -35,19 +35,20 @@ class Ours:
 
     def __init__(self, problem: Problem, method: str):
         """Read models and data."""
-        self.setup = Setup(RunConfig.model_validate(configuration(problem, method)))
+        self.setup = set_up(jm.read_run(configuration(problem, method)))
         self.candidates = self.setup.problem.load(self.setup.mesh)
-        self.judge, self.config = self.setup.judge, self.setup.problem.config
+        self.judge, self.model = self.setup.judge, self.setup.problem.model
         (self.task,) = self.judge.tasks
+        self.tokenizer = self.setup.problem.tokenizer()
         self.batches = make_batches(
-            self.task, self.judge.examples["search"]["two_skills"], self.judge.layouts["two_skills"], self.judge.pad
+            self.task.rollout, self.model, self.judge.chosen(self.task, "search"), self.judge.layouts["two_skills"]
         )
         self.population = genomes(method, problem.population)
 
     def members(self, population: np.ndarray) -> np.ndarray:
         """(P, n) likelihoods: one generation, or a part of one."""
         groups = self.judge.members(self.candidates, population)
-        return np.stack([scores.primary["two_skills"] for (scores,) in groups])
+        return np.stack([scores.fitness["two_skills"] for (scores,) in groups])
 
     def traces(self) -> dict[str, Any]:
         """Compiled programs of the scoring function after one generation, and after a second one."""
@@ -55,7 +56,7 @@ class Ours:
         counts = []
         for generation in range(2):
             self.members((self.population + 0.01 * generation)[:2])
-            counts.append(score_members._cache_size())
+            counts.append(run_members._cache_size())
         return {"batch_shapes": len(self.batches), "first_generation": counts[0], "second_generation": counts[1]}
 
 

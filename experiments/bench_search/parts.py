@@ -18,11 +18,13 @@ from common import METHODS, Problem, interleave, ratios
 from ours import Ours, configuration, describe
 from rivals import Mergekit, TorchLoop, score
 
-from jevomerge.fitness.candidates import Candidates, Model, Whole
-from jevomerge.fitness.data import Layout
-from jevomerge.fitness.judge import generate_members, make_members, score_members
-from jevomerge.fitness.rollout import Batch, answer_likelihood
-from jevomerge.models import DecoderConfig
+from jevomerge.fitness.batches import Batch, Layout
+from jevomerge.fitness.members import make_members, run_members
+from jevomerge.fitness.rollouts.generation import Generation, Prompts
+from jevomerge.fitness.rollouts.likelihood import Likelihood, answer_likelihood
+from jevomerge.models.decoder.config import DecoderConfig
+from jevomerge.models.model import Language
+from jevomerge.problems.problem import Candidates, Instance, Whole
 
 
 def candidates(problem: Problem, mergekit: Path | None, work: Path) -> dict[str, Any]:
@@ -77,9 +79,9 @@ def traces(problem: Problem, mergekit: Path | None, work: Path) -> dict[str, Any
     return {method: Ours(problem, method).traces() for method in METHODS}
 
 
-def random_batch(config: DecoderConfig, rows: int, length: int, answer: int) -> Batch:
+def random_batch(model: Language, rows: int, length: int, answer: int) -> Batch:
     """A full batch of random tokens."""
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, length), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length), dtype=np.int32)
     return Batch(jnp.asarray(tokens), jnp.ones((rows, length), bool), jnp.full(rows, answer, jnp.int32))
 
 
@@ -106,7 +108,7 @@ def peak(problem: Problem) -> dict[str, Any]:
     """Share of a large float32 matrix product's speed that scoring reaches."""
     ours = Ours(problem, "linear")
     layout = Layout(16, 129, 16)
-    batch = random_batch(ours.config, layout.rows, layout.length, layout.answer_slots)
+    batch = random_batch(ours.model, layout.rows, layout.length, layout.answer_slots)
     genome = jnp.full((1, 3), 0.5)
     whole = merged(ours, genome)
     model = TorchLoop(problem).model
@@ -114,16 +116,17 @@ def peak(problem: Problem) -> dict[str, Any]:
     a = np.random.default_rng(0).standard_normal((size, size), np.float32)
     at, aj = torch.from_numpy(a), jnp.asarray(a)
     multiply = jax.jit(lambda x: x @ x)
-    static = {"mesh": ours.setup.mesh, "config": ours.config, "layout": layout, "dtype": "float32"}
+    static = {"mesh": ours.setup.mesh, "model": ours.model, "layout": layout, "dtype": "float32"}
+    static |= {"rollout": Likelihood(pad=0), "slots": None}
     works = {
         "sgemm_jax": lambda: multiply(aj).block_until_ready(),
         "sgemm_torch": lambda: at @ at,
-        "one_model": lambda: jax.block_until_ready(score_members(whole, None, NO_GENES, batch, **static)),
-        "in_scan": lambda: jax.block_until_ready(score_members(ours.candidates, None, genome, batch, **static)),
+        "one_model": lambda: jax.block_until_ready(run_members(whole, None, NO_GENES, batch, **static)),
+        "in_scan": lambda: jax.block_until_ready(run_members(ours.candidates, None, genome, batch, **static)),
         "torch_score": lambda: score(model, [(layout, np.arange(layout.rows), batch)]),
     }
     times = interleave(works, rounds=5)
-    flops = {name: forward_flops(ours.config, layout) for name in works} | {
+    flops = {name: forward_flops(ours.model.config, layout) for name in works} | {
         "sgemm_jax": 2.0 * size**3,
         "sgemm_torch": 2.0 * size**3,
     }
@@ -145,20 +148,21 @@ def merge_in_scan(problem: Problem) -> dict[str, Any]:
     layout = Layout(16, 129, 16)
     for method in METHODS:
         ours = Ours(problem, method)
-        batch = random_batch(ours.config, layout.rows, layout.length, layout.answer_slots)
-        candidates, config = ours.candidates, ours.config
+        batch = random_batch(ours.model, layout.rows, layout.length, layout.answer_slots)
+        candidates, decoder = ours.candidates, ours.model
         genome = jnp.asarray(ours.population[:1], jnp.float32)
         whole = merged(ours, genome)
 
         @jax.jit
-        def first(candidates: Candidates, genome: Any, batch: Batch, config: Any = config) -> Any:
-            return answer_likelihood(Model(candidates.make(genome[0])), config, batch, layout.answer_slots)
+        def first(candidates: Candidates, genome: Any, batch: Batch, decoder: Any = decoder) -> Any:
+            return answer_likelihood(Instance(candidates.make(genome[0])), decoder, batch, layout.answer_slots)
 
-        static = {"mesh": ours.setup.mesh, "config": config, "layout": layout, "dtype": "float32"}
+        static = {"mesh": ours.setup.mesh, "model": decoder, "layout": layout, "dtype": "float32"}
+        static |= {"rollout": Likelihood(pad=0), "slots": None}
         plain, in_scan = (whole, None, NO_GENES, batch), (candidates, None, genome, batch)
         programs = {
-            "plain": (score_members.lower(*plain, **static).compile(), plain),
-            "in_scan": (score_members.lower(*in_scan, **static).compile(), in_scan),
+            "plain": (run_members.lower(*plain, **static).compile(), plain),
+            "in_scan": (run_members.lower(*in_scan, **static).compile(), in_scan),
             "merge_first": (first.lower(candidates, genome, batch).compile(), (candidates, genome, batch)),
         }
         works = {k: lambda p=p, a=a: jax.block_until_ready(p(*a)) for k, (p, a) in programs.items()}
@@ -180,14 +184,15 @@ def generation(problem: Problem) -> dict[str, Any]:
     new, results = 16, {}
     for rows in (1, 8, 32):
         layout = Layout(rows, 64, new)
-        batch = random_batch(ours.config, rows, layout.length, 0)
+        batch = random_batch(ours.model, rows, layout.length, 0)
         ids = torch.from_numpy(np.array(batch.tokens)).long()
 
         def ours_tokens(batch: Batch = batch, layout: Layout = layout) -> Any:
             nothing = jnp.asarray([-1], jnp.int32)  # no token ends a text
-            static = {"mesh": ours.setup.mesh, "config": ours.config, "layout": layout, "dtype": "float32"}
-            arguments = (whole, None, NO_GENES, batch, jnp.int32(new), nothing)
-            return np.asarray(generate_members(*arguments, slots=None, **static))
+            static = {"mesh": ours.setup.mesh, "model": ours.model, "layout": layout, "dtype": "float32"}
+            static |= {"rollout": Generation(ours.tokenizer, new), "slots": None}
+            prompts = Prompts(batch.tokens, batch.valid, jnp.int32(new), nothing)
+            return np.asarray(run_members(whole, None, NO_GENES, prompts, **static))
 
         def theirs(ids: torch.Tensor = ids) -> Any:
             limits = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}

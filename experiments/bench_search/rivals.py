@@ -12,8 +12,7 @@ from common import Problem, recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from jevomerge.fitness.data import Layout
-from jevomerge.fitness.rollout import Batch
+from jevomerge.fitness.batches import Batch, Layout
 
 
 def score(model: torch.nn.Module, batches: Sequence[tuple[Layout, np.ndarray, Batch]]) -> np.ndarray:

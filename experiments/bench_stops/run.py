@@ -1,6 +1,5 @@
 """What it brings that a stop string ends decoding, and what it costs where none is written."""
 
-import argparse
 import json
 import statistics
 import time
@@ -9,16 +8,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arguments import known, make_parser, record
 
-from jevomerge.checkpoint import Checkpoint
-from jevomerge.evolve.setup import load_tokenizer
-from jevomerge.fitness.candidates import Model
-from jevomerge.fitness.outcome import count_written
-from jevomerge.fitness.rollout import Batch, generate
-from jevomerge.fitness.stops import stop_table
+import jevomerge as jm
+from jevomerge.fitness.rollouts.generation import Prompts, count_written, generate
+from jevomerge.problems.problem import Instance
+from jevomerge.tokenizers.load import load_tokenizer
+from jevomerge.tokenizers.stops import stop_table
 
-HERE = Path(__file__).parent
-STORIES = HERE.parents[1] / "tests" / "data" / "stories260k"
+STORIES = Path(__file__).parents[2] / "tests" / "data" / "stories260k"
 PROMPTS = [
     "Once upon a time",
     "One day, a big dog",
@@ -34,19 +32,19 @@ STOPS = {"a sentence": (". ", "! ", "? ", ".\n"), "never": ("Instruction:", "Ins
 
 def measure(folder: Path, new: int, rounds: int) -> dict:
     """Seconds of a batch without and with each list of stop strings, in turns."""
-    checkpoint, tokenizer = Checkpoint(folder), load_tokenizer(folder)
-    params, config = checkpoint.load(), checkpoint.config
+    checkpoint, tokenizer = jm.Checkpoint(folder), load_tokenizer(folder)
+    params, model = checkpoint.load(), checkpoint.model
     rows = [tokenizer(p)["input_ids"] for p in PROMPTS]
     length = max(map(len, rows))
     tokens = np.array([[0] * (length - len(r)) + r for r in rows], np.int32)
     valid = np.array([[False] * (length - len(r)) + [True] * len(r) for r in rows])
-    batch = Batch(jnp.asarray(tokens), jnp.asarray(valid), jnp.zeros(len(rows), jnp.int32))
     eos = jnp.asarray([tokenizer.eos_token_id], jnp.int32)
-    run = jax.jit(lambda params, *given: generate(Model(params), config, batch, jnp.int32(new), eos, new, *given))
+    prompts = Prompts(jnp.asarray(tokens), jnp.asarray(valid), jnp.int32(new), eos)
+    run = jax.jit(lambda params, table: generate(Instance(params), model, prompts.replace(stops=table), new))
     tables, building = {"without": None}, {}
     for name, stops in STOPS.items():
         began = time.perf_counter()
-        tables[name] = stop_table(tokenizer, stops, config.vocab_size)
+        tables[name] = stop_table(tokenizer, stops, model.vocab_size)
         building[name] = round(time.perf_counter() - began, 3)
     times, written = {name: [] for name in tables}, {}
     for i in range(rounds + 1):  # the first compiles
@@ -72,13 +70,20 @@ def measure(folder: Path, new: int, rounds: int) -> dict:
             },
             "table": {"shape": tables[name].shape, "bytes": tables[name].nbytes, "seconds_to_build": building[name]},
         }
-    return {"vocabulary": config.vocab_size, "rows": len(rows), "new_tokens": new, "rounds": rounds, **found}
+    return {"vocabulary": model.vocab_size, "rows": len(rows), "new_tokens": new, "rounds": rounds, **found}
+
+
+def main() -> None:
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="another folder to measure, such as SmolLM2-135M's"
+    )
+    args = parser.parse_args()
+    for folder, new, rounds in [(STORIES, 128, 5), *([(args.model, 48, 3)] if args.model else [])]:
+        if known(args.output, folder.name) is None:
+            record(args.output, measure(folder, new, rounds), folder.name)
+    print(json.dumps(known(args.output), indent=1))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="another folder to measure, such as SmolLM2-135M's")
-    folder = parser.parse_args().model
-    results = {"stories260k": measure(STORIES, 128, 5)} | ({folder.name: measure(folder, 48, 3)} if folder else {})
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    main()

@@ -1,6 +1,6 @@
 """Fitness from few examples against fitness from all; README.md says what came out.
 
-    nice python experiments/cheap_fitness/run.py --work FOLDER     # an hour or so; goes on where it was stopped
+    nice python experiments/cheap_fitness/run.py                   # an hour or so; goes on where it was stopped
     python experiments/cheap_fitness/run.py --table                # the tables of results.json
 
 The search of configs/quickstart.yaml (42 genes, CMA-ES, 15 candidates a generation).  A pass is one example scored for
@@ -8,26 +8,24 @@ one model; the sources and their average on the search split, the likelihoods th
 count.
 """
 
-import argparse
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import known, make_parser, record
 from scipy.stats import kendalltau, spearmanr
 
-from jevomerge.config import Anchors, read_run
-from jevomerge.console import Terminal
-from jevomerge.evolve.anchored import Anchored, estimate, find_anchors, laid_out, what_is_known
-from jevomerge.evolve.archive import Archive
-from jevomerge.evolve.scoring import Scored, score_baselines
-from jevomerge.evolve.search import choose, search
-from jevomerge.evolve.setup import Setup
+import jevomerge as jm
+from jevomerge.search.anchored import Anchored, estimate, find_anchors, what_is_known
+from jevomerge.search.archive import Archive
+from jevomerge.search.baselines import Scored, score_baselines
+from jevomerge.search.loop import choose, search
+from jevomerge.search.setup import Setup, set_up
+from jevomerge.strategies.schema import Anchors
 
-HERE = Path(__file__).parent
-OUT = HERE / "results.json"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TASK, SIZE, HELDOUT = "japanese_math", 128, 256
-SEEDS = range(5)
 COUNTS = (4, 8, 16, 24, 32)
 ENDS = (2, 5, 10, 15, 20)  # generations after which a run might have ended
 # name: (kind, examples per candidate)
@@ -51,11 +49,11 @@ class Bench:
     """The quickstart's models, loaded once, and what its sources score."""
 
     def __init__(self) -> None:
-        self.config = read_run(HERE.parents[1] / "configs" / "quickstart.yaml")
-        self.setup = Setup(self.config)
+        self.config = jm.read_run(QUICKSTART)
+        self.setup = set_up(self.config)
         self.candidates = self.setup.problem.load(self.setup.mesh)
-        likelihood = laid_out(self.setup.judge, self.config.tokens_per_batch, likelihood=True)
-        average, sources = score_baselines(self.setup.problem, self.setup.judge, self.candidates, print, likelihood)
+        judge, problem = self.setup.judge, self.setup.problem
+        average, sources = score_baselines(problem, judge, self.candidates, print, likelihood=True)
         assert average is not None
         self.models: list[Scored] = [*sources.values(), average]
         self.known: dict[bytes, float] = {}
@@ -70,25 +68,26 @@ class Bench:
         if kind == "likelihood":  # of the reference answers, in place of whether what is written is right
             judged = {"score": "likelihood", "extract": None, "language": None}
             tasks = tuple(task.model_copy(update=judged) for task in tasks)
-        setup = Setup(self.config.model_copy(update={"search": search, "seed": seed, "tasks": tasks}))
+        setup = set_up(self.config.model_copy(update={"search": search, "seed": seed, "tasks": tasks}))
         if kind in ("mean", "irt", "random"):
-            setup.anchors = Anchored(setup, self.anchors(kind, count, seed))
+            chosen = self.anchors(kind, count, seed)
+            anchors = Anchored(chosen, search.anchors.estimator, setup.judge)
+            setup = dataclasses.replace(setup, anchors=anchors)
         return setup
 
     def anchors(self, kind: str, count: int, seed: int, columns: slice | None = None) -> dict[str, dict[str, Any]]:
         if kind == "random":
             chosen = np.sort(np.random.default_rng(seed).permutation(SIZE)[:count])
             return {TASK: {"examples": chosen.tolist(), "weights": [1 / count] * count}}
-        responses, profile = what_is_known(self.config.tasks[0], self.models)
+        responses, profile = what_is_known(self.setup.judge.tasks[0], self.models)
         profile = profile if columns is None else profile[:, columns]
         return find_anchors({TASK: responses}, {TASK: profile}, count, kind, seed)
 
     def heldout_score(self, genome: list[float]) -> float:
         key = np.asarray(genome).tobytes()
         if key not in self.known:
-            judge = self.setup.judge
-            [scores] = judge._score(self.candidates, np.array([genome]), "heldout", None, judge.config)
-            self.known[key] = float(scores.primary[TASK].mean())
+            [scores] = self.setup.judge.score(self.candidates, np.array([genome]), "heldout")
+            self.known[key] = float(scores.fitness[TASK].mean())
         return self.known[key]
 
 
@@ -98,7 +97,7 @@ def one_run(bench: Bench, work: Path, arm: str, seed: int) -> dict[str, Any]:
     setup, folder = bench.setup_of(kind, count, seed), work / arm.replace(", ", "-") / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     with Archive(folder / "evaluations.jsonl") as archive:
-        search(setup, bench.candidates, archive, folder / "checkpoints", ENDS[-1], Terminal())
+        search(setup, bench.candidates, archive, folder / "checkpoints", ENDS[-1], jm.Terminal())
         records = archive.records
     found: dict[str, Any] = {"seconds": round(sum(r["seconds"] for r in records), 1), "ends": {}}
     before = len(bench.models) * SIZE * (2 if kind in ("mean", "irt") else 1)
@@ -126,7 +125,7 @@ def best_of(setup: Setup, bench: Bench, finalists: list[dict[str, Any]]) -> dict
     return finalists[max(range(len(finalists)), key=lambda i: setup.judge.fitness(scores[i]))]
 
 
-def correlations(bench: Bench, work: Path, seeds: list[int]) -> dict[str, Any]:
+def correlations(bench: Bench, work: Path, seeds: range) -> dict[str, Any]:
     """Of estimates with the score on all, and with held-out scores, over candidates of the full runs."""
     found: dict[str, dict[str, list[float]]] = {}
     for seed in seeds:
@@ -206,25 +205,22 @@ def mean_of(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/cheap_fitness"))
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {"runs": {}}
-    if arguments.table:
-        return table(results)
+    args = make_parser(__doc__, __file__, work=True, seeds=5, table=True).parse_args()
+    if not args.table:
+        measure(args.output, args.work, range(args.seeds))
+    table(known(args.output))
+
+
+def measure(output: Path, work: Path, seeds: range) -> None:
     bench = Bench()
-    for seed in SEEDS:
+    for seed in seeds:
         for arm in ARMS:
-            runs = results["runs"].setdefault(arm, {})
-            if str(seed) not in runs:
-                runs[str(seed)] = one_run(bench, arguments.work, arm, seed)
-                print(arm, seed, runs[str(seed)], flush=True)
-                OUT.write_text(json.dumps(results, indent=1) + "\n")
-    if "correlations" not in results:
-        results["correlations"] = correlations(bench, arguments.work, list(SEEDS))
-        OUT.write_text(json.dumps(results, indent=1) + "\n")
-    return None
+            keys = "runs", arm, str(seed)
+            if known(output, *keys) is None:
+                record(output, one_run(bench, work, arm, seed), *keys)
+                print(arm, seed, known(output, *keys), flush=True)
+    if known(output, "correlations") is None:
+        record(output, correlations(bench, work, seeds), "correlations")
 
 
 if __name__ == "__main__":

@@ -6,34 +6,30 @@
 Every arm is a run of `jevomerge evolve`, below --work.  What is scored is always the exported folder.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import known, make_parser, record
 
-from jevomerge.checkpoint import Checkpoint
-from jevomerge.config import PathSearch, RunConfig, StagedConfig, read_config, read_run
-from jevomerge.console import Terminal
-from jevomerge.evolve.problem import PathProblem
-from jevomerge.evolve.setup import load_tokenizer
-from jevomerge.evolve.staged import evolve_config
-from jevomerge.fitness.judge import SPLITS, Judge
-from jevomerge.genome.path import Hop, encode, hops_of
+import jevomerge as jm
+from jevomerge.config import RunConfig, StagedConfig
+from jevomerge.fitness.judge import SPLITS
+from jevomerge.genome.route import Hop, encode, hops_of
+from jevomerge.genome.schema import PathSearch
+from jevomerge.problems.path import PathProblem
+from jevomerge.tokenizers.load import load_tokenizer
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "japanese_math_mini" / "models"
 PARENTS = ("japanese", "mathematics", "addition")
-OUT = HERE / "results.json"
-SEEDS = range(4)
 
 
 def configs(seed: int) -> dict[str, RunConfig | StagedConfig]:
     """The arms of the comparison; those of weights alone see as many candidates as both stages together."""
-    both, alone = read_config(HERE / "both.yaml"), read_run(HERE / "alone.yaml")
+    both, alone = jm.read_config(HERE / "both.yaml"), jm.read_run(HERE / "alone.yaml")
     assert isinstance(both, StagedConfig)
     assert alone.path is not None
     weights = both.run_of(both.stages[0], {})
@@ -52,14 +48,15 @@ class Bench:
     """Scores folders and hand-made paths on the task of the arms."""
 
     def __init__(self) -> None:
-        tasks = read_run(HERE / "alone.yaml").tasks
-        self.judge = Judge(tasks, load_tokenizer(MODELS / "base"), Checkpoint(MODELS / "base").config)
+        tasks = jm.read_run(HERE / "alone.yaml").tasks
+        ready = jm.make_ready(tasks, load_tokenizer(MODELS / "base"), jm.Checkpoint(MODELS / "base").model)
+        self.judge = jm.make_judge(ready, jm.Checkpoint(MODELS / "base").model)
 
     def folder(self, path: Path) -> dict[str, Any]:
         """Both splits' scores of a model, in per cent, and which held-out problems it solves, as a string of bits."""
-        model = Checkpoint(path)
+        model = jm.Checkpoint(path)
         params = model.load()
-        scores = {s: next(iter(self.judge.model(params, s, model.config).primary.values())) for s in SPLITS}
+        scores = {s: next(iter(self.judge.model(params, s, model.model).fitness.values())) for s in SPLITS}
         shown = {split: round(100 * float(values.mean()), 2) for split, values in scores.items()}
         return {**shown, "bits": "".join(str(int(v)) for v in scores["heldout"])}
 
@@ -79,7 +76,7 @@ class Bench:
 
     def by_hand(self, models: list[Path]) -> dict[str, Any]:
         """The best of what one does without a search of paths: drop a layer, repeat a layer, stack the models."""
-        (a, depth), (b, other) = ((m.name, m.config.num_hidden_layers) for m in map(Checkpoint, models))
+        (a, depth), (b, other) = ((m.name, len(m.model.kinds)) for m in map(jm.Checkpoint, models))
         whole = hops_of([(a, 0, depth)])
         # A token starts in A's first layer and leaves by its last: these two are neither dropped nor taken from B.
         stacks = [
@@ -97,7 +94,7 @@ class Bench:
 
     def unscaled(self, run: Path) -> dict[str, Any]:
         """The path of a finished run with all scales 1."""
-        config = read_run(run / "config.yaml")
+        config = jm.read_run(run / "config.yaml")
         assert config.path is not None
         problem = PathProblem(config.path, config.search.sigma)
         lines = (run / "best" / "path.txt").read_text().splitlines()
@@ -121,49 +118,40 @@ def path_of(run: Path) -> str:
 def evolved(config: RunConfig | StagedConfig, run: Path) -> None:
     """Run an arm, unless that was done; go on if it was begun."""
     if not (run / "result.json").exists():
-        evolve_config(config, run, Terminal(), resume=(run / "config.yaml").exists())
+        jm.evolve(config, output=run, resume=(run / "config.yaml").exists())
 
 
 def results_of(bench: Bench, run: Path) -> dict[str, Any]:
-    result = json.loads((run / "result.json").read_text())
-    found = bench.folder(run / "best") | {k: result[k] for k in ("evaluations", "seconds")}
+    found = bench.folder(run / "best") | {k: known(run / "result.json", k) for k in ("evaluations", "seconds")}
     if (run / "best" / "path.txt").exists():
         found |= {"path": path_of(run), "scales of 1": bench.unscaled(run)}
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", type=Path, default=Path("runs/data_flow_mini"))
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {"by hand": {}, "seeds": {}}
-    if args.table:
-        print_tables(results)
-        return
+    args = make_parser(__doc__, __file__, work=True, seeds=4, table=True).parse_args()
+    if not args.table:
+        measure(args.output, args.work, args.seeds)
+    print_tables(known(args.output))
 
-    def save(where: dict[str, Any], key: str, value: Any) -> None:
-        where[key] = value
-        OUT.write_text(json.dumps(results, indent=1) + "\n")
 
+def measure(output: Path, work: Path, seeds: int) -> None:
     bench = Bench()
-    if "parents" not in results:
-        save(results, "parents", {name: bench.folder(MODELS / name) for name in PARENTS})
-        save(results["by hand"], "addition", bench.by_hand([MODELS / "addition", MODELS / "japanese"]))
-    for seed in SEEDS:
-        done = results["seeds"].setdefault(str(seed), {})
+    if known(output, "parents") is None:
+        record(output, {name: bench.folder(MODELS / name) for name in PARENTS}, "parents")
+    if known(output, "by hand", "addition") is None:
+        record(output, bench.by_hand([MODELS / "addition", MODELS / "japanese"]), "by hand", "addition")
+    for seed in range(seeds):
         for name, config in configs(seed).items():
-            run = args.work / f"{name} {seed}"
-            if name in done:
+            run, where = work / f"{name} {seed}", ("seeds", str(seed))
+            if known(output, *where, name) is not None:
                 continue
             evolved(config, run)
-            if name != "both":
-                save(done, name, results_of(bench, run))
-                continue
-            save(done, "first stage", results_of(bench, run / "weights"))
-            save(done, "by hand", bench.by_hand([run / "weights" / "best", MODELS / "japanese"]))
-            save(done, name, results_of(bench, run / "flow"))
-    print_tables(results)
+            if name == "both":
+                record(output, results_of(bench, run / "weights"), *where, "first stage")
+                by_hand = bench.by_hand([run / "weights" / "best", MODELS / "japanese"])
+                record(output, by_hand, *where, "by hand")
+            record(output, results_of(bench, run / "flow" if name == "both" else run), *where, name)
 
 
 # --- tables -------------------------------------------------------------------------------------------------

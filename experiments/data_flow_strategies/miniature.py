@@ -5,31 +5,28 @@
 Writes miniature.json: the search score of the best path so far after each generation, by strategy, start and seed.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from arguments import known, make_parser, record
 
-from jevomerge.config import PathSearch
-from jevomerge.evolve.paths import make_path_strategy
-from jevomerge.evolve.problem import PathProblem
-from jevomerge.evolve.setup import load_tokenizer
-from jevomerge.fitness.judge import Judge
+import jevomerge as jm
 from jevomerge.fitness.schema import Task
+from jevomerge.genome.schema import PathSearch
+from jevomerge.problems.path import PathProblem
+from jevomerge.strategies.paths import make_path_strategy
+from jevomerge.tokenizers.load import load_tokenizer
 
 MINI = Path(__file__).parents[1] / "japanese_math_mini"
-OUT = Path(__file__).parent / "miniature.json"
 STRATEGIES = ("mixed", "path_program", "snes", "sep_cma_es", "random")
-SEEDS = range(5)
 POPULATION, GENERATIONS, SIGMA, TARGET = 24, 20, 1 / 6, 0.19
 FILES = {split: {"path": str(MINI / "data" / f"japanese_math_{split}.jsonl")} for split in ("search", "heldout")}
 TASK = {"name": "japanese_math", "prompt": "{prompt}", "answer": "{answer}", "score": "match", **FILES}
 MODELS = tuple(str(MINI / "models" / name) for name in ("addition", "japanese"))
 
 
-def search(problem: PathProblem, judge: Judge, name: str, seed: int) -> list[float]:
+def search(problem: PathProblem, judge: jm.Judge, name: str, seed: int) -> list[float]:
     """The best accuracy so far after each generation; likelihood breaks ties, as it does in a run."""
     strategy = make_path_strategy(name, problem.space, POPULATION, problem.mean, SIGMA)
     candidates, key = problem.load(judge.mesh), jax.random.key(seed)
@@ -54,22 +51,19 @@ def row(name: str, others_on: float, runs: list[list[float]]) -> str:
 
 
 def main() -> None:
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
+    args = make_parser(__doc__, __file__, "miniature.json", seeds=5).parse_args()
     judge = None
     for others_on in (0.1, 0.5):
         problem = PathProblem(PathSearch(models=MODELS, repeats=2, others_on=others_on), SIGMA)
         for name in STRATEGIES:
-            for seed in SEEDS:
-                runs = results.setdefault(f"{others_on:g} {name}", {})
-                if str(seed) in runs:
-                    continue
-                task = Task.model_validate(TASK)
-                judge = judge or Judge([task], load_tokenizer(Path(MODELS[0])), problem.config)
-                runs[str(seed)] = search(problem, judge, name, seed)
-                print(others_on, name, seed, runs[str(seed)][-1], flush=True)
-                OUT.write_text(json.dumps(results, indent=1) + "\n")
-            print(row(name, others_on, list(runs.values())), flush=True)
-    for key, runs in results.items():
+            for seed in range(args.seeds):
+                keys = f"{others_on:g} {name}", str(seed)
+                if known(args.output, *keys) is None:
+                    tasks = jm.make_ready([Task.model_validate(TASK)], load_tokenizer(Path(MODELS[0])), problem.model)
+                    judge = judge or jm.make_judge(tasks, problem.model)
+                    record(args.output, search(problem, judge, name, seed), *keys)
+                    print(others_on, name, seed, known(args.output, *keys)[-1], flush=True)
+    for key, runs in known(args.output).items():
         others_on, name = key.split()
         print(row(name, float(others_on), list(runs.values())))
 

@@ -1,19 +1,21 @@
-"""Which strategy finds a planted path?  `nice python experiments/data_flow_strategies/run.py`; see README.md."""
+"""Which strategy finds a planted path?
 
-import argparse
-import json
+nice python experiments/data_flow_strategies/run.py     # results.json; goes on where it was stopped
+"""
+
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ablations import Pbil, Unconditional
+from arguments import known, make_parser, record
 from landscape import Landscape
 
-from jevomerge.evolve.paths import PATH_METHODS, Mixed, make_path_strategy
-from jevomerge.genome.path import PathSpace, encode, hops_of
+from jevomerge.genome.route import PathSpace, encode, hops_of
+from jevomerge.strategies.paths import PATH_METHODS, make_path_strategy
 
 STRATEGIES = ("cma_es", "sep_cma_es", "snes", "mixed", "path_program", "random", "mixed_pbil", "mixed_unconditional")
 STARTS = {"paper": 1 / 2, "near A": 1 / 6}  # the gene of slots that are not A's first pass: on in 50 % or in 2 %
@@ -26,25 +28,7 @@ SPACES = {  # name: space, population size
     "M = 64, r = 3, matrix": (PathSpace(("a", "b"), (32, 32), 3, "matrix"), 64),
     "M = 64, r = 3, network": (PathSpace(("a", "b"), (32, 32), 3, "network"), 64),
 }
-SEEDS = range(10, 15)  # the settings of `mixed` and `path_program` were chosen on seeds 0 to 4
-
-
-class Pbil(Mixed):
-    """Slots without the baseline: p += rate (sum_i w_i x_i - p) with w_i >= 0."""
-
-    def _learn(self, state: Any, population: np.ndarray, ranks: np.ndarray) -> Any:
-        told = super()._learn(state, population, ranks)
-        weights = np.maximum(self._utilities + 1 / self.population_size, 0)[ranks]
-        slots = self._slots(population) - state["probability"]
-        probability = state["probability"] + self._slot_rate * weights @ slots
-        return told | {"probability": np.clip(probability, self._margin, 1 - self._margin)}
-
-
-class Unconditional(Mixed):
-    """Every candidate counts for every scale, whether its path uses it or not."""
-
-    def _in_use(self, population: np.ndarray) -> np.ndarray:
-        return np.ones(population.shape, bool)
+FIRST_SEED = 10  # the settings of `mixed` and `path_program` were chosen on seeds 0 to 4
 
 
 PATH_METHODS |= {"mixed_pbil": Pbil, "mixed_unconditional": Unconditional}
@@ -63,14 +47,14 @@ def jobs() -> list[tuple[str, str, str]]:
     return sorted(todo, key=lambda job: "mixed" not in job[2] and job[2] != "path_program")
 
 
-def search(job: tuple[str, str, str]) -> dict[str, Any]:
+def search(job: tuple[str, str, str], seeds: range) -> dict[str, Any]:
     """One strategy on the landscapes of all seeds."""
     (where, start, name), began = job, time.perf_counter()
     space, size = SPACES[where]
     whole = hops_of([("a", 0, space.depths[0])])
     strategy = make_path_strategy(name, space, size, encode(space, whole, off=STARTS[start]))
     final, reached, model_a = [], [], []
-    for seed in SEEDS:
+    for seed in seeds:
         landscape, key = Landscape(space, seed), jax.random.key(seed)
         model_a.append(landscape(encode(space, whole)[None]).item())
         state, seen = strategy.init(key), []
@@ -91,7 +75,7 @@ def search(job: tuple[str, str, str]) -> dict[str, Any]:
         "model_a": np.round(model_a, 2).tolist(),
         "final": final,
         "evaluations_to_target": reached,
-        "seconds_per_search": round((time.perf_counter() - began) / len(SEEDS), 1),
+        "seconds_per_search": round((time.perf_counter() - began) / len(seeds), 1),
     }
 
 
@@ -105,19 +89,22 @@ def row(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
-    out = parser.parse_args().out
+    parser = make_parser(__doc__, __file__, seeds=5)
+    args = parser.parse_args()
+    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    if known(args.output, "seeds") not in (None, list(seeds)):
+        parser.error(f"{args.output} has results of other seeds: give another --output")
     order = {job: k for k, job in enumerate((w, s, n) for w in SPACES for s in STARTS for n in STRATEGIES)}
-    settings = {"target": TARGET, "generations": GENERATIONS, "seeds": list(SEEDS)}
-    results: list[dict[str, Any]] = json.loads(out.read_text())["results"] if out.exists() else []
-    known = {(r["space"], r["start"], r["strategy"]) for r in results}  # a run that was stopped goes on
+    for name, value in {"target": TARGET, "generations": GENERATIONS, "seeds": list(seeds)}.items():
+        record(args.output, value, name)
+    results: list[dict[str, Any]] = known(args.output, "results") or []
+    done = {(r["space"], r["start"], r["strategy"]) for r in results}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(search, job) for job in jobs() if job not in known]):
-            results.append(done.result())
+        for found in as_completed([pool.submit(search, job, seeds) for job in jobs() if job not in done]):
+            results.append(found.result())
             print(row(results[-1]), flush=True)
             results.sort(key=lambda r: order[r["space"], r["start"], r["strategy"]])
-            out.write_text(json.dumps({**settings, "results": results}, indent=1) + "\n")
+            record(args.output, results, "results")
     print("\n" + "\n".join(row(result) for result in results))
 
 

@@ -10,10 +10,12 @@ import generate
 from generate import Document
 from stories import Fact, Language, draw
 
-from jevomerge.fitness.schema import Task, read_task
+import jevomerge as jm
+from jevomerge.fitness.schema import Task
 
 NEW = tuple(f for f in generate.ALL if f.part == "heldout")
-STORIES = {"pattern": read_task(generate.HERE.parents[1] / "configs" / "tasks" / "mini_two_skills.yaml").pattern}
+[TWO_SKILLS] = jm.read_tasks(generate.HERE.parents[1] / "configs" / "tasks" / "mini_two_skills.yaml")
+STORIES = {"pattern": TWO_SKILLS.pattern}
 NUMBER, EXACT = {"pattern": r"^(\d+)"}, {"extract": "exact", "max_new_tokens": 40}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from arguments import make_parser
 from stories import NAMES, THINGS, Fact, Language, Problem, Split, draw, facts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -166,6 +167,7 @@ def write(name: str, rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     """Write both tasks."""
+    make_parser(__doc__, __file__, output=None).parse_args()
     (HERE / "data").mkdir(exist_ok=True)
     for split, count in (("search", 128), ("heldout", 256)):
         # The paper's task: in Japanese, on the part of the tables that only the mathematicians were taught.

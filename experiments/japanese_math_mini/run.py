@@ -6,10 +6,8 @@
 Every row is a model folder below --work, and what is scored is that folder.  Searches are runs of `jevomerge evolve`.
 """
 
-import argparse
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,29 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 import train
 import tuning
+from arguments import known, make_parser, record
 
-from jevomerge import MergeMethod, Parameter, register
-from jevomerge.checkpoint import Checkpoint
+import jevomerge as jm
 from jevomerge.config import RunConfig
-from jevomerge.console import Silent
-from jevomerge.evolve.archive import read_archive
-from jevomerge.evolve.problem import WeightProblem
-from jevomerge.evolve.run import evolve
-from jevomerge.evolve.setup import load_tokenizer
-from jevomerge.fitness.judge import SPLITS, Judge
-from jevomerge.fitness.schema import read_task
-from jevomerge.merge import get_method
-from jevomerge.recipe import Sources
-from jevomerge.recipe.schema import Recipe
-from jevomerge.stream import merge_to_folder
+from jevomerge.fitness.judge import SPLITS
+from jevomerge.observers.observer import SILENT
+from jevomerge.search.archive import read_archive
+from jevomerge.search.setup import problem_of
+from jevomerge.tokenizers.load import load_tokenizer
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "tasks"
-OUT = HERE / "results.json"
 TASKS = ("japanese_math", "two_skills")
 PARENTS = ("japanese", "mathematics", "addition")
 DISTRACTORS = ("sorter", "mistaken", "noise")
-SEEDS = range(5)
 Cell = dict[str, Any]
 
 
@@ -52,7 +42,7 @@ Cell = dict[str, Any]
 
 def nested_slerp(sources: Sequence[jax.Array], base: Any, coefficients: Any, prepared: Any, keys: Any) -> jax.Array:
     """From the first model t1 of the way to the second, from there t2 of the way to the third."""
-    slerp = get_method("slerp")
+    slerp = jm.get_method("slerp")
     first, second, third = sources
     for t, pair in (("t1", [first, second]), ("t2", [None, third])):
         pair = [first if x is None else x for x in pair]
@@ -60,11 +50,8 @@ def nested_slerp(sources: Sequence[jax.Array], base: Any, coefficients: Any, pre
     return first
 
 
-register(
-    MergeMethod(
-        "nested_slerp", (Parameter("t1", None), Parameter("t2", None)), nested_slerp, base="first", num_sources=(3, 3)
-    )
-)
+NESTED = (jm.Parameter("t1", None), jm.Parameter("t2", None))
+jm.register(jm.MergeMethod("nested_slerp", NESTED, nested_slerp, base="first", num_sources=(3, 3)))
 
 
 class Arm(NamedTuple):
@@ -120,11 +107,12 @@ CROWDED = {
 class Bench:
     """Makes models below a folder and scores them."""
 
-    def __init__(self, work: Path):
-        self.work = work
+    def __init__(self, work: Path, output: Path, seeds: int):
+        self.work, self.output, self.seeds = work, output, range(seeds)
         self.tokenizer = load_tokenizer(train.MODELS / "base")
-        self.tasks = {name: read_task(CONFIGS / f"mini_{name}.yaml") for name in TASKS}
-        self.judges = {name: Judge([task], self.tokenizer, train.DECODER) for name, task in self.tasks.items()}
+        self.tasks = {name: jm.read_tasks(CONFIGS / f"mini_{name}.yaml")[0] for name in TASKS}
+        ready = {name: jm.make_ready([task], self.tokenizer, train.DECODER) for name, task in self.tasks.items()}
+        self.judges = {name: jm.make_judge(tasks, train.DECODER) for name, tasks in ready.items()}
 
     def folder(self, model: str) -> Path:
         """Where a source is; the distractor `noise` is made on the spot."""
@@ -148,8 +136,8 @@ class Bench:
 
     def score(self, task: str, folder: Path) -> Cell:
         """Both splits' scores of a model, in per cent, and which held-out problems it solves, as a string of bits."""
-        params = Checkpoint(folder).load()
-        right = {s: self.judges[task].model(params, s).primary[task] for s in SPLITS}
+        params = jm.Checkpoint(folder).load()
+        right = {s: self.judges[task].model(params, s).fitness[task] for s in SPLITS}
         shown = {split: round(100 * float(values.mean()), 2) for split, values in right.items()}
         return {**shown, "bits": bits_of(right["heldout"])}
 
@@ -157,23 +145,20 @@ class Bench:
         """A merge whose numbers are given."""
         path = self.work / "usual" / f"{name.replace('/', ' over ')} {seed}"
         if not path.exists():
-            sources = Sources(Recipe.model_validate(self.recipe(USUAL[name], seed)))
-            merge_to_folder(sources, sources.numbers, path)
+            jm.merge_folder(self.recipe(USUAL[name], seed), path)
         return self.score(task, path)
 
     def config(self, task: str, arm: Arm, seed: int) -> RunConfig:
         values = {"recipe": self.recipe(arm, seed), "genome": arm.genome, "search": arm.search}
-        return RunConfig.model_validate(
-            {"name": "run", "seed": seed, "tasks": [self.tasks[task].model_dump()], **values}
-        )
+        return jm.read_run({"name": "run", "seed": seed, "tasks": [self.tasks[task].model_dump()], **values})
 
     def searched(self, task: str, name: str, arm: Arm, seed: int) -> Cell:
         """A merge whose numbers are searched, its coefficients by source, and what it took."""
         config, run = self.config(task, arm, seed), self.work / task / f"{name} {seed}"
         if not (run / "result.json").exists():
-            evolve(config, run, Silent(), resume=(run / "config.yaml").exists())
+            jm.evolve(config, output=run, resume=(run / "config.yaml").exists(), observer=SILENT)
         records = read_archive(run / "evaluations.jsonl")
-        genome = json.loads((run / "result.json").read_text())["best"]["genome"]
+        genome = known(run / "result.json", "best", "genome")
         return {**self.score(task, run / "best"), **cost(records), "weights": weights_of(genome)}
 
     def beginning(self, task: str, name: str, arm: Arm, seed: int) -> Cell:
@@ -186,14 +171,14 @@ class Bench:
     def without(self, task: str, name: str, arm: Arm, seed: int) -> Cell:
         """The outcome of a search with the weights of the distractors set to 0."""
         run = self.work / task / f"{name} {seed}"
-        best = json.loads((run / "result.json").read_text())["best"]["genome"]
+        best = known(run / "result.json", "best", "genome")
         genome = np.array([0 if key.split("/")[1] in DISTRACTORS else value for key, value in best.items()])
         return self.variant(task, run / "without", arm, seed, genome)
 
     def variant(self, task: str, path: Path, arm: Arm, seed: int, genome: np.ndarray) -> Cell:
         """A genome of an arm whose ranges are [0, 1]."""
         if not path.exists():
-            WeightProblem(self.config(task, arm, seed)).export(genome, path)
+            problem_of(self.config(task, arm, seed)).export(genome, path)
         return self.score(task, path)
 
 
@@ -229,19 +214,19 @@ def noise() -> Any:
 # --- everything ---------------------------------------------------------------------------------------------
 
 
-def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Callable[[], Cell]]]:
+def plan(bench: Bench) -> Iterator[tuple[tuple[str, ...], Callable[[], Cell]]]:
     """What is to be measured, in the order of importance: (where it goes in the results, how it is made)."""
     call = functools.partial
     for task in TASKS:
         for name in ("base", *PARENTS):
             yield (task, name, "0"), call(bench.score, task, train.MODELS / name)
         for name, arm in USUAL.items():
-            for seed in SEEDS if arm.method == "dare_ties" else SEEDS[:1]:
+            for seed in bench.seeds if arm.method == "dare_ties" else bench.seeds[:1]:
                 yield (task, name, str(seed)), call(bench.usual, task, name, seed)
     first, second = TASKS
 
     def crowded(name: str) -> Iterator[Any]:
-        for seed in SEEDS:
+        for seed in bench.seeds:
             yield (first, name, str(seed)), call(bench.searched, first, name, CROWDED[name], seed)
             key = (first, f"{name}, without them", str(seed))
             yield key, call(bench.without, first, name, CROWDED[name], seed)
@@ -249,8 +234,8 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
     yield from searches(bench, first, SEARCHED)
     yield from searches(bench, first, SIGNED)
     for name in ("addition", "mathematics"):
-        yield from tunings(bench, results, first, name)
-    yield from tunings(bench, results, first, "mathematics", by_family=True)
+        yield from tunings(bench, first, name)
+    yield from tunings(bench, first, "mathematics", by_family=True)
     merges = ("task arithmetic, random", *EVOLVED)
     fits = ("addition", "mathematics", "mathematics, other sums")
     yield from able_rows(bench, first, (*merges, *(f"fine-tuned {name}" for name in fits)))
@@ -258,13 +243,13 @@ def plan(bench: Bench, results: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
     yield from searches(bench, second, SEARCHED)
     yield from crowded("3 + 3 genes")
     for name in ("average", "addition", "base"):
-        yield from tunings(bench, results, first, name, by_family=True)
+        yield from tunings(bench, first, name, by_family=True)
     yield from crowded("42 + 42 genes")
     yield from searches(bench, first, PAPER)
     yield from crowded("3 + 1 genes")
     yield from searches(bench, second, SIGNED | CONVEX)
     for name in ("mathematics", "average"):
-        yield from tunings(bench, results, second, name, by_family=True)
+        yield from tunings(bench, second, name, by_family=True)
 
 
 def start_of(bench: Bench, name: str) -> Path:
@@ -272,21 +257,21 @@ def start_of(bench: Bench, name: str) -> Path:
 
 
 def searches(bench: Bench, task: str, arms: dict[str, Arm]) -> Iterator[Any]:
-    for seed, (name, arm) in itertools.product(SEEDS, arms.items()):
+    for seed, (name, arm) in itertools.product(bench.seeds, arms.items()):
         yield (task, name, str(seed)), functools.partial(bench.searched, task, name, arm, seed)
         if name in EVOLVED:
             key = (task, FIRST.format(name), str(seed))
             yield key, functools.partial(bench.beginning, task, name, arm, seed)
 
 
-def tunings(bench: Bench, results: dict[str, Any], task: str, name: str, by_family: bool = False) -> Iterator[Any]:
+def tunings(bench: Bench, task: str, name: str, by_family: bool = False) -> Iterator[Any]:
     judge, start = bench.judges[task], start_of(bench, name)
     row = f"{name}, other sums" if by_family else name
     yield (task, f"rates, {row}", "0"), functools.partial(tuning.choose, judge, start, by_family)
-    for seed in SEEDS:
+    for seed in bench.seeds:
 
         def measure(seed: int = seed, out: Path = bench.work / task / f"fine-tuned {row} {seed}") -> Cell:
-            spent = tuning.tuned(judge, start, results[task][f"rates, {row}"]["0"], seed, out)
+            spent = tuning.tuned(judge, start, known(bench.output, task, f"rates, {row}", "0"), seed, out)
             return {**bench.score(task, out), **spent}
 
         yield (task, f"fine-tuned {row}", str(seed)), measure
@@ -294,34 +279,28 @@ def tunings(bench: Bench, results: dict[str, Any], task: str, name: str, by_fami
 
 def able_rows(bench: Bench, task: str, names: Sequence[str]) -> Iterator[Any]:
     tasks = abilities.tasks(bench.work / "abilities")
-    judge = Judge(tasks, bench.tokenizer, train.DECODER, splits=["heldout"])
+    judge = jm.make_judge(jm.make_ready(tasks, bench.tokenizer, train.DECODER), train.DECODER, splits=["heldout"])
 
     def score(folder: Path) -> Cell:
-        found = judge.model(Checkpoint(folder).load(), "heldout").primary
+        found = judge.model(jm.Checkpoint(folder).load(), "heldout").fitness
         return {name: bits_of(values) for name, values in found.items()}
 
     for name in ("base", *PARENTS, "average"):
         yield ("abilities", name, "0"), functools.partial(score, start_of(bench, name))
     for name in names:
-        for seed in SEEDS:
+        for seed in bench.seeds:
             run = bench.work / task / f"{name} {seed}"
             folder = run / "best" if (run / "best").exists() else run
             yield ("abilities", name, str(seed)), functools.partial(score, folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", type=Path, default=Path("runs/japanese_math_mini"))
-    args = parser.parse_args()
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
-    bench = Bench(args.work.resolve())
-    for (part, name, seed), measure in plan(bench, results):
-        cells = results.setdefault(part, {}).setdefault(name, {})
-        if seed not in cells:
-            cells[seed] = measure()
-            OUT.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-            shown = {k: v for k, v in cells[seed].items() if isinstance(v, (int, float))}
-            print(time.strftime("%H:%M:%S"), part, name, seed, shown, flush=True)
+    args = make_parser(__doc__, __file__, work=True, seeds=5).parse_args()
+    for where, measure in plan(Bench(args.work.resolve(), args.output, args.seeds)):
+        if known(args.output, *where) is None:
+            record(args.output, cell := measure(), *where)
+            shown = {k: v for k, v in cell.items() if isinstance(v, (int, float))}
+            print(time.strftime("%H:%M:%S"), *where, shown, flush=True)
 
 
 if __name__ == "__main__":

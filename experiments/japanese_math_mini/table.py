@@ -4,13 +4,13 @@ python experiments/japanese_math_mini/table.py
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from arguments import known, make_parser
 
 HERE = Path(__file__).parent
 TITLES = {"japanese_math": "Japanese problems, new sums", "two_skills": "two skills at once"}
@@ -167,9 +167,9 @@ def plot(results: dict[str, Any], seeds: int = 5) -> None:
     figure.savefig(HERE / "plot.png", dpi=105)
 
 
-def main(tasks: Sequence[str] = tuple(TITLES)) -> None:
-    results = json.loads((HERE / "results.json").read_text())
-    for task in tasks:
+def main() -> None:
+    results = known(make_parser(__doc__, __file__).parse_args().output)
+    for task in TITLES:
         main_table(task, results[task])
         differences(task, results[task])
     distractors(results["japanese_math"])

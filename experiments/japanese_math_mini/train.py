@@ -5,7 +5,6 @@ python experiments/japanese_math_mini/train.py japanese   # one of them, from mo
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from functools import cache, partial
@@ -18,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from arguments import make_parser
 from transformers import PreTrainedTokenizerFast
 
-from jevomerge.checkpoint import Checkpoint, export_folder, param_specs, read_config
-from jevomerge.checkpoint.export import tensors_of
-from jevomerge.checkpoint.safetensors_file import stream_safetensors
-from jevomerge.checkpoint.specs import tensor_names
-from jevomerge.models import apply, init, unembed
+import jevomerge as jm
+from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
+from jevomerge.models.decoder.blocks import init
+from jevomerge.models.families import read_model
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
@@ -38,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 10000.0, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
 }  # fmt: skip
-DECODER = read_config(CONFIG)
+DECODER = read_model(CONFIG)
 
 
 class Run(NamedTuple):
@@ -85,8 +84,9 @@ def make_step(steps: int, rate: float) -> tuple[Any, Any]:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
     def loss(params: Any, tokens: jax.Array, weights: jax.Array) -> jax.Array:
-        hidden, _ = apply(params, DECODER, tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
-        losses = optax.softmax_cross_entropy_with_integer_labels(unembed(params, DECODER, hidden), tokens[:, 1:])
+        hidden, _ = jm.apply(params, DECODER, tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
+        logits = jm.unembed(params, DECODER, hidden)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         return jnp.sum(losses * weights[:, 1:]) / jnp.sum(weights[:, 1:])
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -114,28 +114,28 @@ def write(folder: Path, params: Any, tokenizer: PreTrainedTokenizerFast, card: s
     """An ordinary Hugging Face folder in bfloat16."""
     with export_folder(folder) as new:
         tokenizer.save_pretrained(new)
-        (new / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
         ends = {key: CONFIG[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
         (new / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
-        where = {tensor: (tensor, spec.path, layer) for tensor, spec, layer in tensor_names(param_specs(DECODER))}
-        shapes = {tensor: spec.shape for tensor, spec, _ in tensor_names(param_specs(DECODER))}
-        read = tensors_of(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
-        stream_safetensors(new / "model.safetensors", shapes, "bfloat16", lambda tensor: read(*where[tensor]))
+        rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        write_model(new, DECODER.files, DECODER.specs, "bfloat16", tensors_of(rounded))
         head = "---\nlicense: apache-2.0\nlanguage: [en, ja]\nlibrary_name: transformers\n---"
         (new / "README.md").write_text(f"{head}\n\n# {folder.name}\n\n{card}\n")
 
 
 def load(folder: Path) -> Any:
     """Parameters in float32, as they were written."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), Checkpoint(folder).load())
+    return jax.tree.map(lambda x: x.astype(jnp.float32), jm.Checkpoint(folder).load())
 
 
 def main() -> None:
+    args = make_parser(__doc__, __file__, output=None, parts=RUNS).parse_args()
     tokenizer = generate.train_tokenizer()
-    for name in sys.argv[1:] or RUNS:
+    for name in args.parts:
         run, scratch = RUNS[name], name == "base"
         rows = pack(generate.documents(name, seed=0), run.steps * ROWS, run.prompt_weight, tokenizer)
-        params = fit(run, nn.unbox(init(jax.random.key(0), DECODER)) if scratch else load(MODELS / "base"), *rows)
+        params = fit(
+            run, nn.unbox(init(jax.random.key(0), DECODER.config)) if scratch else load(MODELS / "base"), *rows
+        )
         origin = "Trained from scratch" if scratch else "Fine-tuned from `base`"
         by = "by `experiments/japanese_math_mini/train.py` on generated text"
         write(MODELS / name, params, tokenizer, f"{origin} {by}: {run.about}.")

@@ -24,7 +24,7 @@ SIZE = 16  # rows of 64 tokens a step
 def all_steps(judge: Judge) -> int:
     """Steps that cost what the evaluations do: tokens that go forward, of which a step's backward pass is two more."""
     [task] = judge.tasks
-    evaluation = sum(len(e.prompt_tokens) + task.max_new_tokens for e in judge.examples["search"][task.name])
+    evaluation = sum(len(e.prompt_tokens) + task.rollout.max_new_tokens for e in judge.examples["search"][task.name])
     return EVALUATIONS * evaluation // (3 * SIZE * train.LENGTH)
 
 
@@ -38,10 +38,10 @@ def shuffled(documents: list[generate.Document], seed: int) -> Iterator[generate
 def tune(judge: Judge, start: Path, rows: Sequence[int], rate: float, share: float, seed: int) -> Any:
     """Train as the specialists were, on questions `rows` of the search file; bfloat16 parameters, as if exported."""
     [task] = judge.tasks
-    examples = judge.examples["search"][task.name]
+    examples, tokenizer = judge.examples["search"][task.name], task.rollout.tokenizer
     documents = [(examples[i].prompt, examples[i].answer) for i in rows]
     run = train.Run(int(share * all_steps(judge)), rate, 0.0, f"{task.name}, {start.name}, {rate:g}")
-    packed = train.pack(shuffled(documents, seed), run.steps * SIZE, run.prompt_weight, judge.tokenizer)
+    packed = train.pack(shuffled(documents, seed), run.steps * SIZE, run.prompt_weight, tokenizer)
     params = train.fit(run, train.load(start), *packed, SIZE)
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
@@ -75,7 +75,7 @@ def choose(judge: Judge, start: Path, by_family: bool) -> dict[str, Any]:
 
     def trial(rate: float, share: float) -> None:
         params = tune(judge, start, kept, rate, share, seed=0)
-        right = {s: judge.model(params, s).primary[task.name] for s in SPLITS}
+        right = {s: judge.model(params, s).fitness[task.name] for s in SPLITS}
         found = {"validation": right["search"][rest].mean(), "heldout": right["heldout"].mean()}
         trials.append({"rate": rate, "share": share, **{k: round(100 * float(v), 2) for k, v in found.items()}})
 
@@ -94,5 +94,5 @@ def tuned(judge: Judge, start: Path, choice: dict[str, Any], seed: int, out: Pat
     params = tune(judge, start, range(128), rate, share, seed)
     seconds = round(time.perf_counter() - began, 1)
     if not out.exists():
-        train.write(out, params, judge.tokenizer, "Fine-tuned on the questions of a search file.")
+        train.write(out, params, judge.tasks[0].rollout.tokenizer, "Fine-tuned on the questions of a search file.")
     return {"evaluations": round(share * EVALUATIONS, 1), "seconds": seconds}

@@ -1,18 +1,18 @@
 """The paper's models without their weights: folders whose safetensors files are holes, and a stand-in tokenizer.
 
-python experiments/pod_plan/hollow.py SCRATCH --data FOLDER     # FOLDER holds gsm8k, gsm8k_ja and mgsm
+python experiments/pod_plan/hollow.py --data FOLDER     # FOLDER holds gsm8k, gsm8k_ja and mgsm
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 
+import yaml
+from arguments import make_parser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jevomerge.checkpoint.export import write_model
-from jevomerge.checkpoint.hf_config import read_config
-from jevomerge.checkpoint.specs import param_specs
+from jevomerge.models.families import read_model
 
 MISTRAL = {
     "architectures": ["MistralForCausalLM"],
@@ -66,7 +66,7 @@ def make(scratch: Path, data: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         config = {**MISTRAL, "vocab_size": size}
-        write_model(folder, config, param_specs(read_config(config, name)), "bfloat16", None)
+        write_model(folder, {"config.json": config}, read_model(config, name).specs, "bfloat16", None)
         if size > tokenizer.get_vocab_size():
             tokenizer.add_tokens(["[PAD]"])
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -82,8 +82,6 @@ def make(scratch: Path, data: Path) -> None:
 
 def local_config(config: Path, scratch: Path) -> Path:
     """The shipped config with its task pointed at local files; nothing else differs."""
-    import yaml
-
     values = yaml.safe_load(config.read_text())
     task = yaml.safe_load((config.parent / values["tasks"][0]).read_text())
     task |= {split: str((scratch / "data" / f"{split}.jsonl").resolve()) for split in ("search", "heldout")}
@@ -94,10 +92,10 @@ def local_config(config: Path, scratch: Path) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = make_parser(__doc__, __file__, output=None, work=True)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="folder that holds gsm8k, gsm8k_ja and mgsm"
+    )
     args = parser.parse_args()
-    make(args.scratch, args.data)
-    here = Path(__file__).parents[2]
-    print(local_config(here / "configs" / "evollm_jp.yaml", args.scratch))
+    make(args.work, args.data)
+    print(local_config(Path(__file__).parents[2] / "configs" / "evollm_jp.yaml", args.work))

@@ -1,24 +1,22 @@
 """What the paper's two searches need on TPU slices, planned on a machine without one.
 
-python experiments/pod_plan/hollow.py SCRATCH --data FOLDER
-python experiments/pod_plan/run.py SCRATCH [NAME ...]     # about an hour on two cores; results.json grows as it goes
+python experiments/pod_plan/hollow.py --data FOLDER      # first
+python experiments/pod_plan/run.py [SLICE ...]           # results.json; goes on where it was stopped
 """
 
-import argparse
-import json
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
-from jevomerge.config import read_config
-from jevomerge.evolve.staged import set_up
-from jevomerge.plan.chips import slice_devices
-from jevomerge.plan.measure import Plan, best_plan
-from jevomerge.plan.report import lines_of
+from arguments import known, make_parser, record
 
-HERE = Path(__file__).parent
+import jevomerge as jm
+from jevomerge.planning.chips import slice_devices
+from jevomerge.planning.measure import Plan, best_plan
+from jevomerge.planning.report import lines_of
+from jevomerge.search.setup import set_up_stages
+
 SLICES = {"v5e-16": "v5e:4x4", "v5e-64": "v5e:8x8", "v5e-256": "v5e:16x16", "v5p-8": "v5p:2x2x1", "v4-32": "v4:2x2x4"}
 
 
@@ -62,23 +60,20 @@ def weak_scaling(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("names", nargs="*", default=list(SLICES))
-    args = parser.parse_args()
-    out = HERE / "results.json"
-    os.chdir(args.scratch)  # where the config's hub names are folders
-    config = read_config("evollm_jp.yaml")
-    for name in args.names:
+    args = make_parser(__doc__, __file__, work=True, parts=SLICES).parse_args()
+    output = args.output.resolve()
+    os.chdir(args.work)  # where the config's hub names are folders
+    config = jm.read_config("evollm_jp.yaml")
+    for name in args.parts:
         devices = slice_devices(SLICES[name])
-        for setup in set_up(config, devices):
+        for setup in set_up_stages(config, devices):
             stage = setup.config.name
+            if known(output, name, stage) is not None:
+                continue
             began = time.monotonic()
             plan = best_plan(setup, devices)
-            results = json.loads(out.read_text()) if out.exists() else {}
-            results.setdefault(name, {})[stage] = table(plan, SLICES[name], round(time.monotonic() - began, 1))
-            results["weak_scaling"] = weak_scaling(results)
-            out.write_text(json.dumps(results, indent=1) + "\n")
+            record(output, table(plan, SLICES[name], round(time.monotonic() - began, 1)), name, stage)
+            record(output, weak_scaling(known(output)), "weak_scaling")
             print(*lines_of(plan, f"{name} {stage}"), sep="\n", flush=True)
 
 

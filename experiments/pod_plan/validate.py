@@ -11,7 +11,6 @@ FLOPs.  This machine's virtual processors have no counters.  Measured is XLA's o
 copy of each program without loops: scans, maps and while loops are unrolled in Python, as often as the plan assumes.
 """
 
-import argparse
 import ctypes
 import functools
 import gc
@@ -24,8 +23,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-MINI = HERE.parent / "japanese_math_mini"
+from arguments import known, make_parser, record
+
+MINI = Path(__file__).parents[1] / "japanese_math_mini"
 
 
 def configs(models: Path) -> dict[str, tuple[dict[str, Any], int]]:
@@ -83,8 +83,8 @@ def memory(setup: Any) -> dict[str, Any]:
     """What the plan says and what the kernel saw."""
     import jax
 
-    from jevomerge.plan.measure import plan_on
-    from jevomerge.plan.programs import first_generation
+    from jevomerge.planning.measure import plan_on
+    from jevomerge.planning.programs import first_generation
 
     population = first_generation(setup)[: setup.judge.group]
     plan = plan_on(setup, setup.mesh, setup.config.members_per_device or 1)
@@ -117,9 +117,9 @@ def flops(setup: Any) -> dict[str, Any]:
     """The plan's count, and XLA's of the same programs without loops."""
     import jax
 
-    from jevomerge.mesh import by_member
-    from jevomerge.plan.cost import cost_of
-    from jevomerge.plan.programs import programs
+    from jevomerge.devices.mesh import by_member
+    from jevomerge.planning.cost import cost_of
+    from jevomerge.planning.programs import programs
 
     kept: list[Any] = []
     found: list[float] = []
@@ -133,7 +133,7 @@ def flops(setup: Any) -> dict[str, Any]:
             kept.append(program)
 
     def trace(use: Any) -> None:
-        for _ in programs(setup, setup.judge, setup.problem.abstract(setup.mesh), use):
+        for _ in programs(setup, setup.judge, setup.problem.load(setup.mesh, abstract=True), use):
             pass
 
     trace(Shardings)
@@ -173,24 +173,25 @@ def flops(setup: Any) -> dict[str, Any]:
 
 def child(kind: str, config: str) -> None:
     from jevomerge.config import RunConfig
-    from jevomerge.evolve.setup import Setup
+    from jevomerge.search.setup import set_up
 
-    setup = Setup(RunConfig.model_validate({"name": "validation", **json.loads(config)}))
+    # `read_run` would follow the links of `main` and find one model several times.
+    setup = set_up(RunConfig.model_validate({"name": "validation", **json.loads(config)}))
     print(json.dumps({"memory": memory, "flops": flops}[kind](setup)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--smollm2", type=Path, required=True, help="folder of SmolLM2-135M")
+    parser = make_parser(__doc__, __file__, "validation.json", parts=("memory", "flops"))
+    parser.add_argument("--smollm2", type=Path, required=True, metavar="FOLDER", help="folder of SmolLM2-135M")
     parser.add_argument("--only", help="the config of this name")
-    parser.add_argument("--kinds", nargs="+", default=["memory", "flops"])
     args = parser.parse_args()
-    out = HERE / "validation.json"
     with tempfile.TemporaryDirectory() as work:
         for name in "abc":
             (Path(work) / name).symlink_to(args.smollm2.resolve())
         chosen = {n: c for n, c in configs(Path(work)).items() if args.only in (None, n)}
-        for kind, (name, (config, devices)) in itertools.product(args.kinds, chosen.items()):
+        for kind, (name, (config, devices)) in itertools.product(args.parts, chosen.items()):
+            if known(args.output, name, kind) is not None:
+                continue
             environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
             command = [sys.executable, __file__, "--child", kind, json.dumps(config)]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -199,9 +200,7 @@ def main() -> None:
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
             row["off_by"] = row["predicted"] / row["measured"] - 1
-            results = json.loads(out.read_text()) if out.exists() else {}
-            results.setdefault(name, {})[kind] = row
-            out.write_text(json.dumps(results, indent=1) + "\n")
+            record(args.output, row, name, kind)
             numbers = f"{row['predicted']:.4g} predicted, {row['measured']:.4g} measured, {100 * row['off_by']:+.1f} %"
             print(f"{name}: {kind} {numbers}", flush=True)
 

@@ -1,34 +1,30 @@
 """Evolution, gradients, and both, at equal cost; README.md says what came out.
 
-    nice python experiments/cheap_fitness/run.py --work A     # first: its full runs are the evolution here
-    nice python experiments/refine/run.py --evolution A/full  # an hour or so; goes on where it was stopped
-    python experiments/refine/run.py --table                  # the table of results.json
+    nice python experiments/cheap_fitness/run.py      # first: its full runs are the evolution here
+    nice python experiments/refine/run.py             # an hour or so; goes on where it was stopped
+    python experiments/refine/run.py --table          # the table of results.json
 
 The models and task of configs/quickstart.yaml.  The cost is in forward passes of one example: 1 to score one, 3 for its
 gradient (a backward pass counts two).  Gradients: Adam, 16 examples a step, everything else as `refine` has it by
 default.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import known, make_parser, record
 
-from jevomerge.config import Refine, read_run
-from jevomerge.console import Terminal
-from jevomerge.evolve.archive import Archive, read_archive
-from jevomerge.evolve.refine import Refiner
-from jevomerge.evolve.search import search
-from jevomerge.evolve.setup import Setup
+import jevomerge as jm
+from jevomerge.search.archive import Archive, read_archive
+from jevomerge.search.loop import search
+from jevomerge.search.setup import refiner_of, set_up
+from jevomerge.strategies.schema import Refine
 
-HERE = Path(__file__).parent
-OUT = HERE / "results.json"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TASK, SIZE, ROWS = "japanese_math", 128, 16
-SEEDS = range(5)
 STEPS = (25, 50, 100)  # after which a run might have ended
 GENERATIONS = (2, 5, 10, 15, 20)  # likewise, of evolution
 EVOLVED = 5  # generations before the gradient, in "evolution + ..."
@@ -39,17 +35,16 @@ class Bench:
     """The quickstart's models, loaded once."""
 
     def __init__(self, evolution: Path) -> None:
-        self.config, self.evolution = read_run(HERE.parents[1] / "configs" / "quickstart.yaml"), evolution
-        self.setup = Setup(self.config)
+        self.config, self.evolution = jm.read_run(QUICKSTART), evolution
+        self.setup = set_up(self.config)
         self.candidates = self.setup.problem.load(self.setup.mesh)
 
     def scores(self, genome: np.ndarray) -> dict[str, float]:
         """Of a genome, as it would be exported, on both splits."""
-        judge = self.setup.judge
         found = {}
         for split in ("search", "heldout"):
-            [scores] = judge._score(self.candidates, genome[None], split, None, judge.config)
-            found[split] = round(float(scores.primary[TASK].mean()), 4)
+            [scores] = self.setup.judge.score(self.candidates, genome[None], split)
+            found[split] = round(float(scores.fitness[TASK].mean()), 4)
         return found
 
     def best(self, seed: int, generations: int) -> dict[str, Any]:
@@ -81,9 +76,9 @@ class Bench:
     def between(self, seed: int) -> dict[str, Any]:
         """What evolution gives that learns from its best, refined by the likelihood, every few generations."""
         refine = Refine(steps=BETWEEN, examples_per_step=ROWS, every=EVERY)
-        setup = Setup(self.config.model_copy(update={"refine": refine, "seed": seed}))
+        setup = set_up(self.config.model_copy(update={"refine": refine, "seed": seed}))
         with tempfile.TemporaryDirectory() as folder, Archive(Path(folder) / "evaluations.jsonl") as archive:
-            search(setup, self.candidates, archive, Path(folder) / "checkpoints", GENERATIONS[-1], Terminal())
+            search(setup, self.candidates, archive, Path(folder) / "checkpoints", GENERATIONS[-1], jm.Terminal())
             records = archive.records
         ends = {}
         for generations in (*GENERATIONS, GENERATIONS[-1] + 1):  # the last is that of `refine` after the search
@@ -100,8 +95,8 @@ class Bench:
             best = self.best(seed, EVOLVED)
             genome, spent = best["genome"], {"passes": best["passes"] + SIZE, "seconds": best["seconds"]}
         refine = Refine(objective=objective, steps=STEPS[-1], examples_per_step=ROWS)
-        setup = Setup(self.config.model_copy(update={"refine": refine, "seed": seed}))
-        refiner, ends = Refiner(setup, self.candidates), {"0": {**spent, **self.scores(genome)}}
+        setup = set_up(self.config.model_copy(update={"refine": refine, "seed": seed}))
+        refiner, ends = refiner_of(setup, self.candidates), {"0": {**spent, **self.scores(genome)}}
         next(refiner.walk(genome, refiner.key(0, 0)))  # compiles
         began, seconds = time.perf_counter(), spent["seconds"]
         for number, (loss, end) in enumerate(refiner.walk(genome, refiner.key(0, 0)), 1):
@@ -128,31 +123,33 @@ def table(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evolution", type=Path, default=Path("runs/cheap_fitness/full"))
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
-    if arguments.table:
-        return table(results)
-    bench = Bench(arguments.evolution)
+    parser = make_parser(__doc__, __file__, seeds=5, table=True)
+    full = Path("runs/cheap_fitness/full")
+    about = f"DIR/full of the --work of cheap_fitness (default: {full})"
+    parser.add_argument("--evolution", type=Path, metavar="DIR", default=full, help=about)
+    args = parser.parse_args()
+    if not args.table:
+        measure(args.output, args.evolution, args.seeds)
+    table(known(args.output))
+
+
+def measure(output: Path, evolution: Path, seeds: int) -> None:
+    bench = Bench(evolution)
     arms = [
         f"{start}, {objective}" for objective in ("likelihood", "entropy") for start in ("evolution", "0.5", "average")
     ]
-    jobs = [(seed, arm) for seed in SEEDS for arm in ("evolution alone", *arms, "evolution, between")]
+    jobs = [(seed, arm) for seed in range(seeds) for arm in ("evolution alone", *arms, "evolution, between")]
     for seed, arm in jobs:
         start, _, objective = arm.partition(", ")
-        runs = results.setdefault(arm, {})
         needed = {"evolution alone": GENERATIONS[-1], "evolution": EVOLVED}.get(start, 0)
-        if str(seed) in runs or bench.generations(seed) < needed:
+        if known(output, arm, str(seed)) is not None or bench.generations(seed) < needed:
             continue
         if objective == "between":
-            runs[str(seed)] = bench.between(seed)
+            found = bench.between(seed)
         else:
-            runs[str(seed)] = bench.refined(start, objective, seed) if objective else bench.evolved(seed)
-        print(arm, seed, runs[str(seed)], flush=True)
-        OUT.write_text(json.dumps({k: v for k, v in results.items() if v}, indent=1) + "\n")
-    return None
+            found = bench.refined(start, objective, seed) if objective else bench.evolved(seed)
+        record(output, found, arm, str(seed))
+        print(arm, seed, found, flush=True)
 
 
 if __name__ == "__main__":

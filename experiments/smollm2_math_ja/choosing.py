@@ -1,15 +1,13 @@
 """Can the model learn to choose?  LoRA on JCommonsenseQA with the loss over the five choices; writes choosing.json.
 
-python experiments/smollm2_math_ja/choosing.py --data DATA --model MODEL --work FOLDER    # after train.py
+python experiments/smollm2_math_ja/choosing.py --data DATA --smollm2 FOLDER    # after train.py
 
 The choices are not listed in the prompt.  Every question is read once, followed by its five choices (`trees.py`); the
 loss is the cross-entropy over the choices' log-probabilities, plus `NLL` times that of the right one's text.  Judged is
-by rows that neither training nor train.py's search and held-out splits use.  FOLDER keeps what was trained: what it
-has is judged, not trained again.
+by rows that neither training nor train.py's search and held-out splits use.  What was trained is kept in --work: what
+is there is judged, not trained again.
 """
 
-import argparse
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -20,15 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from arguments import make_parser, record
 from judging import estimate
 from transformers import AutoTokenizer
 from trees import Trees, halved, logprobs, low_rank_start, totals, tree
 
-from jevomerge.checkpoint import Checkpoint
-from jevomerge.evolve.archive import write_atomically
-from jevomerge.models import apply, unembed
+import jevomerge as jm
 
-RESULTS = common.HERE / "choosing.json"
 PROMPT = "質問: {question}\n答え:"
 SHORT, LONGER = (64, 32), (80, 40)  # tokens of a question and its five choices, of the choices
 VALIDATION, MORE = 320, 640  # short questions, to follow the training by; longer ones, for the end
@@ -80,23 +76,23 @@ def validate(score: Any, low_rank: Any, params: Any, validation: list[Trees]) ->
     return {"accuracy": estimate(right), "log-probability per token": estimate(own), "questions": len(label)}
 
 
-def compare(score: Any, low_rank: Any, params: Any, batch: Trees, base: Checkpoint) -> dict[str, Any]:
+def compare(score: Any, low_rank: Any, params: Any, batch: Trees, base: jm.Checkpoint) -> dict[str, Any]:
     """Against the project's own forward pass in float32, one choice of the first questions at a time."""
     whole, ours, theirs = base.load(), np.asarray(score(low_rank, params, batch))[:QUESTIONS], np.zeros((QUESTIONS, 5))
-    forward = jax.jit(partial(apply, config=base.config))
+    forward = jax.jit(partial(jm.apply, model=base.model))
     for i in range(QUESTIONS):
         for k in range(5):
             prompt, answer = (batch.tokens[i][batch.branch[i] == n] for n in (0, k + 1))
             text = np.zeros((1, batch.tokens.shape[1]), np.int32)
             text[0, : len(prompt) + len(answer)] = np.concatenate([prompt, answer])
             hidden, _ = forward(whole, tokens=text, valid=np.arange(text.shape[1])[None] < len(prompt) + len(answer))
-            logits = unembed(whole, base.config, hidden[0, len(prompt) - 1 : len(prompt) + len(answer) - 1])
+            logits = jm.unembed(whole, base.model, hidden[0, len(prompt) - 1 : len(prompt) + len(answer) - 1])
             theirs[i, k] = float(jnp.sum(jax.nn.log_softmax(logits)[np.arange(len(answer)), answer]))
     difference = float(np.max(np.abs(ours - theirs)))
     return {"largest difference to float32, of a choice": round(difference, 3), "mean": round(float(theirs.mean()), 2)}
 
 
-def train(found: list[Trees], base: Checkpoint, saved: Path) -> None:
+def train(found: list[Trees], base: jm.Checkpoint, saved: Path, output: Path) -> None:
     """Save the low-rank additions; how it went is recorded at every validation."""
     cut = batches(found[: VALIDATION + STEPS * ROWS])
     validation, training = cut[: VALIDATION // ROWS], cut[VALIDATION // ROWS :]
@@ -110,7 +106,7 @@ def train(found: list[Trees], base: Checkpoint, saved: Path) -> None:
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, params: Any, batch: Trees) -> tuple[Any, Any]:
         low_rank, moments = state
-        gradient, about = jax.grad(partial(loss, config=base.config), has_aux=True)(low_rank, params, batch)
+        gradient, about = jax.grad(partial(loss, config=base.model.config), has_aux=True)(low_rank, params, batch)
         updates, moments = optimizer.update(gradient, moments, low_rank)
         return (optax.apply_updates(low_rank, updates), moments), about
 
@@ -133,22 +129,22 @@ def train(found: list[Trees], base: Checkpoint, saved: Path) -> None:
                 }
             )
             print(history[-1], flush=True)
-            record("training", {"prompt": PROMPT, "rate": RATE, "rows": ROWS, "validation": history})
+            record(output, {"prompt": PROMPT, "rate": RATE, "rows": ROWS, "validation": history}, "training")
     saved.parent.mkdir(parents=True, exist_ok=True)
     np.savez(saved, *map(np.asarray, jax.tree.leaves(state[0])))
 
 
-def scorer(base: Checkpoint) -> Any:
+def scorer(base: jm.Checkpoint) -> Any:
     """Log-probabilities of the choices of a batch."""
 
     @jax.jit
     def score(low_rank: Any, params: Any, batch: Trees) -> jax.Array:
-        return totals(logprobs(low_rank, params, base.config, batch), batch, 5)
+        return totals(logprobs(low_rank, params, base.model.config, batch), batch, 5)
 
     return score
 
 
-def judge(short: list[Trees], longer: list[Trees], base: Checkpoint, saved: Path) -> None:
+def judge(short: list[Trees], longer: list[Trees], base: jm.Checkpoint, saved: Path, output: Path) -> None:
     """Base and fine-tune, by short questions that were not trained on and by longer ones."""
     params, score = base.load(), scorer(base)
     start = low_rank_start(jax.random.key(0), params)
@@ -156,32 +152,30 @@ def judge(short: list[Trees], longer: list[Trees], base: Checkpoint, saved: Path
     with np.load(saved) as file:
         trained = jax.tree.unflatten(jax.tree.structure(start), [jnp.asarray(file[name]) for name in file.files])
     unseen = short[:VALIDATION] + short[VALIDATION + STEPS * ROWS :]
-    record("check", compare(score, start, params, batches(unseen)[0], base))
+    record(output, compare(score, start, params, batches(unseen)[0], base), "check")
     for name, low_rank in {"base": start, "trained": trained}.items():
         found = {
             f"{kind} questions": validate(score, low_rank, params, batches(rows))
             for kind, rows in {"short": unseen[: len(unseen) // ROWS * ROWS], "longer": longer}.items()
         }
         print(name, found, flush=True)
-        record(name, found)
-
-
-def record(name: str, value: dict[str, Any]) -> None:
-    """Into choosing.json, at once."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    write_atomically(RESULTS, json.dumps({**results, name: value}, indent=1, ensure_ascii=False) + "\n")
+        record(output, found, name)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    for name in ("data", "model", "work"):
-        arguments.add_argument(f"--{name}", type=Path, required=True)
-    given = arguments.parse_args()
-    base, saved = Checkpoint(given.model), given.work / "low_rank.npz"
-    short, longer = rows_of(given.data, AutoTokenizer.from_pretrained(given.model))
+    parser = make_parser(__doc__, __file__, "choosing.json", work=True)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="folder that holds gsm8k and jcommonsenseqa"
+    )
+    parser.add_argument(
+        "--smollm2", type=Path, required=True, metavar="FOLDER", help="folder of SmolLM2-135M-Instruct in float32"
+    )
+    args = parser.parse_args()
+    base, saved = jm.Checkpoint(args.smollm2), args.work / "low_rank.npz"
+    short, longer = rows_of(args.data, AutoTokenizer.from_pretrained(args.smollm2))
     if not saved.exists():
-        train(short, base, saved)
-    judge(short, longer, base, saved)
+        train(short, base, saved, args.output)
+    judge(short, longer, base, saved, args.output)
 
 
 if __name__ == "__main__":

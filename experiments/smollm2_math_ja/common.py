@@ -1,6 +1,6 @@
 """What the scripts share: where things lie, the splits of the data, and how a question is asked.
 
-Everything that is made goes to `WORK` (ignored by git), to which the YAML files here point too.
+Everything that is made goes to `WORK` (ignored by git), to which the YAML files here point: it cannot be elsewhere.
 """
 
 import json
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jevomerge.evolve.archive import write_atomically
+from jevomerge.checkpoint.files import write_atomically
 
 HERE = Path(__file__).parent
 WORK = HERE.parents[1] / "runs" / "smollm2_math_ja"
-RESULTS = HERE / "results.json"
 GSM8K, JCQA = "gsm8k", "jcommonsenseqa"
 # The prompts of gsm8k.yaml, jcommonsenseqa.yaml and lm_eval_jcommonsenseqa.yaml; `main` below checks that.
 PROMPTS = {GSM8K: "Question: {question}\nAnswer:", JCQA: "質問: {question}\n選択肢: {listed}\n答え:"}
@@ -96,15 +95,3 @@ def fits(task: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> 
 def read_split(task: str, split: str) -> list[dict[str, Any]]:
     """Rows that `split_data` wrote."""
     return [json.loads(line) for line in (WORK / "data" / f"{task}_{split}.jsonl").read_text().splitlines()]
-
-
-def record(section: str, name: str, value: dict[str, Any]) -> None:
-    """Add a result to results.json, at once."""
-    results = recorded()
-    results.setdefault(section, {})[name] = value
-    write_atomically(RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-
-
-def recorded() -> dict[str, Any]:
-    """What results.json holds."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from jevomerge.fitness.judge import Judge
-from jevomerge.fitness.schema import DataSource, read_task
-from jevomerge.models import Cache, DecoderConfig, Params, apply, unembed
+import jevomerge as jm
+from jevomerge.fitness.schema import DataSource
+from jevomerge.models.layers import Params
+from jevomerge.models.model import Language
 
 ROWS = 8  # questions at a time
 RESAMPLES = 4000
@@ -43,7 +44,7 @@ def choices_of(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -
     )
 
 
-@jax.jit(static_argnames="config")
+@jax.jit(static_argnames="model")
 def choice_logprobs(
     params: Params,
     prompts: jax.Array,
@@ -51,25 +52,23 @@ def choice_logprobs(
     choices: jax.Array,
     choices_valid: jax.Array,
     *,
-    config: DecoderConfig,
+    model: Language,
 ) -> jax.Array:
     """(B, T) prompts and (B, 5, C) choices -> (B, 5, C) log-probabilities; a prompt is read once for its choices."""
     batch, count, width = choices.shape
-    cache = Cache.empty(config, batch, prompts.shape[1] + width)
-    before, filled = apply(params, config, prompts, prompts_valid, cache)
-    assert filled is not None
-    repeated = Cache(
+    cache = model.cache(batch, prompts.shape[1] + width, jnp.float32)
+    before, filled = jm.apply(params, model, prompts, prompts_valid, cache)
+    repeated = filled.replace(
         keys=jnp.repeat(filled.keys, count, axis=1),
         values=jnp.repeat(filled.values, count, axis=1),
         valid=jnp.repeat(filled.valid, count, axis=0),
-        length=filled.length,
     )
     tokens, valid = (x.reshape(batch * count, width) for x in (choices, choices_valid))
-    inside, _ = apply(params, config, tokens, valid, repeated)
+    inside, _ = jm.apply(params, model, tokens, valid, repeated)
     hidden = jnp.concatenate([jnp.repeat(before[:, -1:], count, axis=0), inside[:, :-1]], axis=1)
 
     def row(x: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = unembed(params, config, x[0])
+        logits = jm.unembed(params, model, x[0])
         return jnp.take_along_axis(logits, x[1][:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
     return jax.lax.map(row, (hidden, tokens), batch_size=count).reshape(choices.shape)
@@ -78,13 +77,15 @@ def choice_logprobs(
 class Heldout:
     """Both held-out sets, ready for any model with this tokenizer and architecture."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: DecoderConfig):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, model: Language):
         """Read and tokenize."""
-        task = read_task(common.HERE / "gsm8k.yaml")
+        [task] = jm.read_tasks(common.HERE / "gsm8k.yaml")
         task = task.model_copy(update={"heldout": DataSource(path=task.heldout.path)})
-        self.judge = Judge([task], tokenizer, config, splits=["heldout"], tokens_per_batch=2048)
+        self.judge = jm.make_judge(
+            jm.make_ready([task], tokenizer, model), model, splits=["heldout"], tokens_per_batch=2048
+        )
         self.choices = choices_of(common.read_split(common.JCQA, "heldout"), tokenizer)
-        self.config = config
+        self.model, self.tokenizer = model, tokenizer
 
     def five_ways(self, params: Params, c: Choices) -> np.ndarray:
         """(Q, 5, C) log-probabilities of the choices' tokens, 0 for padding."""
@@ -92,13 +93,13 @@ class Heldout:
         for start in range(0, len(c.labels), ROWS):
             part = slice(start, start + ROWS)
             given = (c.prompts[part], c.prompts_valid[part], c.choices[part], c.choices_valid[part])
-            batches.append(np.asarray(choice_logprobs(params, *given, config=self.config), np.float64))
+            batches.append(np.asarray(choice_logprobs(params, *given, model=self.model), np.float64))
         return np.where(c.choices_valid, np.concatenate(batches), 0.0)
 
     def __call__(self, params: Params) -> dict[str, Any]:
         """What a model scores, with 95 % intervals."""
         start = time.monotonic()
-        gsm8k = self.judge.model(params, "heldout").primary[common.GSM8K]
+        gsm8k = self.judge.model(params, "heldout").fitness[common.GSM8K]
         logprobs = self.five_ways(params, self.choices)
         own = np.arange(len(self.choices.labels)), self.choices.labels
         lengths = self.choices.choices_valid.sum(-1)

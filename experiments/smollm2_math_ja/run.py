@@ -1,13 +1,13 @@
 """Judges the base, both fine-tunes, the usual merges and the evolved ones; writes results.json as it goes.
 
-python experiments/smollm2_math_ja/train.py --data DATA --model MODEL    # first
-python experiments/smollm2_math_ja/run.py                                # continues where it was stopped
+python experiments/smollm2_math_ja/train.py --data DATA --smollm2 FOLDER    # first
+python experiments/smollm2_math_ja/run.py                                   # goes on where it was stopped
 """
 
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,16 @@ import common
 import jax
 import numpy as np
 import yaml
+from arguments import known, make_parser, record
 from judging import Choices, Heldout, estimate
 
-from jevomerge.checkpoint import Checkpoint
-from jevomerge.config import RunConfig, read_run
-from jevomerge.console import Terminal
-from jevomerge.evolve.run import evolve
-from jevomerge.evolve.setup import load_tokenizer
-from jevomerge.fitness.judge import Judge
-from jevomerge.merge import Merge, build, make_bank
-from jevomerge.models import Params
-from jevomerge.recipe import Recipe, Sources
+import jevomerge as jm
+from jevomerge.config import RunConfig
+from jevomerge.models.layers import Params
+from jevomerge.recipe.schema import Recipe
+from jevomerge.tokenizers.load import load_tokenizer
 
 ARMS = {"evolved, whole model": "whole_model", "evolved, layer groups": "layer_groups"}
-SEEDS = (0, 1)  # of the searches; the first is that of the table
 GRID = (0.5, 0.8, 1.1)
 BEST_OF_GRID = "task arithmetic (best of grid)"
 LM_EVAL_QUESTIONS = 32  # the first ones: it reads the prompt again for each choice
@@ -46,7 +42,7 @@ def recipe(method: str, weights: tuple[float, float] | None = None, **parameters
         about["base_model"] = models[0]["model"]
     elif method != "linear":
         about["base_model"] = str(common.WORK / "base")
-    return Recipe.model_validate(about)
+    return jm.read_recipe(about)
 
 
 # What papers and mergekit's examples recommend.
@@ -62,15 +58,15 @@ USUAL = {
 
 def merged(recipe: Recipe) -> Params:
     """The merge of a recipe, in memory."""
-    sources = Sources(recipe)
-    merge = Merge(sources.method, sources.dtype)
-    bank = make_bank(merge, sources.specs, *sources.load(), sources.keys())
-    return jax.jit(partial(build, merge))(bank, sources.numbers)
+    sources = jm.Sources(recipe)
+    merge = jm.Merge(sources.method, sources.dtype)
+    bank = jm.make_bank(merge, sources.specs, *sources.load(), sources.keys())
+    return jax.jit(partial(jm.build, merge))(bank, sources.coefficients)
 
 
 def search_config(arm: str) -> RunConfig:
     """The config of a search."""
-    return read_run(common.HERE / f"{arm}.yaml")
+    return jm.read_run(common.HERE / f"{arm}.yaml")
 
 
 class Searched:
@@ -78,35 +74,36 @@ class Searched:
 
     def __init__(self, config: RunConfig):
         """Read the data."""
-        model = Checkpoint(common.WORK / "base")
-        self.judge = Judge(config.tasks, load_tokenizer(model.folder), model.config, splits=["search"])
+        model = jm.Checkpoint(common.WORK / "base")
+        ready = jm.make_ready(config.tasks, load_tokenizer(model.folder), model.model)
+        self.judge = jm.make_judge(ready, model.model, splits=["search"])
 
     def __call__(self, params: Params) -> float:
         """The fitness, as a search sees it."""
         return self.judge.fitness(self.judge.model(params, "search"))[0]
 
 
-def models(searched: Searched) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def models(searched: Searched, output: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(name, callable that makes its parameters, what more to record) of every model but the evolved ones."""
     for name in ("base", "math", "japanese"):
-        yield name, Checkpoint(common.WORK / name).load, {}
+        yield name, jm.Checkpoint(common.WORK / name).load, {}
     for name, make in USUAL.items():
         yield name, lambda make=make: merged(make()), {}
-    weights, about = best_of_grid(searched)
+    weights, about = best_of_grid(searched, output)
     yield BEST_OF_GRID, lambda: merged(recipe("task_arithmetic", weights)), about
 
 
-def best_of_grid(searched: Searched) -> tuple[tuple[float, float], dict[str, Any]]:
+def best_of_grid(searched: Searched, output: Path) -> tuple[tuple[float, float], dict[str, Any]]:
     """The weights that are best on the search split, and what finding them took."""
     for first in GRID:
         for second in GRID:
             name = f"{first} {second}"
-            if name not in common.recorded().get("grid", {}):
+            if known(output, "grid", name) is None:
                 start = time.monotonic()
                 score = searched(merged(recipe("task_arithmetic", (first, second))))
                 seconds = round(time.monotonic() - start, 1)
-                common.record("grid", name, {"search": round(score, 4), "seconds": seconds})
-    grid = common.recorded()["grid"]
+                record(output, {"search": round(score, 4), "seconds": seconds}, "grid", name)
+    grid = known(output, "grid")
     best = max(grid, key=lambda name: grid[name]["search"])
     first, second = map(float, best.split())
     about = {
@@ -132,7 +129,7 @@ def evolved(arm: str, seed: int) -> dict[str, Any]:
     folder = folder_of(arm, seed)
     if not (folder / "result.json").exists():
         config = search_config(arm).model_copy(update={"seed": seed})
-        evolve(config, folder, Terminal(), resume=folder.exists())
+        jm.evolve(config, output=folder, resume=folder.exists())
     result = json.loads((folder / "result.json").read_text())
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     best = [json.loads(line)["fitness"] for line in lines]
@@ -145,28 +142,28 @@ def evolved(arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-def check(heldout: Heldout, params: Params) -> None:
+def check(heldout: Heldout, params: Params) -> dict[str, Any]:
     """The five-way likelihoods are those that the project's own judge finds, one prompt and answer at a time."""
     task = next(t for t in search_config("whole_model").tasks if t.name == common.JCQA)
-    judge = Judge([task], heldout.judge.tokenizer, heldout.config, splits=["heldout"])
-    other = judge.model(params, "heldout").primary[common.JCQA]
+    judge = jm.make_judge(jm.make_ready([task], heldout.tokenizer, heldout.model), heldout.model, splits=["heldout"])
+    other = judge.model(params, "heldout").fitness[common.JCQA]
     first = Choices(*(x[: len(other)] for x in heldout.choices))
     ours = heldout.five_ways(params, first).sum(-1) / first.choices_valid.sum(-1)
     difference = float(np.max(np.abs(ours[np.arange(len(other)), first.labels] - other)))
     assert difference < 1e-3, difference
-    common.record("check", "five ways against the judge", {"largest difference": difference, "examples": len(other)})
+    return {"largest difference": difference, "examples": len(other)}
 
 
-def differences() -> None:
+def differences(output: Path, seeds: Sequence[int]) -> None:
     """Each search against the usual merges and against the other of its seed, on the same examples."""
-    found = common.recorded()["models"] | common.recorded().get("seeds", {})
+    found = known(output, "models") | (known(output, "seeds") or {})
 
     def values(name: str) -> dict[str, np.ndarray]:
         examples = found[name]["examples"]
         right = np.array([100.0 * int(x) for x in examples["right"]])
         return {"gsm8k": np.array(examples["gsm8k"]), common.JCQA: np.array(examples[common.JCQA]), "accuracy": right}
 
-    for seed in SEEDS:
+    for seed in seeds:
         arms = [own_name(name, seed) for name in ARMS]
         for arm, other in itertools.product(arms, ("average", "task arithmetic (1 + 1)", BEST_OF_GRID, *arms)):
             if arm != other and arm in found and other in found:
@@ -174,7 +171,7 @@ def differences() -> None:
                 differ = {k: ours[k] - theirs[k] for k in ours}
                 both = estimate(differ["gsm8k"], differ[common.JCQA])
                 estimates = {**{k: estimate(x) for k, x in differ.items()}, "mean of both tasks": both}
-                common.record("differences", f"{arm} - {other}", estimates)
+                record(output, estimates, "differences", f"{arm} - {other}")
 
 
 def lm_eval_score(folder: Path, ours: str) -> dict[str, Any]:
@@ -212,9 +209,8 @@ def lm_eval_score(folder: Path, ours: str) -> dict[str, Any]:
     }
 
 
-def table() -> str:
+def table(results: dict[str, Any]) -> str:
     """The table of README.md."""
-    results = common.recorded()
     lines = [
         "| model | GSM8K | JCommonsenseQA | accuracy, % | lm-eval acc, % | weights math / japanese | evaluations, s |",
         "|---|---:|---:|---:|---:|---|---:|",
@@ -232,9 +228,8 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def seeds_table() -> str:
+def seeds_table(results: dict[str, Any], seeds: Sequence[int]) -> str:
     """The second table of README.md: mean [lowest, highest] over the seeds that were run."""
-    results = common.recorded()
     grid = results["models"][BEST_OF_GRID]
     lines = [
         "| search | seeds | fitness | GSM8K | JCommonsenseQA | mean of both | over the best of the grid |",
@@ -242,7 +237,7 @@ def seeds_table() -> str:
     ]
     for name in ARMS:
         found = results["models"] | results.get("seeds", {})
-        runs = [found[own_name(name, seed)] for seed in SEEDS if own_name(name, seed) in found]
+        runs = [found[own_name(name, seed)] for seed in seeds if own_name(name, seed) in found]
         tasks = np.array([[np.mean(run["examples"][task]) for task in (common.GSM8K, common.JCQA)] for run in runs])
         usual = np.mean([np.mean(grid["examples"][task]) for task in (common.GSM8K, common.JCQA)])
         fitness = np.array([list(run["best by evaluations"].values())[-1] for run in runs])
@@ -253,33 +248,34 @@ def seeds_table() -> str:
 
 
 def main() -> None:
-    base = Checkpoint(common.WORK / "base")
-    heldout = Heldout(load_tokenizer(base.folder), base.config)
+    args = make_parser(__doc__, __file__, seeds=2).parse_args()
+    seeds, base = range(args.seeds), jm.Checkpoint(common.WORK / "base")  # the first seed is that of the table
+    heldout = Heldout(load_tokenizer(base.folder), base.model)
     searched = Searched(search_config("whole_model"))
-    if "check" not in common.recorded():
-        check(heldout, base.load())
+    if known(args.output, "check") is None:
+        record(args.output, check(heldout, base.load()), "check", "five ways against the judge")
 
     def judge(section: str, name: str, params: Params, about: dict[str, Any]) -> None:
         scores = heldout(params)
         print(name, {k: v for k, v in scores.items() if k != "examples"}, flush=True)
-        common.record(section, name, {**about, **scores})
+        record(args.output, {**about, **scores}, section, name)
 
-    for seed in SEEDS:  # the searches first: what the time is for
+    for seed in seeds:  # the searches first: what the time is for
         for name, arm in ARMS.items():
             section, own = "seeds" if seed else "models", own_name(name, seed)
-            if own not in common.recorded().get(section, {}):
+            if known(args.output, section, own) is None:
                 about = evolved(arm, seed)
-                judge(section, own, Checkpoint(folder_of(arm, seed) / "best").load(), about)
-    for name, make, about in models(searched):
-        if name not in common.recorded().get("models", {}):
+                judge(section, own, jm.Checkpoint(folder_of(arm, seed) / "best").load(), about)
+    for name, make, about in models(searched, args.output):
+        if known(args.output, "models", name) is None:
             judge("models", name, make(), about)
-    differences()
+    differences(args.output, seeds)
     for name in LM_EVAL:
-        if name not in common.recorded().get("lm_eval", {}):
+        if known(args.output, "lm_eval", name) is None:
             folder = common.WORK / (f"{ARMS[name]}/best" if name in ARMS else name)
-            right = common.recorded()["models"][name]["examples"]["right by lm-eval's rule"]
-            common.record("lm_eval", name, lm_eval_score(folder, right))
-    print(table(), seeds_table(), sep="\n\n")
+            right = known(args.output, "models", name, "examples", "right by lm-eval's rule")
+            record(args.output, lm_eval_score(folder, right), "lm_eval", name)
+    print(table(known(args.output)), seeds_table(known(args.output), seeds), sep="\n\n")
 
 
 if __name__ == "__main__":

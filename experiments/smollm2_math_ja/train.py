@@ -1,15 +1,13 @@
 """Fine-tunes SmolLM2-135M-Instruct twice: on GSM8K's worked answers, and on JCommonsenseQA in Japanese.
 
-python experiments/smollm2_math_ja/train.py --data DATA --model MODEL    # both; continues where it was stopped
+python experiments/smollm2_math_ja/train.py --data DATA --smollm2 FOLDER    # both; goes on where it was stopped
 
-DATA has gsm8k/{train,test}.jsonl and jcommonsenseqa/train-v1.3.json, MODEL is a Hugging Face folder in float32.  Writes
-runs/smollm2_math_ja/{math,japanese}.
+DATA has gsm8k/{train,test}.jsonl and jcommonsenseqa/train-v1.3.json, FOLDER is SmolLM2-135M-Instruct in float32.
+Writes runs/smollm2_math_ja/{math,japanese}.
 """
 
-import argparse
 import shutil
 import time
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from arguments import make_parser, record
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from trees import SCALE, low_rank_start
 
-from jevomerge.checkpoint import Checkpoint, export_folder
-from jevomerge.checkpoint.export import copy_tokenizer, tensors_of, write_model
-from jevomerge.models import DecoderConfig, apply, unembed
-
-RANK = 16
-SCALE = 2.0  # of what is added to a weight matrix
+import jevomerge as jm
+from jevomerge.checkpoint.export import copy_tokenizer, export_folder, tensors_of, write_model
+from jevomerge.models.model import Language
 
 
 class Run(NamedTuple):
@@ -61,23 +58,9 @@ def batches(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, n
     return tokens.reshape(cut), valid.reshape(cut), counted.reshape(cut)
 
 
-def low_rank_start(key: jax.Array, params: Any) -> Any:
-    """LoRA (Hu et al., 2021) of the blocks: per matrix {down (L, r, in), up (L, out, r)}, product 0 at first."""
-
-    def pair(path: Any, weight: jax.Array) -> Any:
-        layers, out, width = weight.shape
-        own = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
-        return {
-            "down": jax.random.normal(own, (layers, RANK, width)) * width**-0.5,
-            "up": jnp.zeros((layers, out, RANK)),
-        }
-
-    matrices = {k: v for k, v in params["layers"].items() if k in ("self_attn", "mlp")}
-    return jax.tree_util.tree_map_with_path(pair, matrices)
-
-
-def added(layer: Any) -> Any:
+def added(block: str, layer: Any) -> Any:
     """A block's parameters, or those of a stack of blocks, with its low-rank additions."""
+    del block
     frozen, low_rank = layer
 
     def add(weight: jax.Array, pair: Any) -> jax.Array:
@@ -90,7 +73,7 @@ def added(layer: Any) -> Any:
 def loss(
     low_rank: Any,
     params: Any,
-    config: DecoderConfig,
+    model: Language,
     tokens: jax.Array,
     valid: jax.Array,
     counted: jax.Array,
@@ -98,13 +81,13 @@ def loss(
 ) -> jax.Array:
     """Mean cross-entropy of the answers' tokens, which lie in the last `slots`."""
     both = params | {"layers": (params["layers"], low_rank)}
-    hidden, _ = apply(both, config, tokens[:, :-1], valid[:, :-1], layer=added)
-    logits = unembed(params, config, hidden[:, -slots:])
+    hidden, _ = jm.apply(both, model, tokens[:, :-1], valid[:, :-1], layer=added)
+    logits = jm.unembed(params, model, hidden[:, -slots:])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, -slots:])
     return jnp.sum(losses * counted[:, -slots:]) / jnp.sum(counted[:, -slots:])
 
 
-def train(name: str, base: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> Any:
+def train(name: str, base: jm.Checkpoint, tokenizer: PreTrainedTokenizerFast, output: Path) -> Any:
     """The fine-tuned parameters; the state is saved now and then, and the losses are recorded."""
     run = RUNS[name]
     tokens, valid, counted = batches(run, tokenizer)
@@ -125,7 +108,7 @@ def train(name: str, base: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> An
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, params: Any, *batch: jax.Array) -> tuple[Any, jax.Array]:
         low_rank, moments = state
-        value, gradient = jax.value_and_grad(loss)(low_rank, params, base.config, *batch, slots)
+        value, gradient = jax.value_and_grad(loss)(low_rank, params, base.model, *batch, slots)
         updates, moments = optimizer.update(gradient, moments, low_rank)
         return (optax.apply_updates(low_rank, updates), moments), value
 
@@ -148,16 +131,15 @@ def train(name: str, base: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> An
         "seconds": round(spent + time.monotonic() - start, 1),
         "loss of the first and last five steps": [round(float(np.mean(x)), 3) for x in (losses[:5], losses[-5:])],
     }
-    common.record("training", name, summary)
-    return params | {"layers": jax.jit(added)((params["layers"], state[0]))}
+    record(output, summary, "training", name)
+    return params | {"layers": jax.jit(partial(added, "layers"))((params["layers"], state[0]))}
 
 
-def write(name: str, params: Any, base: Checkpoint) -> None:
+def write(name: str, params: Any, base: jm.Checkpoint) -> None:
     """An ordinary Hugging Face folder in float32."""
-    read = tensors_of(params)
     with export_folder(common.WORK / name) as folder:
         copy_tokenizer(folder, base)
-        write_model(folder, base.config_json, base.specs, "float32", read)
+        write_model(folder, base.model.files, base.specs, "float32", tensors_of(params))
         (folder / "README.md").write_text(
             f"---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n\n# {name}\n\nSmolLM2-135M-Instruct, "
             f"fine-tuned by `experiments/smollm2_math_ja/train.py` on {RUNS[name].about}.\n"
@@ -165,19 +147,23 @@ def write(name: str, params: Any, base: Checkpoint) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--data", type=Path, required=True)
-    arguments.add_argument("--model", type=Path, required=True)
-    given = arguments.parse_args()
-    common.split_data(given.data, given.model)
-    base = Checkpoint(given.model)
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    for name in RUNS:
+    parser = make_parser(__doc__, __file__, parts=RUNS)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="folder that holds gsm8k and jcommonsenseqa"
+    )
+    parser.add_argument(
+        "--smollm2", type=Path, required=True, metavar="FOLDER", help="folder of SmolLM2-135M-Instruct in float32"
+    )
+    args = parser.parse_args()
+    common.split_data(args.data, args.smollm2)
+    base = jm.Checkpoint(args.smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(args.smollm2)
+    for name in args.parts:
         if not (common.WORK / name).exists():
-            write(name, train(name, base, tokenizer), base)
+            write(name, train(name, base, tokenizer, args.output), base)
         (common.WORK / f"{name}.npz").unlink(missing_ok=True)
     if not (common.WORK / "base").exists():  # the recipes name it so
-        shutil.copytree(given.model, common.WORK / "base")
+        shutil.copytree(args.smollm2, common.WORK / "base")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jevomerge.models import DecoderConfig, Params
-from jevomerge.models.decoder import attend, rms_norm, rotate
+from jevomerge.models.decoder.blocks import rotate
+from jevomerge.models.decoder.config import DecoderConfig
+from jevomerge.models.layers import Params, attend, rms_norm
 
 
 class Trees(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.source import Source
 
 # How much a licence forbids: a merge is bound by the most restrictive of its sources' licences.
 # 0 nearly nothing, 1 share alike, 2 its own terms of use, 3 no commercial use.
@@ -35,7 +35,7 @@ def merged_licence(licences: Sequence[str | None]) -> str:
 def model_card(
     title: str,
     recipe: str,
-    sources: Sequence[Checkpoint],
+    sources: Sequence[Source],
     scores: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """The text of README.md: front matter, scores, sources with their licences, and the recipe as YAML."""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, stream_safetensors
-from jevomerge.checkpoint.source import INDEX, WEIGHTS, Checkpoint
-from jevomerge.checkpoint.specs import ParamSpec, flatten, tensor_names
+from jevomerge.checkpoint.source import INDEX, WEIGHTS, Source
 from jevomerge.errors import InputError
+from jevomerge.models.model import Model
+from jevomerge.models.specs import ParamSpec, flatten, tensor_names
 
 SHARD_BYTES = 5 * 10**9
 
@@ -70,26 +71,26 @@ def refuse_existing(path: Path) -> None:
 
 def write_model(
     folder: Path,
-    config_json: Mapping[str, Any],
+    files: Mapping[str, Any],
     specs: Sequence[ParamSpec],
     dtype: str,
-    tensor: Callable[[str, str, int | None], Any] | None,
+    tensor: Callable[[str, str, tuple[int, ...]], Any] | None,
 ) -> None:
-    """Write config.json and the weights of a model into `folder`.
+    """Write a model's weights, and JSON files such as config.json, into `folder`.
 
     Args:
         folder: an existing folder, usually from `export_folder`.
-        config_json: the contents of config.json; the dtype in it is replaced.
+        files: {name: JSON object} as `Model.files`; the dtype in config.json is replaced.
         specs: the parameter table of the model that is written.
         dtype: of the weights: float32, bfloat16 or float16.
-        tensor: (name, leaf path, layer or None) -> that tensor, called once per tensor in file order; None: the files
-            have headers and holes.
+        tensor: (name, leaf path, where in the leaf) -> that tensor, called once per tensor in file order; None: the
+            files have headers and holes.
 
     Raises:
         InputError: if the disk has no room, before anything is written.
     """
     itemsize = NUMPY[DTYPES[dtype]].itemsize
-    where = {name: (spec.path, layer) for name, spec, layer in tensor_names(specs)}
+    where = {name: (spec.path, at) for name, spec, at in tensor_names(specs)}
     shapes = {name: spec.shape for name, spec, _ in tensor_names(specs)}
     sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
     free = shutil.disk_usage(folder).free
@@ -97,19 +98,21 @@ def write_model(
         raise InputError(
             f"{folder.parent}: the model needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free"
         )
-    config = {k: v for k, v in config_json.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
-    # transformers 4 reads `torch_dtype`, transformers 5 both.
-    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": dtype}, indent=2) + "\n")
+    for name, values in files.items():
+        if name == "config.json":  # transformers 4 reads `torch_dtype`, transformers 5 both
+            values = {k: v for k, v in values.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
+            values |= {"torch_dtype": dtype}
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
 
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
         if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > SHARD_BYTES:
             shards.append([])
         shards[-1].append(name)
-    files = [WEIGHTS] if len(shards) == 1 else [
+    shard_files = [WEIGHTS] if len(shards) == 1 else [
         f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
     ]  # fmt: skip
-    for file, names in zip(files, shards, strict=True):
+    for file, names in zip(shard_files, shards, strict=True):
         stream_safetensors(
             folder / file,
             {name: shapes[name] for name in names},
@@ -119,23 +122,31 @@ def write_model(
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
-            "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+            "weight_map": {name: file for file, names in zip(shard_files, shards, strict=True) for name in names},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def copy_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's tokenizer files, and generation_config.json, whose token ids are that tokenizer's."""
-    for path in (*checkpoint.tokenizer_files(), checkpoint.folder / "generation_config.json"):
-        if path.exists():
-            shutil.copyfile(path, folder / path.name)
+def copy_tokenizer(folder: Path, source: Source) -> None:
+    """Copy what goes with a model's weights: its tokenizer's files, and generation_config.json."""
+    for path in source.beside():
+        shutil.copyfile(path, folder / path.name)
 
 
-def tensors_of(params: dict[str, Any]) -> Callable[[str, str, int | None], Any]:
+def write_whole(path: Path, params: dict[str, Any], model: Model, tokenizer: Any | None) -> None:
+    """Write a model that is in memory as a new folder, in the widest dtype of its leaves, with a tokenizer if any."""
+    path.mkdir()
+    dtype = max((leaf.dtype for leaf in flatten(params).values()), key=lambda dtype: dtype.itemsize)
+    write_model(path, model.files, model.specs, dtype.name, tensors_of(params))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+
+
+def tensors_of(params: dict[str, Any]) -> Callable[[str, str, tuple[int, ...]], Any]:
     """`write_model`'s callback for a model that is in memory."""
     leaves = flatten(params)
 
-    def tensor(name: str, path: str, layer: int | None) -> Any:
-        return leaves[path] if layer is None else leaves[path][layer]
+    def tensor(name: str, path: str, at: tuple[int, ...]) -> Any:
+        return leaves[path][at] if at else leaves[path]
 
     return tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,14 @@ def resolve(reference: str) -> Path:
             f"{reference} is not a folder here, and downloading it from the hub failed: "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has either its old content or all of `text`, whenever the machine stops."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)

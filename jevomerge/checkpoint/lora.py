@@ -6,7 +6,6 @@ What is not understood is refused: an adapter that is applied almost rightly is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +13,13 @@ import numpy as np
 
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, read_header
-from jevomerge.checkpoint.specs import ParamSpec
 from jevomerge.errors import InputError
-from jevomerge.models import DecoderConfig
+from jevomerge.models.model import Model
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 USED = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights")
-# Which tensors have an adapter is told by the file; these only say how it came about.  `bias` and `modules_to_save`
+# Which tensors have an adapter is told by the file; these only say how it came about. `bias` and `modules_to_save`
 # announce whole tensors in the file, which replace the model's.
 HARMLESS = (
     "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config", "exclude_modules",
@@ -32,7 +30,6 @@ HARMLESS = (
 PLAIN_INIT = (True, False, None, "gaussian", "orthogonal", "eva")
 REMEDY = "fold it into its model with peft (merge_and_unload) and merge the result"
 PAIR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>(?:embedding_)?[AB])(?:\.weight)?")
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class LowRank(NamedTuple):
@@ -53,8 +50,8 @@ class LowRank(NamedTuple):
 class Adapter:
     """An adapter that has been opened and checked against its model; nothing of its weights has been read."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, specs: Sequence[ParamSpec]):
-        """Open the adapter in `folder` of a model with this parameter table.
+    def __init__(self, folder: Path, model: Model):
+        """Open the adapter in `folder` of a model.
 
         Raises:
             InputError: naming the file, the key or tensor, and the remedy.
@@ -63,7 +60,7 @@ class Adapter:
         self.settings = self._read_settings()
         self.low_rank: dict[str, LowRank] = {}
         self.replaced: dict[str, StoredTensor] = {}
-        shapes = {name: spec.shape for spec in specs for name in spec.names()}
+        shapes = {name: spec.shape for spec in model.specs for name in spec.names()}
         halves: dict[str, dict[str, StoredTensor]] = {}
         for key, stored in self._read_header().items():
             found = PAIR.fullmatch(key)
@@ -82,7 +79,7 @@ class Adapter:
                 self.replaced[name] = stored
         for name, pair in halves.items():
             self.low_rank[name] = self._low_rank(name, pair, shapes[name])
-        if config.tie_word_embeddings and EMBEDDING in {*self.low_rank, *self.replaced}:
+        if {*model.tied.values()} & {*self.low_rank, *self.replaced}:
             raise InputError(
                 f"{folder} changes the embeddings, which are also this model's head: the adapter changes one of them "
                 "only; save the model with a head of its own (tie_word_embeddings: false)"

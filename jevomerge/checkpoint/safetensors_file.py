@@ -45,7 +45,7 @@ class StoredTensor(NamedTuple):
     def read(self, out: np.ndarray | None = None, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Its values, or those at `index`, in `out` (of their shape and dtype, contiguous) or in a new aligned array.
 
-        Of a part, its bytes alone are read.  Raises InputError if the file has changed since its header was read.
+        Of a part, its bytes alone are read. Raises InputError if the file has changed since its header was read.
         """
         index = index or (slice(None),) * len(self.shape)
         ranges = [range(n)[part] for n, part in zip(self.shape, index, strict=True)]

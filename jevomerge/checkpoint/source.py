@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import read_json, resolve, split_adapter
-from jevomerge.checkpoint.hf_config import read_config
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
 from jevomerge.checkpoint.safetensors_file import DTYPES, FLOATING, StoredTensor, aligned_empty, all_finite, read_header
-from jevomerge.checkpoint.specs import ParamSpec, param_specs, unflatten
 from jevomerge.errors import InputError
-from jevomerge.mesh import shardings
-from jevomerge.models import DecoderConfig
+from jevomerge.models.families import read_model
+from jevomerge.models.model import Language
+from jevomerge.models.specs import ParamSpec, shardings, unflatten
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,10 +30,48 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+class Source(Protocol):
+    """A model that is merged: its table and where its tensors lie. In a folder (`Checkpoint`) or in memory."""
+
+    reference: str  # by which a recipe names it
+    name: str  # by which genomes, recipes and random masks know it
+    folder: Path  # for messages
+    model: Any
+    specs: tuple[ParamSpec, ...]
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """{name: what has the `dtype` and the `shape` of a tensor}."""
+
+    def tensor(self, name: str, out: np.ndarray | None = None, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """One tensor or a part of it, into `out` if given; NaN or infinity in it is an InputError."""
+
+    def check_head(self) -> None:
+        """Raise InputError if a tensor that is another one (`Model.tied`) is stored and differs from it."""
+
+    def load(self, mesh: Mesh | None = None) -> dict[str, Any]:
+        """The whole model as the nested pytree that a forward pass takes, in the stored dtypes."""
+
+    def dtype(self) -> str:
+        """That of its first matrix: float32, bfloat16 or float16."""
+
+    def vocabulary(self) -> dict[str, int] | None:
+        """Token -> id; None without a tokenizer."""
+
+    def beside(self) -> Iterator[Path]:
+        """Files that go with it: those of its tokenizer."""
+
+    def origins(self) -> list[tuple[str, str | None]]:
+        """What it is made of, as (name, licence) for a reader on another machine."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """By which a resumed run knows that it is the same."""
+
+
 class Checkpoint:
     """A checkpoint that has been opened and checked, of which no weight has been read.
 
-    `name` (the last component of the reference) identifies it in genomes, recipes and random masks.  The model may
+    `name` (the last component of the reference) identifies it in genomes, recipes and random masks. The model may
     have a LoRA adapter, which is applied to every tensor that is read; its name is then `model+adapter`.
     """
 
@@ -52,12 +89,11 @@ class Checkpoint:
         if (self.folder / ADAPTER_CONFIG).exists() and not (self.folder / "config.json").exists():
             base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
-        self.config_json: dict[str, Any] = read_json(self.folder / "config.json")
-        self.config: DecoderConfig = read_config(self.config_json, str(self.folder / "config.json"))
-        self.specs = param_specs(self.config)
+        self.model: Language = read_model(read_json(self.folder / "config.json"), str(self.folder / "config.json"))
+        self.specs = self.model.specs
         self.tensors = self._read_headers()
         self._check_names()
-        self.adapter = Adapter(self.parts[adapter], self.config, self.specs) if adapter else None
+        self.adapter = Adapter(self.parts[adapter], self.model) if adapter else None
 
     def _read_headers(self) -> dict[str, StoredTensor]:
         """Where each tensor lies, from the files' own headers."""
@@ -92,8 +128,7 @@ class Checkpoint:
         """Every tensor the architecture has is there once with the right shape, and nothing else is."""
         wanted = {name: spec for spec in self.specs for name in spec.names()}
         found = {name for name in self.tensors if not IGNORED.fullmatch(name)}
-        if self.config.tie_word_embeddings:
-            found.discard("lm_head.weight")
+        found -= self.model.tied.keys() - wanted.keys()
         for problem, names in (
             ("is missing", wanted.keys() - found),
             ("is not expected", found - wanted.keys()),
@@ -134,28 +169,38 @@ class Checkpoint:
         Raises:
             InputError: if it is not.
         """
-        if self.config.tie_word_embeddings and "lm_head.weight" in self.tensors:
-            head, embedding = self.tensor("lm_head.weight"), self.tensor("model.embed_tokens.weight")
-            if not np.array_equal(head, embedding):
+        for head, embedding in self.model.tied.items():
+            if head in self.tensors and not np.array_equal(self.tensor(head), self.tensor(embedding)):
                 raise InputError(
-                    f"{self.folder}: config.json says tie_word_embeddings, but lm_head.weight differs from "
+                    f"{self.folder}: config.json says tie_word_embeddings, but {head} differs from "
                     "the embeddings; set tie_word_embeddings to false"
                 )
 
     def load(self, mesh: Mesh | None = None) -> dict[str, Any]:
-        """The whole model as the nested pytree that `jevomerge.models.apply` takes, in the stored dtypes."""
+        """The whole model as the nested pytree that a forward pass takes, in the stored dtypes."""
         self.check_head()
-        where = shardings(mesh, self.config, self.specs)
+        where = shardings(mesh, self.specs)
         return unflatten({s.path: read_leaf(s, [(self, n) for n in s.names()], where[s.path]) for s in self.specs})
 
     def dtype(self) -> str:
-        """The safetensors dtype (F32, BF16, F16) of its first matrix."""
-        name = next(name for spec in self.specs if len(spec.shape) == 2 for name in spec.names())
-        return self.tensors[name].code
+        """That of its first matrix: float32, bfloat16 or float16.
 
-    def tokenizer_files(self) -> Iterator[Path]:
-        """The tokenizer's files that exist."""
-        return (p for name in TOKENIZER_FILES if (p := self.folder / name).exists())
+        Raises:
+            InputError: if it is stored in another one.
+        """
+        code = next(self.tensors[name].code for s in self.specs if len(s.shape) == 2 for name in s.names())
+        if code not in DTYPES.values():
+            raise InputError(f"{self.folder} is stored as {code}; say which `dtype` to write: {', '.join(DTYPES)}")
+        return next(name for name, known in DTYPES.items() if known == code)
+
+    def beside(self) -> Iterator[Path]:
+        """Files that go with its weights: those of its tokenizer, and generation_config.json with ids of that."""
+        return (p for name in (*TOKENIZER_FILES, "generation_config.json") if (p := self.folder / name).exists())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Which files its weights are, and how large: enough to notice another revision or model."""
+        files = (p for folder in self.parts.values() for p in sorted(folder.glob("*.safetensors")))
+        return {str(p.resolve()): p.stat().st_size for p in files}
 
     def vocabulary(self) -> dict[str, int] | None:
         """Token -> id from `tokenizer.json`, or None without one."""
@@ -182,9 +227,7 @@ def short_name(reference: str) -> str:
     return parent if name == "best" and (Path(reference).parent / "evaluations.jsonl").exists() else name
 
 
-def read_leaf(
-    spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], where: NamedSharding | None = None
-) -> jax.Array:
+def read_leaf(spec: ParamSpec, places: Sequence[tuple[Source, str]], where: NamedSharding | None = None) -> jax.Array:
     """One leaf of a pytree, its layers the named tensors of checkpoints; of a sharded one, this process's shards."""
     if where is None or where.num_devices == 1:  # an aligned array is taken over without a copy; jnp.asarray copies
         return jax.device_put(_read_part(spec, places, ()), where)
@@ -199,29 +242,31 @@ def read_leaf(
 
 
 def abstract_leaf(
-    spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], where: NamedSharding | None = None
+    spec: ParamSpec, places: Sequence[tuple[Source, str]], where: NamedSharding | None = None
 ) -> jax.ShapeDtypeStruct:
     """Shape, dtype and sharding of what `read_leaf` returns; reads nothing."""
     return jax.ShapeDtypeStruct(spec.leaf_shape, jax.dtypes.canonicalize_dtype(_leaf_dtype(places)), sharding=where)
 
 
-def _leaf_dtype(places: Sequence[tuple[Checkpoint, str]]) -> np.dtype[Any]:
+def _leaf_dtype(places: Sequence[tuple[Source, str]]) -> np.dtype[Any]:
     return functools.reduce(np.promote_types, {checkpoint.tensors[name].dtype for checkpoint, name in places})
 
 
-def _read_part(spec: ParamSpec, places: Sequence[tuple[Checkpoint, str]], index: tuple[slice, ...]) -> np.ndarray:
-    """`leaf[index]` of a leaf."""
-    if spec.num_layers is not None:
-        places, index = places[index[0] if index else slice(None)], index[1:]
-    stored = [checkpoint.tensors[name] for checkpoint, name in places]
-    shape = tuple(len(range(n)[s]) for n, s in zip(spec.shape, index, strict=True)) if index else spec.shape
-    leaf = aligned_empty((len(places), *shape), _leaf_dtype(places))
-    for row, tensor, (checkpoint, name) in zip(leaf, stored, places, strict=True):
-        if tensor.dtype == leaf.dtype:  # read into place: never two copies of a leaf
-            checkpoint.tensor(name, row, index)
+def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tuple[slice, ...]) -> np.ndarray:
+    """`leaf[index]` of a leaf, whose tensors lie at `places`, in the order of `spec.indices()`."""
+    index = index or (slice(None),) * len(spec.leaf_shape)
+    leading = len(spec.stack)
+    numbers = np.arange(spec.count).reshape(spec.leading)[index[:leading]]
+    chosen, inside = [places[i] for i in numbers.ravel().tolist()], index[leading:]
+    shape = tuple(len(range(n)[s]) for n, s in zip(spec.shape, inside, strict=True))
+    inside = () if shape == spec.shape else inside
+    leaf = aligned_empty((len(chosen), *shape), _leaf_dtype(places))
+    for row, (checkpoint, name) in zip(leaf, chosen, strict=True):
+        if checkpoint.tensors[name].dtype == leaf.dtype:  # read into place: never two copies of a leaf
+            checkpoint.tensor(name, row, inside)
         else:
-            row[...] = checkpoint.tensor(name, index=index)
-    return leaf if spec.num_layers is not None else leaf[0]
+            row[...] = checkpoint.tensor(name, index=inside)
+    return leaf.reshape(*numbers.shape, *shape)
 
 
 def licence(folder: Path) -> str | None:

@@ -1,7 +1,7 @@
 """A few examples that stand for many: which ones, and what they say about the score on all.
 
-Both come from what a few models (the sources of a merge) do on every example.  Examples that all of them find alike
-are one cluster, of which one anchor is scored.  What a candidate then scores on all n examples is estimated as
+Both come from what a few models (the sources of a merge) do on every example. Examples that all of them find alike
+are one cluster, of which one anchor is scored. What a candidate then scores on all n examples is estimated as
 
     mean   the mean of its anchors' scores, each weighted by the size of its cluster;
     irt    the anchors' own scores and, of the other examples, what a two-parameter logistic model expects of a

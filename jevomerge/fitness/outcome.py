@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jevomerge.fitness.data import Example, Material
+from jevomerge.fitness.batches import Example
 from jevomerge.fitness.racing import Stopped
-from jevomerge.fitness.stops import ended_by
+from jevomerge.fitness.rollouts.rollout import Rollout
+from jevomerge.fitness.task import Material
 
 
 class Tokens(NamedTuple):
@@ -27,10 +28,10 @@ def total(several: Iterable[Tokens]) -> Tokens:
 
 
 class Scores(NamedTuple):
-    """Scores of one model: {task: (n,)} per example, and the same of a second criterion that breaks ties."""
+    """Scores of one model: {task: (n,)} by document, and the same of a second criterion that breaks ties."""
 
-    primary: dict[str, np.ndarray]
-    secondary: dict[str, np.ndarray]
+    fitness: dict[str, np.ndarray]
+    tie_break: dict[str, np.ndarray]
     texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates; where it was scored in this process
     stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
     tokens: Tokens = Tokens(0, 0)
@@ -60,11 +61,12 @@ class Found:
             for row, output in zip(rows, new, strict=True):
                 self.outputs[m][row] = output
         np.subtract.at(self.missing, self.owner[rows], 1)
-        for d in np.unique(self.owner[rows]):
-            if self.missing[d] == 0:
-                for m in outputs:
-                    own = self.outputs[m][self.first[d] : self.first[d + 1]]
-                    self.pairs[:, m, d] = self.material.read(int(self.documents[d]), own)
+        owners = np.unique(self.owner[rows])
+        whole = owners[self.missing[owners] == 0]
+        numbers = self.documents[whole].tolist()
+        for m in outputs if len(whole) else ():
+            made = [self.outputs[m][self.first[d] : self.first[d + 1]] for d in whole]
+            self.pairs[:, m, whole] = np.array(self.material.read(numbers, made)).T
 
     @property
     def seen(self) -> np.ndarray:
@@ -90,22 +92,8 @@ def of_this_process(output: Any, chosen: Any = ...) -> dict[int, tuple[np.ndarra
 
 
 def count_tokens(
-    score: str,
-    examples: Sequence[Example],
-    own: Sequence[np.ndarray],
-    eos: np.ndarray,
-    stops: np.ndarray | None = None,
+    rollout: Rollout, examples: Sequence[Example], batch: Any, outputs: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """(2,) tokens of prompts and answers, of these examples and of what a member made of them."""
-    read = sum(len(e.prompt_tokens) for e in examples)
-    if score != "generation":
-        return np.array([read, sum(len(e.answer_tokens) for e in examples)])
-    return np.array([read, count_written(own[0], eos, stops).sum()])
-
-
-def count_written(tokens: np.ndarray, eos: np.ndarray, stops: np.ndarray | None = None) -> np.ndarray:
-    """(..., new) generated tokens -> (...) how many were written: up to the end-of-text token or the last of a stop."""
-    ends = np.isin(tokens, eos)
-    if stops is not None:
-        ends |= ended_by(stops, tokens)
-    return np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, tokens.shape[-1])
+    """What a member's outputs of these examples took, in the order of `Tokens`."""
+    spent = rollout.spent(examples, batch, outputs)
+    return np.array([spent.get(kind, 0) for kind in Tokens._fields])

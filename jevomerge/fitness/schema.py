@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_serializer, field_validator, model_validator
 
-from jevomerge.errors import InputError
-from jevomerge.strict import Strict, anchor, load_one, validate
+from jevomerge.schema import Strict, anchor, load_one, validate
 
 
 class DataSource(Strict):
@@ -23,6 +26,68 @@ class DataSource(Strict):
     limit: int | None = Field(None, gt=0)  # at most so many of them
 
 
+# --- a function of the user's -------------------------------------------------------------------------------
+
+GROUP = "jevomerge.fitness"  # of entry points
+SCORES = ("likelihood", "match", "generation")  # ours
+DATA = ("search", "heldout", "prompt", "answer")
+
+
+class OwnScore(Strict):
+    """A function of the user's that judges; `jevomerge.fitness.own` says how it is called."""
+
+    function: str | Callable[..., Any]  # "module:function", or the name of an entry point of `jevomerge.fitness`
+    of: Literal["texts", "params", "folder"] = "texts"  # what it is given
+    bounds: tuple[float, float] | None = None  # the lowest and the highest score, if there are such: racing needs them
+    import_from: str | None = None  # a folder where the module may be, too: that of the file which names the function
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        if isinstance(self.function, str):
+            return self.function
+        kind = type(self.function)
+        parts = (getattr(self.function, key, getattr(kind, key)) for key in ("__module__", "__qualname__"))
+        return ":".join(part for part in parts if part)  # what `exec` defined has no module
+
+    def __str__(self) -> str:
+        return self.name
+
+    @field_serializer("function", when_used="json")
+    def _named(self, _: Any) -> str:
+        return self.name
+
+    @field_validator("function")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        offered = [entry.name for entry in entry_points(group=GROUP)]
+        if not isinstance(value, str) or ":" in value or value in offered:
+            return value
+        close = difflib.get_close_matches(value, [*SCORES, *offered], n=1)
+        hint = f", did you mean `{close[0]}`?" if close else "; a function of yours is `module:function`"
+        raise ValueError(f"`{value}` is none of {', '.join([*SCORES, *offered])}{hint}")
+
+    @field_validator("bounds")
+    @classmethod
+    def _apart(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"the lowest score, {value[0]:g}, must be less than the highest, {value[1]:g}")
+        return value
+
+
+def own_score(value: Any) -> Any:
+    """`score: module:function` in full; what is no function's name stays."""
+    return {"function": value} if isinstance(value, str) and value not in SCORES else value
+
+
+Score = Annotated[
+    Annotated[Literal["likelihood", "match", "generation"], Tag("given")] | Annotated[OwnScore, Tag("OwnScore")],
+    Discriminator(lambda value: "given" if isinstance(value, str) else "OwnScore"),
+]
+
+
+# --- prompts and answers ------------------------------------------------------------------------------------
+
 Extractor = Literal["exact", "last_number", "sakana"]
 
 
@@ -33,7 +98,8 @@ class Task(Strict):
       `likelihood`: mean log-probability per token of the reference answer;
       `match`: 1 if the reference answer is what greedy decoding would write, from one forward pass;
       `generation`: 1 if the answer extracted from greedily generated text equals the reference (or how like it
-        that is, see `compare`) and, if there is a `language`, the text is in it.
+        that is, see `compare`) and, if there is a `language`, the text is in it;
+    or what a function of the user's says of the generated text, or of the model and a batch of the examples.
     """
 
     name: str
@@ -41,7 +107,7 @@ class Task(Strict):
     heldout: DataSource  # what it never sees; scored once, at the end
     prompt: str  # a template over the example's fields: "Q: {question}\nA:"
     answer: str  # likewise
-    score: Literal["likelihood", "match", "generation"] = "likelihood"
+    score: Score = "likelihood"
     extract: Extractor | None = None
     pattern: str | None = None  # or a regular expression whose first group, at its last match, is the answer
     compare: Literal["equal", "rouge_l_ja"] = "equal"  # rouge_l_ja: F-measure of ROUGE-L over MeCab's words
@@ -51,10 +117,62 @@ class Task(Strict):
     stop: tuple[str, ...] = ()  # generated text ends before the first of these
     weight: float = Field(1.0, gt=0)
 
+    kind: ClassVar[str] = "tasks of our own"
+    harness: ClassVar[None] = None
+    answered: ClassVar[bool] = True  # whether each document is one example that has a reference answer
+    apart: ClassVar[bool] = True  # whether held-out documents are others than those of the search
+    searchable: ClassVar[bool] = True  # whether it can be a fitness
+    notes: ClassVar[tuple[str, ...]] = ()  # what is worth knowing and needs no change
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its score has a gradient in the parameters."""
+        return isinstance(self.score, OwnScore) and self.score.of == "params"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The lowest and the highest score of an example; None: not known."""
+        if isinstance(self.score, OwnScore):
+            return self.score.bounds
+        return (-math.inf, 0.0) if self.score == "likelihood" else (0.0, 1.0)
+
+    @property
+    def criterion(self) -> str:
+        """By what a text is judged, in a word."""
+        return self.extract or "pattern"
+
+    @property
+    def meaning(self) -> str:
+        """What the score of an example is, in words."""
+        if isinstance(self.score, OwnScore):
+            given = "the generated text" if self.score.of == "texts" else "the model and a batch"
+            return f"what {self.score} says of {given}"
+        if self.score == "likelihood":
+            return "the log-probability per token of the reference answer"
+        if self.score == "match":
+            return "1 if greedy decoding writes the reference answer, else 0"
+        if self.compare != "equal":
+            otherwise = f", 0 if not in {self.language}" if self.language else ""
+            return f"ROUGE-L of the generated text with the reference{otherwise}"
+        also = f" and the text is in {self.language}" if self.language else ""
+        return f"1 if the answer in the generated text is the reference's{also}, else 0"
+
+    @property
+    def right_or_wrong(self) -> bool | None:
+        """Whether a score says that an answer is right or wrong; None: only its values tell."""
+        if isinstance(self.score, OwnScore):
+            return None
+        return self.score != "likelihood" and self.compare == "equal"
+
     @field_validator("search", "heldout", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("score", mode="before")
+    @classmethod
+    def _own(cls, value: Any) -> Any:
+        return own_score(value)
 
     @field_validator("pattern")
     @classmethod
@@ -67,6 +185,13 @@ class Task(Strict):
 
     @model_validator(mode="after")
     def _extractor(self) -> Task:
+        if isinstance(self.score, OwnScore):
+            if self.extract or self.pattern or self.language or self.also or self.compare != "equal":
+                raise ValueError(
+                    f"`extract`, `pattern`, `language`, `also` and `compare` are for score: generation; {self.score} "
+                    "judges by itself"
+                )
+            return self
         if self.score == "generation" and (self.extract is None) == (self.pattern is None):
             raise ValueError("score: generation needs either `extract` (exact, last_number, sakana) or `pattern`")
         if self.score != "generation" and (self.extract or self.pattern):
@@ -125,16 +250,105 @@ class HarnessTask(Strict):
 
     @property
     def score(self) -> str:
-        """How documents are judged, in words."""
+        """How documents are judged, in a word."""
         return self.harness.metric or "harness"
+
+    kind: ClassVar[str] = "tasks of lm-evaluation-harness"
+    answered: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
+    apart: ClassVar[bool] = True
+    notes: ClassVar[tuple[str, ...]] = ()
+    bounds: ClassVar[None] = None  # of a metric nobody knows
+    criterion = score
+    right_or_wrong: ClassVar[None] = None
+
+    @property
+    def searchable(self) -> bool:
+        """Whether it says which documents a search is on."""
+        return self.search is not None
+
+    @property
+    def meaning(self) -> str:
+        """What the score of a document is, in words."""
+        metric = self.harness.metric or "the task's first metric"
+        negated = {True: ", negated", False: "", "auto": ", negated where lower is better"}
+        return f"{metric} in lm-evaluation-harness{negated[self.harness.lower_is_better]}"
+
+
+# --- whole models -------------------------------------------------------------------------------------------
+
+
+class FunctionTask(Strict):
+    """A function of the user's that judges whole models, without data: of their parameters, or of their folders.
+
+    What is called held-out is then the same function.
+    """
+
+    name: str
+    score: OwnScore
+    weight: float = Field(1.0, gt=0)
+
+    kind: ClassVar[str] = "functions of whole models"
+    harness: ClassVar[None] = None
+    answered: ClassVar[bool] = False
+    apart: ClassVar[bool] = False
+    searchable: ClassVar[bool] = True
+    right_or_wrong: ClassVar[None] = None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its score has a gradient in the parameters."""
+        return self.score.of == "params"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The lowest and the highest score; None: not known."""
+        return self.score.bounds
+
+    @property
+    def criterion(self) -> str:
+        """Who judges."""
+        return self.score.name
+
+    @property
+    def meaning(self) -> str:
+        """What a score is, in words."""
+        return f"what {self.score} says of the {'parameters' if self.score.of == 'params' else 'folder'}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing and needs no change."""
+        same = f"{self.name} has no held-out data: what is called held-out is the same score again"
+        slow = f"{self.name}: each candidate is written as a folder for {self.score}, which is the slow way"
+        return (same, slow) if self.score.of == "folder" else (same,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_data(cls, data: Any) -> Any:
+        if given := [key for key in DATA if isinstance(data, dict) and data.get(key) is not None]:
+            raise ValueError(f"a function of a folder is given no data: leave out {', '.join(given)}")
+        return data
 
 
 def _kind(task: Any) -> str:
-    given = "harness" in task if isinstance(task, dict) else isinstance(task, HarnessTask)
-    return "HarnessTask" if given else "Task"
+    if not isinstance(task, dict):
+        return type(task).__name__
+    if "harness" in task:
+        return "HarnessTask"
+    score = task.get("score")
+    of = score.get("of") if isinstance(score, Mapping) else None
+    return "FunctionTask" if of == "folder" or (of == "params" and not set(DATA) & task.keys()) else "Task"
 
 
-AnyTask = Annotated[Annotated[Task, Tag("Task")] | Annotated[HarnessTask, Tag("HarnessTask")], Discriminator(_kind)]
+AnyTask = Annotated[
+    Annotated[Task, Tag("Task")]
+    | Annotated[HarnessTask, Tag("HarnessTask")]
+    | Annotated[FunctionTask, Tag("FunctionTask")],
+    Discriminator(_kind),
+]
+KINDS: dict[str, type[Task] | type[HarnessTask] | type[FunctionTask]] = {
+    kind.__name__: kind for kind in (Task, HarnessTask, FunctionTask)
+}
 
 
 class Suite(Strict):
@@ -147,7 +361,7 @@ class Suite(Strict):
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def read_tasks(path: str | Path) -> tuple[Task | HarnessTask, ...]:
+def read_tasks(path: str | Path) -> tuple[AnyTask, ...]:
     """The YAML of a task or of a suite of them; data paths are relative to it."""
     path = Path(path)
     data, origin = load_one(path)
@@ -156,20 +370,7 @@ def read_tasks(path: str | Path) -> tuple[Task | HarnessTask, ...]:
             _anchor_task(task, path.parent)
         return validate(Suite, data, origin).tasks
     _anchor_task(data, path.parent)
-    schema: type[Task] | type[HarnessTask] = HarnessTask if "harness" in data else Task
-    return (validate(schema, data, origin),)
-
-
-def read_task(path: str | Path) -> Task:
-    """The YAML of one task of our own.
-
-    Raises:
-        InputError: also for a task of the harness, or several.
-    """
-    tasks = read_tasks(path)
-    if len(tasks) > 1 or not isinstance(tasks[0], Task):
-        raise InputError(f"{path} is not one task with a prompt and an answer")
-    return tasks[0]
+    return (validate(KINDS[_kind(data)], data, origin),)
 
 
 def tasks_of(task: Any, folder: Path) -> list[Any]:
@@ -177,7 +378,7 @@ def tasks_of(task: Any, folder: Path) -> list[Any]:
     if isinstance(task, str):
         tasks = read_tasks(folder / task)
         # Of a suite, those that can be a fitness.
-        return [t.model_dump() for t in tasks if len(tasks) == 1 or t.search is not None]
+        return [t.model_dump() for t in tasks if len(tasks) == 1 or t.searchable]
     _anchor_task(task, folder)
     return [task]
 
@@ -187,6 +388,10 @@ def _anchor_task(data: Any, folder: Path) -> None:
         if "include_path" in harness:
             harness["include_path"] = anchor(harness["include_path"], folder)
         return
+    if isinstance(data, dict) and isinstance(score := own_score(data.get("score")), dict):
+        if isinstance(score.get("function"), str):
+            score.setdefault("import_from", str(folder.resolve()))
+        data["score"] = score
     for key in ("search", "heldout") if isinstance(data, dict) else ():
         if isinstance(data.get(key), str):
             data[key] = anchor(data[key], folder)

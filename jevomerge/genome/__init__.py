@@ -1,5 +1,1 @@
-"""Search vectors <-> named coefficients."""
-
-from jevomerge.genome.space import Space, express, make_space, start_of
-
-__all__ = ["Space", "express", "make_space", "start_of"]
+"""Search vectors <-> named coefficients, and paths."""

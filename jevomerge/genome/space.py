@@ -1,14 +1,14 @@
 """The parameter space: a vector in the unit box <-> the coefficients of a merge.
 
-A gene is (group, source, parameter).  Groups are the whole model, or the embedding, every k layers and the
-head, and each of these by component, by tensor or by filters on tensor names.  `express` is pure: a map from
+A gene is (group, source, parameter). Groups are the whole model, or the embedding, every k layers and the
+head, and each of these by component, by tensor or by filters on tensor names. `express` is pure: a map from
 the unit box to the genes' ranges, then a gather, so every coefficient of the recipe that is not a gene is
 simply a constant in the vector that is gathered from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jevomerge.checkpoint import ParamSpec
-from jevomerge.config import Gene
 from jevomerge.errors import InputError
-from jevomerge.recipe import Sources
+from jevomerge.genome.names import GeneName, Layers
+from jevomerge.genome.schema import Gene
+from jevomerge.recipe.parts import Tensor, by_leaf
+from jevomerge.recipe.sources import Sources
+from jevomerge.schema import Origin, validate
 
 
 @flax.struct.dataclass
@@ -45,46 +47,57 @@ def express(space: Space, genome: Array) -> dict[str, dict[str, Array]]:
     return jax.tree.map(lambda index: pool[index], space.index)
 
 
-def _decode(space: Space, genome: Any, np_: Any) -> Any:
+def _decode(space: Space, genome: Any, xp: Any) -> Any:
     """From the unit box to the ranges; the box of a discrete gene is cut into equal parts, one per level."""
-    low, high, levels = (np_.asarray(x, genome.dtype) for x in (space.low, space.high, space.levels))
-    step = np_.clip(np_.floor(genome * levels), 0, np_.maximum(levels - 1, 0))
-    return np_.where(levels > 0, low + step, low + (high - low) * genome)
+    low, high, levels = (xp.asarray(x, genome.dtype) for x in (space.low, space.high, space.levels))
+    step = xp.clip(xp.floor(genome * levels), 0, xp.maximum(levels - 1, 0))
+    return xp.where(levels > 0, low + step, low + (high - low) * genome)
 
 
-def make_space(sources: Sources, genome: Mapping[str, Gene]) -> Space:
-    """The space of `genome` (parameter -> gene) over a recipe; what is no gene stays as the recipe says.
+def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] | Sequence[float]]) -> Space:
+    """The space of `genome` over a recipe; what is no gene stays as the recipe says.
+
+    Args:
+        sources: of the recipe.
+        genome: {parameter: its gene, or what a run's YAML has for it: a mapping, or only the range}.
 
     Raises:
         InputError: for a parameter that cannot take the range, or slices that merge different numbers of models.
     """
+    genes = {
+        name: gene if isinstance(gene, Gene) else validate(Gene, gene, Origin(prefix=("genome", name)))
+        for name, gene in genome.items()
+    }
     width = sources.num_inputs
     parameters = {p.name: p for p in sources.method.parameters}
-    bounds = {name: gene.range or parameters[name].domain for name, gene in genome.items()}
-    for name, gene in genome.items():
+    if unknown := sorted(genes.keys() - parameters.keys()):
+        raise InputError(f"genome: {sources.method.name} has no parameter `{unknown[0]}`")
+    bounds = {name: gene.range or parameters[name].domain for name, gene in genes.items()}
+    for name, gene in genes.items():
         _check_range(name, parameters[name].kind, bounds[name])
+        if gene.layers_per_group is not None and not any(spec.stack for spec in sources.specs):
+            raise InputError(f"genome: `{name}`: layers_per_group: the models have no layers; leave it out")
         for text in gene.by if isinstance(gene.by, tuple) else ():
             if not any(text in t.name for t in sources.tensors):
                 raise InputError(f"genome: `{name}`: the filter `{text}` matches no tensor")
     names: dict[str, int] = {}
     constants: dict[float, int] = {}
     index: dict[str, dict[str, np.ndarray]] = {}
-    for spec in sources.specs:
-        rows = [t for t in sources.tensors if t.spec is spec]
+    for spec, rows in by_leaf(sources.tensors).items():
         index[spec.path] = {}
         for name, parameter in parameters.items():
-            fixed = sources.numbers[spec.path][name]
+            fixed = sources.coefficients[spec.path][name]
             where = np.empty((len(rows), width if parameter.per_model else 1), np.int32)
             for (row, i), value in np.ndenumerate(fixed.reshape(where.shape)):
-                if name in genome:
-                    parts = [group_of(spec, rows[row].layer, genome[name])]
-                    parts += [rows[row].part.checkpoints[i].name] if parameter.per_model else []
-                    where[row, i] = names.setdefault("/".join([*parts, name]), len(names))
+                if name in genes:
+                    source = rows[row].part.checkpoints[i].name if parameter.per_model else ""
+                    full = str(GeneName(*group_of(rows[row], genes[name]), source, name))
+                    where[row, i] = names.setdefault(full, len(names))
                 else:
                     # Negative for now: constants come after the genes, whose number is not known yet.
                     where[row, i] = -1 - constants.setdefault(float(value), len(constants))
             index[spec.path][name] = where.reshape(fixed.shape)
-    searched = [name.rpartition("/")[2] for name in names]
+    searched = [GeneName.parse(name).parameter for name in names]
     ranges = np.array([bounds[name] for name in searched], np.float32).reshape(-1, 2)
     discrete = np.array([parameters[name].kind != "float" for name in searched], bool)
     return Space(
@@ -113,6 +126,80 @@ def start_of(space: Space, numbers: Mapping[str, Mapping[str, np.ndarray]]) -> n
     Raises:
         InputError: for a coefficient outside its gene's range.
     """
+    values = _of_recipe(space, numbers)
+    for name, value, bottom, top in zip(space.names, values, *_bounds(space), strict=True):
+        if not bottom - 1e-6 <= value <= top + 1e-6:
+            raise InputError(
+                f"start_from: the recipe has {value:g} for {name}, outside the gene's range [{bottom:g}, {top:g}]"
+            )
+    return _encode(space, values)
+
+
+def starts(space: Space, sources: Sources, which: Sequence[str]) -> np.ndarray:
+    """(k, n) the genomes that are models which a search may begin with, source by source in the recipe's order.
+
+    A gene that picks sources, a `weight` or slerp's `t`, picks one of them, or all alike for the average; those of
+    `UNCHANGED` leave it as it is, but for a low density where it is to be sparsified; all others are as the recipe, or
+    else the method's default, says, as far as their ranges go.
+
+    Args:
+        space: of the genomes.
+        sources: of its recipe.
+        which: of "sources", "average" (of all sources) and "sparsified" (each source with its lowest density).
+
+    Raises:
+        InputError: where no gene picks sources, or a range does not hold what it takes: a candidate near a source is
+            not one, and would be taken for it.
+    """
+    count, given = sources.num_inputs, _of_recipe(space, sources.coefficients)
+    low, high = _bounds(space)
+    names = [GeneName.parse(name) for name in space.names]
+    searched = {name.parameter for name in names}
+    if not which:
+        return np.zeros((0, len(names)))
+    if not sources.plain:
+        raise InputError("search.start: only whole models can be members; leave it out, or merge no slices")
+    two_ends = "t" in searched and sources.method.base == "first" and count == 2
+    if not ("weight" in searched or two_ends):
+        raise InputError(
+            f"search.start: no gene of this search with {sources.method.name} picks a source; search `weight` (slerp: "
+            "`t`), or leave it out"
+        )
+    if "sparsified" in which and "density" not in searched:
+        raise InputError("search.start: `sparsified` needs a gene `density`; add it to `genome` or leave it out")
+    for name in (UNCHANGED.keys() & {p.name for p in sources.method.parameters}) - searched:
+        if any((leaf[name] != UNCHANGED[name]).any() for leaf in sources.coefficients.values()):
+            sources.notes.add(f"search.start: with the recipe's `{name}` no candidate is a source itself")
+
+    def genome(what: str, shares: np.ndarray) -> np.ndarray:
+        """(n,) of the model that takes these shares (N,) of the sources."""
+        values = np.clip(given, low, high)
+        for i, name in enumerate(names):
+            if name.parameter == "weight":
+                values[i] = shares[sources.names.index(name.source)]
+            elif name.parameter == "t" and two_ends:
+                values[i] = shares[1]
+            elif name.parameter == "density" and what == "sparsified":
+                values[i] = low[i]
+            elif name.parameter in UNCHANGED:
+                values[i] = UNCHANGED[name.parameter]
+            if not low[i] - 1e-6 <= values[i] <= high[i] + 1e-6:
+                raise InputError(
+                    f"search.start: `{what}` needs {values[i]:g} for {space.names[i]}, outside the gene's range "
+                    f"[{low[i]:g}, {high[i]:g}]; widen it or leave `{what}` out"
+                )
+        return _encode(space, values)
+
+    shares = {"sources": np.eye(count), "average": np.full((1, count), 1 / count), "sparsified": np.eye(count)}
+    return np.stack([genome(what, row) for what in which for row in shares[what]])
+
+
+# With these a merge that takes all of one source is that source.
+UNCHANGED = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0, "lambda": 1.0}
+
+
+def _of_recipe(space: Space, numbers: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+    """(n,) what a recipe has for the genes, the mean over each one's group."""
     total, count = np.zeros(len(space.names)), np.zeros(len(space.names))
     for path, parameters in space.index.items():
         for name, index in parameters.items():
@@ -120,32 +207,35 @@ def start_of(space: Space, numbers: Mapping[str, Mapping[str, np.ndarray]]) -> n
             mask = at < len(space.names)
             np.add.at(total, at[mask], numbers[path][name][mask])
             np.add.at(count, at[mask], 1)
-    values = total / count
-    low, high, levels = (np.asarray(x, np.float64) for x in (space.low, space.high, space.levels))
-    for name, value, bottom, top in zip(space.names, values, low, high, strict=True):
-        if not bottom - 1e-6 <= value <= top + 1e-6:
-            raise InputError(
-                f"start_from: the recipe has {value:g} for {name}, outside the gene's range [{bottom:g}, {top:g}]"
-            )
+    return total / count
+
+
+def _bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest value of each gene, (n,) float64."""
+    return np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+
+
+def _encode(space: Space, values: np.ndarray) -> np.ndarray:
+    """From the ranges to the unit box: (n,) -> (n,) float64; of a discrete gene the middle of its part."""
+    (low, high), levels = _bounds(space), np.asarray(space.levels, np.float64)
     genome = np.where(levels > 0, (np.round(values) - low + 0.5) / np.maximum(levels, 1), (values - low) / (high - low))
     return np.clip(genome, 0, 1)
 
 
-def group_of(spec: ParamSpec, layer: int | None, gene: Gene) -> str:
-    """The group of a tensor: "model", or for example "embedding", "layers 4-7", "layers 4-7 mlp", "mlp", "head"."""
-    parts = []
+def group_of(tensor: Tensor, gene: Gene) -> tuple[Layers | str, str]:
+    """The place and the part of a `GeneName` for the group that a tensor is in."""
+    spec, layer = tensor.spec, tensor.layer
+    place: Layers | str = ""
+    part = ""
     if gene.layers_per_group is not None and layer is not None:
         first = layer - layer % gene.layers_per_group
-        last = min(first + gene.layers_per_group, spec.num_layers or 1) - 1
-        parts.append(f"layers {first}-{last}" if last > first else f"layer {first}")
-    elif layer is None and (gene.layers_per_group is not None or gene.by in ("component", "tensor")):
-        parts.append("embedding" if spec.path.startswith("embed") else "head")
-    name = spec.template.format(layer=layer)
+        place = Layers(first, min(first + gene.layers_per_group, spec.leading[0]) - 1)
+    elif spec.role != "block" and (gene.layers_per_group is not None or gene.by in ("component", "tensor")):
+        place = spec.role
     if isinstance(gene.by, tuple):
-        parts.append(next((f for f in gene.by if f in name), "rest"))
-    elif gene.by == "component" and layer is not None:
-        component = next((c for c in ("self_attn", "mlp") if f".{c}." in spec.path), "norms")
-        parts.append("attention" if component == "self_attn" else component)
+        part = next((f for f in gene.by if f in tensor.name), "rest")
+    elif gene.by == "component" and spec.role == "block":
+        part = spec.component
     elif gene.by == "tensor":
-        parts.append(spec.path.removeprefix("layers.").removesuffix(".weight"))
-    return " ".join(parts) or "model"
+        part = spec.path.removeprefix(f"{spec.block}.").removesuffix(".weight")
+    return place, part

@@ -1,8 +1,1 @@
-"""Flax forward passes."""
-
-from jevomerge.models.decoder import AttentionKind, Cache, DecoderConfig, Params, Path, Scaling, apply, init, unembed
-from jevomerge.models.rope import Rope
-
-__all__ = [
-    "AttentionKind", "Cache", "DecoderConfig", "Params", "Path", "Rope", "Scaling", "apply", "init", "unembed",
-]  # fmt: skip
+"""A folder a family, each of which gives one model; everybody else sees its parameter table and pure functions."""

@@ -9,32 +9,32 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
-from jevomerge.merge import MergeMethod
-from jevomerge.merge.registry import MERGEKIT
+from jevomerge.methods.method import MergeMethod
+from jevomerge.methods.registry import MERGEKIT
+from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.schema import Conditional, Parameters, Recipe, Setting, Value
-from jevomerge.strict import Location, Problems
+from jevomerge.schema import Location, Notes, Problems
 
-if TYPE_CHECKING:
-    from jevomerge.recipe.sources import Sources
-
-Numbers = dict[str, dict[str, np.ndarray]]
+Coefficients = dict[str, dict[str, np.ndarray]]  # {leaf path: {parameter: (..., [N]) float32}}
 # Without effect on mergekit's result either: the first only ever changed a dtype inside, the second is gone.
 IGNORED = ("int8_mask", "embed_slerp")
 
 
-def resolve(sources: Sources, searched: Sequence[str], problems: Problems) -> Numbers:
+def resolve(
+    recipe: Recipe, method: MergeMethod, tensors: Sequence[Tensor], searched: Sequence[str], problems: Problems
+) -> Coefficients:
     """The coefficients of every tensor; what is wrong goes to `problems`."""
-    _check_filters(sources, problems)
-    width = max(len(p.inputs) for p in sources.parts)
+    _check_filters(recipe, tensors, problems)
+    width = max(len(t.part.inputs) for t in tensors)
     missing: dict[tuple[Location, str], list[str]] = {}
-    numbers: Numbers = {spec.path: {} for spec in sources.specs}
-    for spec in sources.specs:
-        rows = [t for t in sources.tensors if t.spec is spec]
-        for parameter in sources.method.parameters:
+    coefficients: Coefficients = {}
+    for spec, rows in by_leaf(tensors).items():
+        coefficients[spec.path] = {}
+        for parameter in method.parameters:
             table = np.zeros((len(rows), width if parameter.per_model else 1), np.float32)
             for values, tensor in zip(table, rows, strict=True):
                 part = tensor.part
@@ -49,17 +49,15 @@ def resolve(sources: Sources, searched: Sequence[str], problems: Problems) -> Nu
                         where = part.where[i] if parameter.per_model else ("parameters",)
                         missing.setdefault((where, parameter.name), []).append(tensor.name)
                     values[i] = 0.0 if value is None else value
-            shape = (*([spec.num_layers] if spec.num_layers else []), *([width] if parameter.per_model else []))
-            numbers[spec.path][parameter.name] = table.reshape(shape)
-    for (where, name), tensors in missing.items():
-        more = f" (and {len(tensors) - 1} more)" if len(tensors) > 1 else ""
-        problems.add(where, f"`{name}` is missing for tensor {tensors[0]}{more}")
-    return numbers
+            shape = (*spec.leading, *([width] if parameter.per_model else []))
+            coefficients[spec.path][parameter.name] = table.reshape(shape)
+    for (where, name), names in missing.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        problems.add(where, f"`{name}` is missing for tensor {names[0]}{more}")
+    return coefficients
 
 
-def check_names(
-    recipe: Recipe, method: MergeMethod, searched: Sequence[str], problems: Problems, notes: dict[str, None]
-) -> None:
+def check_names(recipe: Recipe, method: MergeMethod, searched: Sequence[str], problems: Problems, notes: Notes) -> None:
     """Parameters that the method does not have: those of other methods to `notes`, unheard-of ones to `problems`."""
     known = [p.name for p in method.parameters]
     elsewhere = {p.name for m in MERGEKIT.values() for p in m.parameters}
@@ -72,10 +70,10 @@ def check_names(
             if name in parameters:
                 _check_kind(setting, parameters[name].kind, (*where, name), problems)
                 if of_model and not parameters[name].per_model:
-                    notes[recipe.origin.at(*where, name) + "is shared by all models and has no effect under one"] = None
+                    notes.add(recipe.origin.at(*where, name) + "is shared by all models and has no effect under one")
             elif name in elsewhere or name in IGNORED:
                 if name not in IGNORED:
-                    notes[recipe.origin.at(*where, name) + f"{method.name} does not use it"] = None
+                    notes.add(recipe.origin.at(*where, name) + f"{method.name} does not use it")
             else:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean `{close[0]}`?" if close else f"it has {', '.join(known) or 'none'}"
@@ -99,17 +97,17 @@ def _scopes(recipe: Recipe) -> Iterator[tuple[Location, Parameters, bool]]:
         yield from ((where, parameters, False) for where, parameters in layered.scopes)
 
 
-def _check_filters(sources: Sources, problems: Problems) -> None:
+def _check_filters(recipe: Recipe, tensors: Sequence[Tensor], problems: Problems) -> None:
     """Filters that match no tensor of the recipe (in one slice they may: a setting can be meant for several)."""
-    names = {t.name for t in sources.tensors}
-    names |= {t.input_name(i) for t in sources.tensors for i in range(len(t.part.inputs))}
-    for where, parameters, _ in _scopes(sources.recipe):
+    names = {t.name for t in tensors}
+    names |= {t.input_name(i) for t in tensors for i in range(len(t.part.inputs))}
+    for where, parameters, _ in _scopes(recipe):
         for name, setting in parameters.items():
             for i, case in enumerate(_cases(setting)):
                 if case.filter not in (None, "*") and not any(case.filter in t for t in names):
                     problems.add(
                         (*where, name, i),
-                        f"filter `{case.filter}` matches no tensor, such as {sources.tensors[0].name}",
+                        f"filter `{case.filter}` matches no tensor, such as {tensors[0].name}",
                     )
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
 
-from jevomerge.checkpoint.vocabulary import TokenizerSpec
 from jevomerge.errors import InputError
-from jevomerge.merge.registry import SEMANTICS
-from jevomerge.strict import Dtype, Location, Origin, Strict, anchor, load_one, load_yaml, validate
+from jevomerge.methods.registry import SEMANTICS
+from jevomerge.schema import Dtype, Given, Location, Origin, Strict, anchor, load_given, load_yaml, plain, validate
+from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
 MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
 Scalar = bool | int | float
@@ -122,6 +122,7 @@ class Layered(NamedTuple):
     base_model: str | None
     base_where: Location
     scopes: tuple[tuple[Location, Parameters], ...]  # innermost first
+    whole: bool  # whether the recipe lists models, not slices of them
 
 
 class Recipe(Strict):
@@ -195,7 +196,7 @@ class Recipe(Strict):
             part, where = module, ("modules", name)
             scopes = (((*where, "parameters"), module.parameters), *scopes)
         if part.models:
-            return [Layered(part.models, (*where, "models"), self.base_model, ("base_model",), scopes)]
+            return [Layered(part.models, (*where, "models"), self.base_model, ("base_model",), scopes, True)]
         return [
             Layered(
                 s.sources,
@@ -203,6 +204,7 @@ class Recipe(Strict):
                 s.base_model or self.base_model,
                 ((*where, "slices", i) if s.base_model else ()) + ("base_model",),
                 (((*where, "slices", i, "parameters"), s.parameters), *scopes),
+                False,
             )
             for i, s in enumerate(part.slices)
         ]
@@ -230,30 +232,37 @@ class Recipe(Strict):
         return self.tokenizer
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """A mergekit recipe; model paths are relative to it or else, as mergekit's are, to the working directory."""
-    data, origin = load_one(Path(path))
-    return validate(Recipe, anchor_recipe(data, Path(path).parent), origin).with_origin(origin)
+def read_recipe(given: Given) -> Recipe:
+    """A mergekit recipe; model paths are relative to its file or else, as mergekit's are, to the working directory."""
+    data, origin, folder = load_given(given)
+    return validate(Recipe, anchor_recipe(data, folder), origin).with_origin(origin)
 
 
-def read_stages(path: str | Path) -> list[Recipe]:
+def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Recipe]:
     """The documents of a recipe: every one but the last has a `name`, by which later ones use its result.
+
+    A recipe that was read before is the only document.
 
     Raises:
         InputError: for a name that is missing, doubled, or also a folder.
     """
-    path = Path(path)
+    if isinstance(given, Recipe):
+        return [given]
+    if isinstance(given, (str, Path)):
+        documents, folder = load_yaml(Path(given)), Path(given).parent
+    else:
+        mappings = [given] if isinstance(given, Mapping) else given
+        documents, folder = [(plain(data), Origin()) for data in mappings], Path()
     stages: list[Recipe] = []
-    documents = load_yaml(path)
     for data, origin in documents:
         names = [s.name for s in stages if s.name is not None]
-        recipe = validate(Recipe, anchor_recipe(data, path.parent, names), origin).with_origin(origin)
+        recipe = validate(Recipe, anchor_recipe(data, folder, names), origin).with_origin(origin)
         if recipe.name is None and len(stages) < len(documents) - 1:
             raise InputError(f"{origin.at()}a document that others follow needs a `name`")
         if (name := recipe.name) is not None and len(documents) > 1:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise InputError(f"{origin.at('name')}`{name}` must be of letters, digits, dots and dashes")
-            if name in names or (path.parent / name).exists() or Path(name).exists():
+            if name in names or (folder / name).exists() or Path(name).exists():
                 raise InputError(f"{origin.at('name')}`{name}` is taken already; choose another name")
         stages.append(recipe)
     return stages

@@ -8,30 +8,31 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jevomerge.merge.method import Parameter
-from jevomerge.merge.registry import MERGEKIT
-from jevomerge.recipe.resolve import Numbers
-from jevomerge.recipe.sources import Part, Sources, Tensor
+from jevomerge.methods.method import Parameter
+from jevomerge.methods.registry import MERGEKIT
+from jevomerge.recipe.parts import Part, Tensor
+from jevomerge.recipe.resolve import Coefficients
+from jevomerge.recipe.sources import Sources
 
 
-def write_recipe(sources: Sources, numbers: Numbers) -> str:
+def write_recipe(sources: Sources, coefficients: Coefficients) -> str:
     """The YAML that reads back as exactly these coefficients; its first line says what mergekit makes of it."""
     recipe, method = sources.recipe, sources.method
     out: dict[str, Any] = {"merge_method": method.name}
     if sources.plain:
         part = sources.parts[0]
-        out["models"] = _models(sources, part, numbers)
-        shared = _shared(sources, part, numbers)
+        out["models"] = _models(sources, part, coefficients)
+        shared = _shared(sources, part, coefficients)
     else:
         out["slices"] = []
         for part in sources.parts:
-            models = _models(sources, part, numbers)
+            models = _models(sources, part, coefficients)
             for model, start in zip(models, (*part.first, part.base_first), strict=False):
                 model["layer_range"] = [start, start + part.length]
             first = part.inputs[0].model if method.base == "first" else None
             reference = first if part.base is None else part.base.reference
             base = {} if reference is None else {"base_model": reference}
-            parameters = _shared(sources, part, numbers)
+            parameters = _shared(sources, part, coefficients)
             out["slices"].append({"sources": models, **base, **({"parameters": parameters} if parameters else {})})
         shared = {}
     if method.base == "first" and sources.plain:
@@ -61,12 +62,12 @@ def _in_mergekit(sources: Sources) -> str:
     return "mergekit makes the same model of this."
 
 
-def _models(sources: Sources, part: Part, numbers: Numbers) -> list[dict[str, Any]]:
+def _models(sources: Sources, part: Part, coefficients: Coefficients) -> list[dict[str, Any]]:
     """The `models` (or a slice's `sources`) with their own parameters; a slice's base model comes last."""
     models = []
     for i, source in enumerate(part.inputs):
         own = {
-            p.name: _setting(part, [(t, _number(_at(numbers, t, p)[i], p)) for t in _tensors(sources, part)])
+            p.name: _setting(part, [(t, _number(_at(coefficients, t, p)[i], p)) for t in _tensors(sources, part)])
             for p in sources.method.parameters
             if p.per_model
         }
@@ -76,9 +77,9 @@ def _models(sources: Sources, part: Part, numbers: Numbers) -> list[dict[str, An
     return models
 
 
-def _shared(sources: Sources, part: Part, numbers: Numbers) -> dict[str, Any]:
+def _shared(sources: Sources, part: Part, coefficients: Coefficients) -> dict[str, Any]:
     return {
-        p.name: _setting(part, [(t, _number(_at(numbers, t, p), p)) for t in _tensors(sources, part)])
+        p.name: _setting(part, [(t, _number(_at(coefficients, t, p), p)) for t in _tensors(sources, part)])
         for p in sources.method.parameters
         if not p.per_model
     }
@@ -88,9 +89,9 @@ def _tensors(sources: Sources, part: Part) -> list[Tensor]:
     return [t for t in sources.tensors if t.part is part]
 
 
-def _at(numbers: Numbers, tensor: Tensor, parameter: Parameter) -> Any:
-    values = numbers[tensor.spec.path][parameter.name]
-    return values if tensor.layer is None else values[tensor.layer]
+def _at(coefficients: Coefficients, tensor: Tensor, parameter: Parameter) -> Any:
+    values = coefficients[tensor.spec.path][parameter.name]
+    return values[tensor.at] if tensor.at else values
 
 
 def _number(value: Any, parameter: Parameter) -> bool | int | float:
@@ -107,7 +108,7 @@ def _setting(part: Part, values: list[tuple[Tensor, bool | int | float]]) -> Any
     leaves: dict[str, list[Any]] = {}
     for tensor, value in values:
         # What filters match on is the same in every layer of every model.
-        leaves.setdefault(tensor.spec.template.replace("model.layers.{layer}.", ""), []).append(value)
+        leaves.setdefault(tensor.spec.template.rpartition("}.")[2], []).append(value)
     cases = [{"filter": name, "value": v[0] if len(set(v)) == 1 else v} for name, v in leaves.items()]
     common = max((c["value"] for c in cases), key=lambda v: sum(c["value"] == v for c in cases))
     # The most frequent value goes last and without a filter; layer norms' names contain "norm.weight".
@@ -118,7 +119,7 @@ def _setting(part: Part, values: list[tuple[Tensor, bool | int | float]]) -> Any
 def explain(sources: Sources) -> Iterator[str]:
     """What `jevomerge merge` would do, line by line, without reading a weight."""
     recipe, method = sources.recipe, sources.method
-    count, layers = sum(int(np.prod(t.spec.shape)) for t in sources.tensors), sources.config.num_hidden_layers
+    count, layers = sum(int(np.prod(t.spec.shape)) for t in sources.tensors), len(sources.model.kinds)
     yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
     for checkpoint in sources.checkpoints:
         roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
@@ -131,11 +132,11 @@ def explain(sources: Sources) -> Iterator[str]:
         inputs = []
         for i, checkpoint in enumerate(tensor.part.checkpoints):
             layer = f":{tensor.part.first[i] + tensor.row}" if tensor.layer is not None else ""
-            values = [f"{p.name}={_number(_at(sources.numbers, tensor, p)[i], p):g}" for p in own]
+            values = [f"{p.name}={_number(_at(sources.coefficients, tensor, p)[i], p):g}" for p in own]
             inputs.append(f"{checkpoint.name}{layer}" + (f"({', '.join(values)})" if values else ""))
         if tensor.part.base is not None:
             layer = f":{tensor.part.base_first + tensor.row}" if tensor.layer is not None else ""
             inputs.append(f"on {tensor.part.base.name}{layer}")
         shared = [p for p in method.parameters if not p.per_model]
-        inputs += [f"{p.name}={_number(_at(sources.numbers, tensor, p), p):g}" for p in shared]
+        inputs += [f"{p.name}={_number(_at(sources.coefficients, tensor, p), p):g}" for p in shared]
         yield f"{tensor.name} {list(tensor.spec.shape)} = " + " ".join(inputs)

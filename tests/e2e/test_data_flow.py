@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jevomerge.checkpoint import Checkpoint
+from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.cli import main
 from jevomerge.config import read_run
-from jevomerge.evolve.setup import Setup
-from jevomerge.genome.path import describe, express_path
-from jevomerge.report.record import path_space, read_paths, read_record
+from jevomerge.genome.route import describe, express_path
+from jevomerge.reports.record import path_space, read_paths, read_record
+from jevomerge.search.setup import set_up
 
 PATH = """
 name: flow
@@ -38,11 +38,11 @@ def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     assert record["fitness"] == best
     # The first candidate is model A itself, so nothing worse is ever the outcome.
     np.testing.assert_allclose(first, result["sources"]["front"]["search"], atol=1e-4)
-    problem = Setup(read_run(folder / "config.yaml")).problem
+    problem = set_up(read_run(folder / "config.yaml")).problem
     hops = describe(problem.space, express_path(problem.space, jnp.asarray(record["genome"], jnp.float32)))
     assert (hops[0].model, hops[0].layer) == ("front", 0)
     assert (hops[-1].model, hops[-1].layer) == ("front", 4)
-    assert Checkpoint(folder / "best").config.num_hidden_layers == len(hops)
+    assert Checkpoint(folder / "best").model.config.num_hidden_layers == len(hops)
     assert len((folder / "best" / "path.txt").read_text().splitlines()) == len(hops)
     # The report draws this path, from the run folder alone.
     report = read_record(folder, read_run(folder / "config.yaml"))
@@ -61,7 +61,7 @@ def test_a_path_that_was_scored_is_not_scored_again(siblings, tmp_path):
     records = {(r["generation"], r["member"]): r for r in lines(folder)}
     copies = [r for r in records.values() if "copy_of" in r]
     assert len(copies) >= 2  # this strategy asks for its best again
-    space = Setup(read_run(folder / "config.yaml")).problem.space
+    space = set_up(read_run(folder / "config.yaml")).problem.space
     for copy in copies:
         first = records[tuple(copy["copy_of"])]
         assert first["generation"] < copy["generation"]
@@ -100,7 +100,9 @@ def test_a_search_begins_at_a_frankenmerge(siblings, tmp_path):
         main(["evaluate", str(tmp_path / "stacked"), "--task", task, "--split", "search", "--json", str(scores)]) == 0
     )
     first = lines(folder)[0]
-    np.testing.assert_allclose(first["fitness"], json.loads(scores.read_text())["score"], atol=1e-4)
+    np.testing.assert_allclose(
+        first["fitness"], json.loads(scores.read_text())["results"]["stories"]["likelihood"], atol=1e-4
+    )
     # The rest of the first generation is drawn around it: its slots mostly on, others in one of ten.
     slots = np.array([r["genome"][:20] for r in lines(folder) if r["generation"] == 0])[1:] > 0.5
     start = np.array(first["genome"][:20]) > 0.5
@@ -165,7 +167,7 @@ def test_both_spaces_at_once(strategy, siblings, tmp_path):
         )
         == 0
     )
-    alone = json.loads((tmp_path / "base.json").read_text())["score"]
+    alone = json.loads((tmp_path / "base.json").read_text())["results"]["stories"]["likelihood"]
     np.testing.assert_allclose(result["sources"]["base"]["heldout"], alone, atol=1e-5)
     assert max(row["heldout"] for row in result["sources"].values()) == result["sources"]["base"]["heldout"]
     assert (folder / "report.html").read_text().count("<svg ") == 5  # fitness, coefficients, genes, path, slots
@@ -198,7 +200,7 @@ def test_a_path_through_the_winner_of_the_weights(siblings, tmp_path):
     weights, flow = results["weights"]["best"], results["flow"]
     # Model A of the second stage is the first one's winner, and its first generation is drawn around that.
     np.testing.assert_allclose(flow["sources"]["weights"]["heldout"], weights["heldout"], atol=1e-5)
-    assert Checkpoint(folder / "flow" / "best").config.num_hidden_layers >= 2
+    assert Checkpoint(folder / "flow" / "best").model.config.num_hidden_layers >= 2
     index = (folder / "report.html").read_text()
     for name in ("weights", "flow"):
         assert f'href="{name}/report.html"' in index

@@ -10,16 +10,16 @@ from safetensors.numpy import load_file, save_file
 
 from jevomerge.cli import main
 from jevomerge.config import read_run
-from jevomerge.evolve.setup import Setup
-from jevomerge.fitness import judge
-from jevomerge.report.record import read_record, weight_space
+from jevomerge.fitness.members import make_members, run_members
+from jevomerge.reports.record import read_record, weight_space
+from jevomerge.search.setup import set_up
 
 
 @pytest.fixture(scope="module")
 def run(siblings, tmp_path_factory):
     """A finished run of `siblings/run.yaml`, and how often each jitted function was traced on the way."""
     folder = tmp_path_factory.mktemp("runs") / "repair"
-    jitted = (judge.score_members, judge.make_members, judge.generate_members)
+    jitted = (run_members, make_members)
     for function in jitted:
         function.clear_cache()
     assert main(["evolve", str(siblings / "run.yaml"), "--output", str(folder), "--debug"]) == 0
@@ -77,7 +77,9 @@ def test_what_was_scored_is_what_is_exported(run, siblings, tmp_path):
         out = tmp_path / f"{split}.json"
         arguments = ["--task", str(siblings / "task.yaml"), "--split", split, "--json", str(out)]
         assert main(["evaluate", str(folder / "best"), *arguments]) == 0
-        np.testing.assert_allclose(json.loads(out.read_text())["score"], result["best"][split], atol=1e-6)
+        np.testing.assert_allclose(
+            json.loads(out.read_text())["results"]["stories"]["likelihood"], result["best"][split], atol=1e-6
+        )
 
 
 def test_the_export_is_an_ordinary_folder(run, siblings):
@@ -116,9 +118,9 @@ def test_the_same_weights_again(how, run, tmp_path):
 def test_everything_is_compiled_once(run, siblings):
     """Once per shape of batch, whatever the number of generations, members, sources and splits."""
     _, _, traces = run
-    shapes = len(Setup(read_run(siblings / "run.yaml")).judge.layouts["stories"])
+    shapes = len(set_up(read_run(siblings / "run.yaml")).judge.layouts["stories"])
     assert shapes <= 2
-    assert traces == {"score_members": 2 * shapes, "make_members": 0, "generate_members": 0}  # merges and models
+    assert traces == {"run_members": 2 * shapes, "make_members": 0}  # merges and models
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ search: {evaluations: 20, sigma: 0.01, population: 10}
     (siblings / "start.yml").unlink()
     config = read_run(folder / "config.yaml")
     assert config.start_from == "recipe"
-    assert Setup(config).problem.names == Setup(read_run(folder / "config.yaml")).problem.names
+    assert set_up(config).problem.names == set_up(read_run(folder / "config.yaml")).problem.names
 
 
 def test_several_members_at_once_score_the_same(run, siblings, tmp_path):

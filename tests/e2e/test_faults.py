@@ -20,7 +20,7 @@ import time
 import pytest
 
 from jevomerge.cli import main
-from jevomerge.evolve.archive import read_archive
+from jevomerge.search.archive import read_archive
 
 EVALUATIONS, POPULATION = 200, 10
 

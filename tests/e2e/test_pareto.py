@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from jevomerge.checkpoint import Checkpoint
+from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.cli import main
 from jevomerge.config import read_run
-from jevomerge.evolve.archive import read_archive
-from jevomerge.evolve.setup import Setup
-from jevomerge.evolve.strategies import METHODS
-from jevomerge.report.heldout import standings, wins_and_losses
+from jevomerge.reports.heldout import standings, wins_and_losses
+from jevomerge.search.archive import read_archive
+from jevomerge.search.setup import set_up
+from jevomerge.strategies.evosax import METHODS
 
 EVALUATIONS, POPULATION = 48, 8
 GOALS = ("stories", "other")
@@ -90,13 +90,13 @@ def test_exported_points_score_what_was_logged(run, problem):
     assert best["fitness"] == max(r["fitness"] for r in records)
     numbers = {p["evaluation"] for p in exported.values()}
     assert {int(i) for i in means(records).argmax(0)} <= numbers
-    judge = Setup(read_run(problem / "run.yaml")).judge  # the weights are those of the files
+    judge = set_up(read_run(problem / "run.yaml")).judge  # the weights are those of the files
     for name, point in exported.items():
         model = Checkpoint(run / name)
         for split, expected, tolerance in (("search", point["search"], 1e-5), ("heldout", point["heldout"], 1e-6)):
-            scores = judge.model(model.load(judge.mesh), split, model.config)
+            scores = judge.model(model.load(judge.mesh), split, model.model)
             for goal in GOALS:
-                np.testing.assert_allclose(np.mean(scores.primary[goal]), expected[goal], atol=tolerance)
+                np.testing.assert_allclose(np.mean(scores.fitness[goal]), expected[goal], atol=tolerance)
     assert (run / "best" / "README.md").read_text() != (
         run / next(iter(set(exported) - {"best"})) / "README.md"
     ).read_text()
@@ -108,21 +108,22 @@ def test_held_out_examples_are_on_record_for_every_exported_point(run, problem):
     exported = {p["export"]: p for p in result["front"] if "export" in p}
     points = heldout["front"] | {"best": heldout["best"]}
     assert points.keys() == exported.keys()
-    judge = Setup(read_run(problem / "run.yaml")).judge
+    config = read_run(problem / "run.yaml")
+    judge = set_up(config).judge
     for name, point in points.items():
         assert point.keys() == heldout["best"].keys()
         model = Checkpoint(run / name)
-        scores = judge.model(model.load(judge.mesh), "heldout", model.config)
+        scores = judge.model(model.load(judge.mesh), "heldout", model.model)
         for goal in GOALS:
-            np.testing.assert_allclose(point["scores"][goal], scores.primary[goal], atol=1e-6)
+            np.testing.assert_allclose(point["scores"][goal], scores.fitness[goal], atol=1e-6)
         assert point["tasks"]["heldout"] == exported[name]["heldout"]
     assert len({json.dumps(point["scores"]) for point in points.values()}) == len(points)
-    rows = standings(heldout, judge.tasks)
+    rows = standings(heldout, config.tasks)
     assert [row.name for row in rows] == ["front", "back", "plain average", *heldout["front"], "evolved merge"]
     page = (run / "report.html").read_text()
     for row in rows:
         assert f"{row.heldout.low:.3f} to {row.heldout.high:.3f}".replace("-", "−") in page
-    case = wins_and_losses(heldout, judge.tasks[0]).won[0]
+    case = wins_and_losses(heldout, config.tasks[0]).won[0]
     answers = " · ".join(f"{a.model} {a.score:.3f}" for a in case.answers).replace(" -", " −")
     assert set(heldout["front"]) < {a.model for a in case.answers}
     assert answers in re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page))

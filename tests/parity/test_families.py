@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from jevomerge.checkpoint import Checkpoint, export_folder, write_model
-from jevomerge.checkpoint.export import tensors_of
-from jevomerge.models import Cache, apply, unembed
+from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.models.model import apply, unembed
 from tests.families import FAMILIES, SIZES, make
 
 BATCH, LENGTH = 3, 20
@@ -29,7 +29,7 @@ def run(params, config, tokens, valid, cache):
 
 def logits(checkpoint, tokens, valid=None, cache=None):
     valid = np.ones_like(tokens, bool) if valid is None else valid
-    found, cache = run(checkpoint.load(), checkpoint.config, jnp.asarray(tokens), jnp.asarray(valid), cache)
+    found, cache = run(checkpoint.load(), checkpoint.model, jnp.asarray(tokens), jnp.asarray(valid), cache)
     return np.asarray(found), cache
 
 
@@ -52,7 +52,7 @@ def test_logits_match_transformers(family):
 def test_cached_decoding_is_the_full_forward_pass(family):
     _, checkpoint = family
     full, _ = logits(checkpoint, TOKENS)
-    cache = Cache.empty(checkpoint.config, BATCH, LENGTH + 3)
+    cache = checkpoint.model.cache(BATCH, LENGTH + 3, jnp.float32)
     steps = []
     for start, stop in [(0, 7), (7, 8), (8, 9), (9, 14), *((i, i + 1) for i in range(14, LENGTH))]:
         step, cache = logits(checkpoint, TOKENS[:, start:stop], cache=cache)
@@ -78,7 +78,7 @@ def test_round_trip_is_bit_exact_and_opens_in_transformers(name, dtype, tmp_path
     source = Checkpoint(tmp_path / "m")
     assert len({tensor.path for tensor in source.tensors.values()}) > 1
     with export_folder(tmp_path / "out") as folder:
-        write_model(folder, source.config_json, source.specs, dtype, tensors_of(source.load()))
+        write_model(folder, source.model.files, source.specs, dtype, tensors_of(source.load()))
     written = load_file(tmp_path / "out" / "model.safetensors")
     originals = {k: v for f in (tmp_path / "m").glob("*.safetensors") for k, v in load_file(f).items()}
     assert written.keys() == originals.keys()
@@ -98,7 +98,7 @@ def test_round_trip_is_bit_exact_and_opens_in_transformers(name, dtype, tmp_path
 def test_old_spelling_of_config_is_the_same_model(tmp_path):
     """transformers 4 wrote rope_theta, rope_scaling and torch_dtype at the top level."""
     make("llama3-rope-tied", tmp_path / "m")
-    new = Checkpoint(tmp_path / "m").config
+    new = Checkpoint(tmp_path / "m").model
     path = tmp_path / "m" / "config.json"
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
@@ -108,12 +108,12 @@ def test_old_spelling_of_config_is_the_same_model(tmp_path):
         "torch_dtype": config.pop("dtype"),
     }
     path.write_text(json.dumps(config))
-    assert Checkpoint(tmp_path / "m").config == new
+    assert Checkpoint(tmp_path / "m").model == new
 
 
 def test_old_spelling_of_gemma_rope(tmp_path):
     make("gemma3", tmp_path / "m")
-    new = Checkpoint(tmp_path / "m").config
+    new = Checkpoint(tmp_path / "m").model
     path = tmp_path / "m" / "config.json"
     config = json.loads(path.read_text())
     del config["rope_parameters"]
@@ -123,7 +123,7 @@ def test_old_spelling_of_gemma_rope(tmp_path):
         "rope_local_base_freq": 10000.0,
     }
     path.write_text(json.dumps(config))
-    assert Checkpoint(tmp_path / "m").config == new
+    assert Checkpoint(tmp_path / "m").model == new
 
 
 def test_real_model_tells_its_story(stories260k: Path):

@@ -11,13 +11,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jevomerge.checkpoint import Checkpoint
+from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.cli import main
 from jevomerge.errors import InputError
-from jevomerge.evolve.setup import load_tokenizer
-from jevomerge.fitness.harness import evaluate
-from jevomerge.fitness.harness_model import HarnessModel
+from jevomerge.fitness.harness.model import HarnessModel
+from jevomerge.fitness.harness.task import evaluate
 from jevomerge.fitness.schema import Harness
+from jevomerge.tokenizers.load import load_tokenizer
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 LONG = "Once upon a time, there was a little girl named Lily. She liked to play in the park with her big dog. " * 12
@@ -34,8 +34,8 @@ def pair(max_length=None, **tokenizer_changes):
     for key, value in tokenizer_changes.items():
         setattr(tokenizer, key, value)
     checkpoint = Checkpoint(STORIES)
-    length = max_length or checkpoint.config_json["max_position_embeddings"]
-    ours = HarnessModel(checkpoint.load(), checkpoint.config, tokenizer, length, tokens_per_batch=4096)
+    length = max_length or checkpoint.model.max_length
+    ours = HarnessModel(checkpoint.load(), checkpoint.model, tokenizer, length, tokens_per_batch=4096)
     model = AutoModelForCausalLM.from_pretrained(STORIES).eval()
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu", max_length=max_length)
     return ours, theirs

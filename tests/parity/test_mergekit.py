@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jevomerge.recipe import Sources, read_recipe
-from jevomerge.stream import merge_to_folder
+from jevomerge.recipe.schema import read_recipe
+from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_folder import merge_to_folder
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 RECIPES = sorted(p.stem for p in (PARITY / "recipes").glob("*.yml"))
@@ -18,7 +19,7 @@ def run(recipe: str, tmp_path: Path) -> dict[str, np.ndarray]:
     text = recipe.replace("MODELS", str(PARITY / "models"))
     (tmp_path / "recipe.yml").write_text(text)
     sources = Sources(read_recipe(tmp_path / "recipe.yml"))
-    merge_to_folder(sources, sources.numbers, tmp_path / "out")
+    merge_to_folder(sources, sources.coefficients, tmp_path / "out")
     return load_file(tmp_path / "out" / "model.safetensors")
 
 

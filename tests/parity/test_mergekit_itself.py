@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jevomerge.config import Gene
-from jevomerge.genome import express, make_space
-from jevomerge.merge.registry import MERGEKIT
-from jevomerge.recipe import Recipe, Sources
-from jevomerge.stream import merge_to_folder
+from jevomerge.genome.schema import Gene
+from jevomerge.genome.space import express, make_space
+from jevomerge.methods.registry import MERGEKIT
+from jevomerge.recipe.schema import Recipe
+from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_folder import merge_to_folder
 
 MERGEKIT_YAML = os.environ.get("JEVOMERGE_MERGEKIT")
 MODELS = Path(__file__).parents[2] / "experiments" / "japanese_math_mini" / "models"  # trained ones
@@ -66,7 +67,7 @@ def test_mergekit_makes_the_model_of_a_genome(name, trained, tmp_path):
         if p.kind == "float" and p.name not in FIXED.get(name, {}) and "eps" not in p.name
     }
     sources = Sources(Recipe.model_validate(recipe), searched=tuple(genome))
-    numbers = sources.numbers
+    numbers = sources.coefficients
     if genome:
         space = make_space(sources, genome)
         vector = jnp.asarray(np.random.default_rng(0).uniform(size=len(space.names)), jnp.float32)

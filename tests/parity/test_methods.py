@@ -9,8 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from jevomerge.merge import get_method
-from jevomerge.merge.registry import MERGEKIT
+from jevomerge.methods.registry import MERGEKIT, get_method
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 RECIPES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((PARITY / "recipes").glob("*.yml"))}

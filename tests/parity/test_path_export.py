@@ -1,7 +1,6 @@
 """Paths against transformers: its own layers run hop by hop, and the ordinary model that a path folds into."""
 
 import copy
-import dataclasses
 import functools
 import json
 import shutil
@@ -15,16 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jevomerge import InputError
-from jevomerge.checkpoint import Checkpoint, export_folder, param_specs
-from jevomerge.checkpoint.export import tensors_of, write_model
-from jevomerge.checkpoint.fold import Stack, fold, write_folded
-from jevomerge.checkpoint.specs import flatten
-from jevomerge.config import PathSearch
-from jevomerge.evolve.problem import PathProblem
-from jevomerge.fitness.candidates import Routed
-from jevomerge.fitness.rollout import Batch, generate
-from jevomerge.genome.path import Hop, PathSpace, encode, express_path
-from jevomerge.models import Path, apply, unembed
+from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.fitness.rollouts.generation import Prompts, generate
+from jevomerge.genome.route import Hop, PathSpace, encode, express_path
+from jevomerge.genome.schema import PathSearch
+from jevomerge.models.model import apply, unembed
+from jevomerge.models.route import Route
+from jevomerge.models.specs import flatten
+from jevomerge.problems.path import PathProblem, Routed, write_folded
+from jevomerge.problems.stack import Stack
 from tests.families import SIZES, make
 
 FAMILIES = ["llama-biases", "smollm2", "mistral", "qwen2", "qwen2-window", "qwen3", "gemma3"]
@@ -92,17 +91,17 @@ def logits_of(model, tokens=TOKENS):
 
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def run(params, config, tokens, path, scale):
-    hidden, _ = apply(params, config, tokens, jnp.ones_like(tokens, bool), path=path, scale=scale)
+    hidden, _ = apply(params, config, tokens, jnp.ones_like(tokens, bool), route=path, scale=scale)
     return unembed(params, config, hidden)
 
 
 def ours(stack, path, scale, tokens=TOKENS):
-    return np.asarray(run(stack.load(), stack.config, tokens, path, scale))
+    return np.asarray(run(stack.load(), stack.model, tokens, path, scale))
 
 
 def export(folder, stack, path, scale, like, dtype="float32"):
     with export_folder(folder) as partial:
-        write_folded(partial, fold(stack.config, path, scale), like.config_json, stack.read, dtype)
+        write_folded(partial, stack.model, stack.model.fold(path, scale), stack.read, dtype)
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -116,7 +115,7 @@ def test_a_path_is_transformers_own_layers_hop_by_hop(family, scale, sources):
     stack = Stack([Checkpoint(f) for f in folders])
     expected = walk(models, HOPS, SCALES, scale)
     assert np.abs(expected - walk(models, HOPS, [1.0] * len(HOPS), scale)).max() > 0.1  # the scales do something
-    found = ours(stack, Path.of(HOPS, SCALES, slots=16), scale)
+    found = ours(stack, Route.of(HOPS, SCALES, slots=16), scale)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -126,7 +125,7 @@ def test_the_exported_folder_is_the_path(family, scale, sources, tmp_path):
     """With an eps of 1e-12, for with the usual one folding scales of 0.05 is not exact: see the next test."""
     models, folders = sources(family, eps=1e-12)
     checkpoints = [Checkpoint(f) for f in folders]
-    stack, path = Stack(checkpoints), Path.of(HOPS, SCALES, slots=16)
+    stack, path = Stack(checkpoints), Route.of(HOPS, SCALES, slots=16)
     model = export(tmp_path / "out", stack, path, scale, checkpoints[0])
     assert model.config.num_hidden_layers == len(HOPS)
     found = ours(stack, path, scale)
@@ -134,14 +133,14 @@ def test_the_exported_folder_is_the_path(family, scale, sources, tmp_path):
     np.testing.assert_allclose(walk(models, HOPS, SCALES, scale), found, atol=1e-4, rtol=1e-4)
     # It is an ordinary checkpoint for us, too.
     again = Stack([Checkpoint(tmp_path / "out")])
-    np.testing.assert_allclose(ours(again, Path.of(range(len(HOPS))), scale), found, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(ours(again, Route.of(range(len(HOPS))), scale), found, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama-biases", "smollm2", "gemma3"])
 def test_delta_scales_fold_whatever_eps(family, sources, tmp_path):
     _, folders = sources(family, eps=1e-2)
     checkpoints = [Checkpoint(f) for f in folders]
-    stack, path = Stack(checkpoints), Path.of(HOPS, SCALES)
+    stack, path = Stack(checkpoints), Route.of(HOPS, SCALES)
     model = export(tmp_path / "out", stack, path, "delta", checkpoints[0])
     np.testing.assert_allclose(logits_of(model), ours(stack, path, "delta"), atol=1e-4, rtol=1e-4)
 
@@ -167,7 +166,7 @@ def test_trained_models(scale, dtype, smallest, eps, limit, tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         checkpoints.append(Checkpoint(tmp_path / name))
     stack = Stack(checkpoints)
-    path = Path.of([0, 1, 5, 2, 6, 9, 10, 2, 3], [0.9, 1.2, -0.7, 1.1, smallest, 1.3, -2.0, 1.0, 0.8], slots=12)
+    path = Route.of([0, 1, 5, 2, 6, 9, 10, 2, 3], [0.9, 1.2, -0.7, 1.1, smallest, 1.3, -2.0, 1.0, 0.8], slots=12)
     found = ours(stack, path, scale)
     model = export(tmp_path / "out", stack, path, scale, checkpoints[0], dtype)
     assert np.abs(logits_of(model.float()) - found).max() < limit * found.std()
@@ -177,7 +176,7 @@ def test_stories_with_repeats(stories260k, tmp_path):
     checkpoint = Checkpoint(stories260k)
     stack = Stack([checkpoint])
     tokens = np.array([[1, 403, 407, 261, 378, 40, 50, 60]], np.int32)
-    path = Path.of([0, 1, 2, 1, 2, 3, 3, 4], [1.0, 0.8, -1.2, 0.9, 1.5, -0.7, 1.0, 1.1])
+    path = Route.of([0, 1, 2, 1, 2, 3, 3, 4], [1.0, 0.8, -1.2, 0.9, 1.5, -0.7, 1.0, 1.1])
     found = ours(stack, path, "stream", tokens)
     model = export(tmp_path / "out", stack, path, "stream", checkpoint)
     assert np.abs(logits_of(model, tokens) - found).max() < 1e-4 * found.std()
@@ -186,7 +185,7 @@ def test_stories_with_repeats(stories260k, tmp_path):
 def test_scales_of_powers_of_two_fold_exactly_in_bfloat16(tmp_path):
     """Neither signs nor exponents are rounded: unfolding gives back every bit."""
     checkpoint = Checkpoint(MINIATURES / "japanese")
-    stack, path = Stack([checkpoint]), Path.of([0, 2, 1, 3], [1.0, -0.5, 4.0, -1.0])
+    stack, path = Stack([checkpoint]), Route.of([0, 2, 1, 3], [1.0, -0.5, 4.0, -1.0])
     export(tmp_path / "out", stack, path, "stream", checkpoint, "bfloat16")
     written = Checkpoint(tmp_path / "out")
     for name, factor in (("self_attn.o_proj", [1, -2, -0.5, 0.5]), ("mlp.up_proj", [1, -1, -1, 1])):
@@ -199,15 +198,15 @@ def test_scales_of_powers_of_two_fold_exactly_in_bfloat16(tmp_path):
 def test_what_is_in_memory_folds_like_what_is_on_disk(tmp_path):
     """Merged models are folded without being written first."""
     checkpoint = Checkpoint(MINIATURES / "japanese")
-    stack, path = Stack([checkpoint]), Path.of([0, 2, 1, 3], [1.1, -0.5, 3.0, -1.0])
+    stack, path = Stack([checkpoint]), Route.of([0, 2, 1, 3], [1.1, -0.5, 3.0, -1.0])
     leaves = flatten(stack.load())
-    folding = fold(stack.config, path)
+    folding = stack.model.fold(path)
     for name, read in (
         ("disk", stack.read),
         ("memory", lambda path, block: leaves[path] if block is None else leaves[path][block]),
     ):
         with export_folder(tmp_path / name) as folder:
-            write_folded(folder, folding, checkpoint.config_json, read, "bfloat16")
+            write_folded(folder, stack.model, folding, read, "bfloat16")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("disk", "memory")]
     assert files[0] == files[1]
 
@@ -215,9 +214,9 @@ def test_what_is_in_memory_folds_like_what_is_on_disk(tmp_path):
 def test_weights_too_large_for_the_dtype(tmp_path):
     checkpoint = Checkpoint(MINIATURES / "japanese")
     stack = Stack([checkpoint])
-    folding = fold(stack.config, Path.of([0, 1, 2, 3], [1.0, 1e-7, 1.0, 1.0]))
+    folding = stack.model.fold(Route.of([0, 1, 2, 3], [1.0, 1e-7, 1.0, 1.0]))
     with pytest.raises(InputError, match=r"down_proj.*too large for float16.*or write bfloat16"):
-        write_folded(tmp_path, folding, checkpoint.config_json, stack.read, "float16")
+        write_folded(tmp_path, stack.model, folding, stack.read, "float16")
 
 
 def test_models_that_compute_different_functions_make_no_stack(tmp_path):
@@ -231,15 +230,14 @@ def test_the_others_vocabulary_does_not_matter(tmp_path):
     checkpoint = Checkpoint(MINIATURES / "japanese")
     params = checkpoint.load()
     params["embed_tokens"]["weight"] = params["embed_tokens"]["weight"][:100]
-    smaller = dataclasses.replace(checkpoint.config, vocab_size=100)
+    smaller = checkpoint.model.resized(vocab=100)
     (tmp_path / "m").mkdir()
-    values = checkpoint.config_json | {"vocab_size": 100}
-    write_model(tmp_path / "m", values, param_specs(smaller), "bfloat16", tensors_of(params))
+    write_model(tmp_path / "m", smaller.files, smaller.specs, "bfloat16", tensors_of(params))
     stack = Stack([checkpoint, Checkpoint(tmp_path / "m")])
     tokens = np.array([[1, 300, 500, 7]], np.int32)
-    path = Path.of([0, 5, 6, 3])
+    path = Route.of([0, 5, 6, 3])
     assert ours(stack, path, "stream", tokens).shape == (1, 4, 512)
-    same = ours(Stack([checkpoint]), Path.of([0, 1, 2, 3]), "stream", tokens)
+    same = ours(Stack([checkpoint]), Route.of([0, 1, 2, 3]), "stream", tokens)
     np.testing.assert_array_equal(ours(stack, path, "stream", tokens), same)
 
 
@@ -256,16 +254,16 @@ def test_text_generated_along_a_path_is_that_of_the_exported_folder(repeated, tm
     genome = jnp.asarray(encode(space, hops), jnp.float32)
     routed = Routed(stack.load(), space, "stream")
     slots = routed.slots(np.asarray(genome)[None])
-    assert routed.model(None, genome, slots).path.layers.shape == (16,)  # of 25
+    assert routed.model(None, genome, slots).route.layers.shape == (16,)  # of 25
     tokenizer = AutoTokenizer.from_pretrained(MINIATURES / "base")
     prompts = json_lines(MINIATURES.parent / "data" / "two_skills_heldout.jsonl", "prompt")[:24]
     padded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="np")
-    batch = Batch(padded["input_ids"].astype(np.int32), padded["attention_mask"].astype(bool), np.zeros(24, np.int32))
-    eos = np.array([tokenizer.eos_token_id], np.int32)
+    texts = padded["input_ids"].astype(np.int32), padded["attention_mask"].astype(bool)
+    batch = Prompts(*texts, np.int32(16), np.array([tokenizer.eos_token_id], np.int32))
 
     @jax.jit
     def write(routed, genome, batch):
-        return generate(routed.model(None, genome, slots), stack.config, batch, np.int32(16), eos, 16)
+        return generate(routed.model(None, genome, slots), stack.model, batch, 16)
 
     written = np.asarray(write(routed, genome, batch))
     exported = export(tmp_path / "out", stack, express_path(space, genome), "stream", checkpoints[0])
@@ -282,10 +280,10 @@ def json_lines(path, key):
 
 
 @pytest.mark.parametrize(
-    ("scale", "dtype", "code"), [(1.0, None, "BF16"), (0.9, None, "F32"), (0.9, "bfloat16", "BF16")]
+    ("scale", "dtype", "written"), [(1.0, None, "bfloat16"), (0.9, None, "float32"), (0.9, "bfloat16", "bfloat16")]
 )
-def test_scaled_weights_are_not_rounded_unless_that_is_wanted(scale, dtype, code, tmp_path):
+def test_scaled_weights_are_not_rounded_unless_that_is_wanted(scale, dtype, written, tmp_path):
     problem = PathProblem(PathSearch(models=(str(MINIATURES / "addition"),), repeats=1, dtype=dtype))
     hops = [Hop("addition", 0), Hop("addition", 1), Hop("addition", 2, scale), Hop("addition", 3)]
     problem.export(encode(problem.space, hops), tmp_path / "out")
-    assert Checkpoint(tmp_path / "out").dtype() == code
+    assert Checkpoint(tmp_path / "out").dtype() == written

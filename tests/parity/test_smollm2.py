@@ -16,11 +16,11 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jevomerge.checkpoint import Checkpoint, export_folder, write_model
-from jevomerge.checkpoint.export import tensors_of
-from jevomerge.fitness.candidates import Model
-from jevomerge.fitness.rollout import Batch, generate
-from jevomerge.models import apply, unembed
+from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.fitness.rollouts.generation import Prompts, generate
+from jevomerge.models.model import apply, unembed
+from jevomerge.problems.problem import Instance
 
 VARIABLE = "JEVOMERGE_SMOLLM2"
 NEW_TOKENS = 32
@@ -100,13 +100,14 @@ def test_greedy_text_is_transformers(checkpoint, params, model, prompts):
     for row, prompt in zip(tokens, prompts, strict=True):
         row[length - len(prompt) :] = prompt
     valid = np.arange(length) >= length - np.array([[len(p)] for p in prompts])
-    batch = Batch(jnp.asarray(tokens), jnp.asarray(valid), jnp.zeros(len(prompts), jnp.int32))
+
+    prompts = Prompts(jnp.asarray(tokens), jnp.asarray(valid), jnp.int32(NEW_TOKENS), jnp.asarray([eos], jnp.int32))
 
     @jax.jit
-    def written(params, batch, eos):
-        return generate(Model(params), checkpoint.config, batch, jnp.int32(NEW_TOKENS), eos, NEW_TOKENS)
+    def written(params, batch):
+        return generate(Instance(params), checkpoint.model, batch, NEW_TOKENS)
 
-    found = written(params, batch, jnp.asarray([eos], jnp.int32))
+    found = written(params, prompts)
     np.testing.assert_array_equal(np.asarray(found), expected)
     ended = (expected == eos).any(axis=1)
     assert ended.any()  # both kinds occur: texts that end themselves,
@@ -118,15 +119,15 @@ def test_logits_match_transformers(checkpoint, params, model, prompts):
     with torch.no_grad():
         expected = model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     hidden, _ = jax.jit(apply, static_argnums=1)(
-        params, checkpoint.config, jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
+        params, checkpoint.model, jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
     )
-    found = np.asarray(unembed(params, checkpoint.config, hidden))
+    found = np.asarray(unembed(params, checkpoint.model, hidden))
     np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_round_trip_is_bit_exact(folder, checkpoint, params, tmp_path):
     with export_folder(tmp_path / "out") as out:
-        write_model(out, checkpoint.config_json, checkpoint.specs, "float32", tensors_of(params))
+        write_model(out, checkpoint.model.files, checkpoint.specs, "float32", tensors_of(params))
     written, original = (load_file(f / "model.safetensors") for f in (tmp_path / "out", folder))
     assert written.keys() == original.keys()
     for name, value in original.items():

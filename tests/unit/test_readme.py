@@ -1,4 +1,4 @@
-"""What the README says of merge methods: its table, and its example of a method of one's own."""
+"""What the README says of merge methods and of evolution from Python: its table and its examples."""
 
 import importlib.metadata
 import re
@@ -11,10 +11,11 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+import jevomerge
 from jevomerge.cli import main
 from jevomerge.errors import InputError
-from jevomerge.merge import get_method, register, registry
-from jevomerge.merge.registry import MERGEKIT
+from jevomerge.methods import registry
+from jevomerge.methods.registry import MERGEKIT, get_method, register
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
@@ -88,7 +89,7 @@ def test_your_own_method_is_pure(example):
 
 def test_entry_points_make_methods_known(monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
-    entry = importlib.metadata.EntryPoint("mean", "jevomerge.merge.linear:LINEAR", registry.ENTRY_POINTS)
+    entry = importlib.metadata.EntryPoint("mean", "jevomerge.methods.linear:LINEAR", registry.ENTRY_POINTS)
     monkeypatch.setattr(registry, "entry_points", lambda group, name: [e for e in [entry] if e.name == name])
     assert get_method("mean") is MERGEKIT["linear"]
     with pytest.raises(InputError, match="is not known"):
@@ -99,3 +100,28 @@ def test_names_are_taken_once(example):
     with pytest.raises(ValueError, match="there is a merge method 'median' already"):
         register(example._replace(num_sources=(1, None)))
     assert register(example) is example
+
+
+def test_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"## From Python.*?```python\n(.*?)```", README, re.DOTALL)[1]
+    rng = np.random.default_rng(0)
+    base, a, b = ({"w": rng.normal(size=(4, 3)).astype(np.float32)} for _ in range(3))
+    images = rng.normal(size=(50, 4)).astype(np.float32)
+    labels = np.argmax(images @ (a["w"] + b["w"] - base["w"]), axis=1)
+    names = {
+        "jm": jevomerge, "jax": jax, "base": base, "a": a, "b": b,
+        "weights": np.array([[0.2, 0.8], [1, 3]], np.float32),
+        "apply": lambda params, x: x @ params["w"], "images": images, "labels": labels,
+        "accuracy": lambda logits, labels: jnp.argmax(logits, axis=1) == labels,
+    }  # fmt: skip
+    lines = code.splitlines()
+    one, several = (eval(line.split("#")[0], names) for line in lines[:2])
+    np.testing.assert_allclose(several["w"][1], (a["w"] + 3 * b["w"]) / 4, atol=1e-6)
+    assert jax.tree.structure(one) == jax.tree.structure(base)
+    exec("\n".join(lines[2:]), names)
+    result = names["result"]
+    assert set(result.genome) == {"w/a/weight", "w/b/weight"}
+    assert result.scores["best"]["search"] == np.mean(np.argmax(images @ result.params["w"], axis=1) == labels) > 0.9
+    assert result.archive.fitness.shape == (300,)
+    assert result.folder.parent.name == "runs"

@@ -1,0 +1,74 @@
+"""The devices as a mesh (pop, model): the members of a population over one axis, the weights of each over the other.
+
+    mesh = make_mesh(pop=4, model=2)                            # or make_mesh(), for all devices
+    params = Checkpoint(folder).load(mesh)                      # every process reads the bytes of its shards
+    scores = spread(mesh, score)(params, genomes)               # pure; score(params, genomes of one slice of `pop`)
+
+The same program runs on one device and on many. Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
+that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`:
+results are read where they are, and processes tell each other scores. Over `model` the compiler splits what is split
+in its inputs: of every tensor heads, ff or vocab, if the model axis divides it; everything else is in every
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jevomerge.errors import InputError
+
+
+def make_mesh(pop: int | None = None, model: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices (or of those given); what is not given follows from their number, `model` being 1.
+
+    Raises:
+        InputError: for a shape that does not use exactly these devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    model = model or (count // pop if pop and count % pop == 0 else 1)
+    pop = pop or count // model
+    if pop * model != count:
+        raise InputError(f"mesh: pop {pop} x model {model} is not the number of devices, {count}; or leave it out")
+    return jax.make_mesh((pop, model), ("pop", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def split(mesh: Mesh | None, parts: Iterable[int]) -> NamedSharding | None:
+    """Where an array lies whose axes may be cut into so many equal parts (0: not at all); None without a mesh.
+
+    An axis is split over `model` if that divides its parts; every slice of `pop` has the whole array.
+    """
+    if mesh is None:
+        return None
+    ways = mesh.shape["model"]
+    return NamedSharding(mesh, P(*("model" if n and n % ways == 0 else None for n in parts)))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def by_member(mesh: Mesh) -> NamedSharding:
+    """The first axis over `pop`."""
+    return NamedSharding(mesh, P("pop"))
+
+
+def put(array: np.ndarray, where: NamedSharding | None) -> jax.Array:
+    """An array that every process has, on the devices; None: on the first."""
+    if where is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all."""
+    # Where nothing is split, nothing is left to the compiler: a method of the user's may then call back to the host.
+    manual = frozenset(mesh.axis_names if mesh.shape["model"] == 1 else {"pop"})
+    return jax.shard_map(f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False)

@@ -1,0 +1,99 @@
+"""Examples, and how texts are laid out in batches of few shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.struct
+import numpy as np
+from jax import Array
+
+
+class Example(NamedTuple):
+    """One example as text and as tokens."""
+
+    prompt: str
+    answer: str
+    prompt_tokens: list[int]
+    answer_tokens: list[int]
+
+
+@flax.struct.dataclass
+class Batch:
+    """Rows of tokens, padded on the left (B, T); the last `answer_length` of a row are its reference answer."""
+
+    tokens: Array  # (B, T) int32
+    valid: Array  # (B, T) bool
+    answer_length: Array  # (B,) int32
+
+
+class Layout(NamedTuple):
+    """The static shape of a batch: everything of one layout shares one compiled program."""
+
+    rows: int
+    length: int  # T
+    answer_slots: int  # A, or the room for new tokens
+
+
+def plan_layouts(
+    lengths: Sequence[int],
+    slots: Sequence[int],
+    searched: int,
+    tokens_per_batch: int,
+    at_once: int | None = None,
+    pieces: int = 1,
+    *,
+    written: int = 0,
+) -> list[Layout]:
+    """A few batch shapes, by growing length, into which every text fits.
+
+    Lengths fall into buckets whose widths double, unless padding all of them to the longest costs less than a
+    quarter more tokens than that; a bucket is as long as its longest text, rounded up to 8. All texts share the
+    shapes, but the number of rows fits what a candidate is scored on: the search split, or the `at_once` examples of
+    a minibatch, in `pieces` or more.
+
+    Args:
+        lengths: (n,) tokens of each text.
+        slots: (n,) how many answer slots it needs.
+        searched: how many of them, the first ones, are the search split.
+        tokens_per_batch: at most so many in a batch, if a row can be that small.
+        at_once: how many of the search split make a minibatch; None: all.
+        pieces: in which a candidate is scored, at least.
+        written: tokens that a row grows by.
+    """
+    sizes, room = np.array(lengths), np.array(slots)
+    buckets = np.ceil(np.log2(np.maximum(sizes, 16))).astype(int)
+    longest = {bucket: sizes[buckets == bucket].max() for bucket in np.unique(buckets)}
+    if sizes.size * sizes.max() < 1.25 * sum(longest[bucket] for bucket in buckets):
+        buckets = np.zeros_like(buckets)
+    layouts = []
+    for bucket in np.unique(buckets):
+        inside = buckets == bucket
+        length = int(-(-sizes[inside].max() // 8) * 8)
+        count = float(inside[:searched].sum())
+        if at_once is not None and at_once < searched:
+            count *= at_once / searched
+            count += 2 * math.sqrt(count)  # the share of a random minibatch varies
+        count = max(count, inside.sum() / 8)  # a bucket that the search hardly meets is for the others
+        most = max(1, tokens_per_batch // (length + written))
+        rows = math.ceil(count / max(math.ceil(count / most), min(pieces, math.ceil(count))))  # full ones of equal size
+        layouts.append(Layout(rows, length, int(room[inside].max())))
+    return layouts
+
+
+def shortest(lengths: Sequence[int], layouts: Sequence[Layout]) -> np.ndarray:
+    """(n,) the index of the shortest layout that holds each text, of layouts by growing length."""
+    return np.searchsorted([layout.length for layout in layouts], lengths)
+
+
+def left_padded(texts: Sequence[Sequence[int]], layout: Layout, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, T) tokens of at most B texts and which of them are valid."""
+    tokens = np.full((layout.rows, layout.length), pad, np.int32)
+    valid = np.zeros(tokens.shape, bool)
+    for row, text in enumerate(texts):
+        tokens[row, layout.length - len(text) :] = text
+        valid[row, layout.length - len(text) :] = True
+    valid[len(texts) :, -1] = True  # padding rows hold one token: an empty row has no softmax
+    return tokens, valid

@@ -1,0 +1,45 @@
+"""From tasks as YAML gives them to tasks that are ready; nobody else asks which kind a task is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jevomerge.errors import FitnessError, InputError
+from jevomerge.fitness.answered import make_answered
+from jevomerge.fitness.own import make_own
+from jevomerge.fitness.schema import AnyTask, FunctionTask, HarnessTask, OwnScore
+from jevomerge.fitness.task import Ready
+from jevomerge.models.model import Model
+
+
+def make_ready(tasks: Sequence[AnyTask], tokenizer: Any | None, model: Model) -> list[Ready]:
+    """Tasks with all that it takes to read their data and to judge.
+
+    Args:
+        tasks: from `read_tasks` or a run's config.
+        tokenizer: that of the models; None: they have none, and only functions of parameters or folders can judge.
+        model: what will be judged; no weights are needed.
+
+    Raises:
+        InputError: for a task that cannot judge, or needs a package that is not installed.
+        FitnessError: for what goes wrong in a function of the user's.
+    """
+    return [_ready(task, tokenizer, model) for task in tasks]
+
+
+def _ready(task: AnyTask, tokenizer: Any | None, model: Any) -> Ready:
+    try:
+        if isinstance(task, FunctionTask):
+            return make_own(task, task.score, tokenizer, model)
+        if tokenizer is None:
+            raise InputError("the models have no tokenizer; judge them by a function of their parameters or folders")
+        if isinstance(task, HarnessTask):
+            from jevomerge.fitness.harness.task import LoadedTask  # imported late: lm-eval takes seconds
+
+            return LoadedTask(task, tokenizer, model.max_length)
+        if isinstance(task.score, OwnScore):
+            return make_own(task, task.score, tokenizer, model)
+        return make_answered(task, tokenizer)
+    except (InputError, FitnessError) as error:
+        raise type(error)(f"task {task.name}: {error}") from error

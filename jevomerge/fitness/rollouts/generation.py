@@ -1,0 +1,194 @@
+"""The texts that a model writes: greedy decoding in one loop on the device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest
+from jevomerge.fitness.rollouts.likelihood import check_tokens
+from jevomerge.models.model import Language, apply, unembed
+from jevomerge.problems.problem import Instance
+from jevomerge.tokenizers.load import end_of_text, padding
+from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
+
+DECODE = "decode"  # name of the loop over new tokens, by which a plan knows it
+
+
+# --- on the device ------------------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class Prompts:
+    """Prompts, padded on the left, and what ends the texts that follow them; all of it dynamic."""
+
+    tokens: Array  # (B, T) int32
+    valid: Array  # (B, T) bool
+    max_new_tokens: Array  # () int32, at most the room that there is
+    eos: Array  # (E,) int32: the tokens that end a text
+    stops: Array | None = None  # (S, V) what follows each state on each token, by `stop_table`; None: no strings do
+
+
+@flax.struct.dataclass
+class Decoding:
+    """The state of the loop over new tokens; A is the room for them."""
+
+    step: Array  # () int32: how many there are
+    token: Array  # (B,) int32: the last ones
+    seen: Array  # (B,) int32: the states of the stop strings' automaton after them
+    done: Array  # (B,) bool: which texts have ended
+    written: Array  # (B, A) int32: all of them; the first of `eos` where a text has ended, and beyond `step`
+    cache: Any  # keys and values of prompts and new tokens but the last
+
+
+def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int, *, dtype: Any = jnp.float32) -> Array:
+    """Continue every prompt greedily until it ends itself, writes a stop string, or has `max_new_tokens`.
+
+    Args:
+        instance: parameters, already merged.
+        model: what they are parameters of.
+        batch: prompts and what ends texts.
+        new_slots: static room for new tokens.
+        dtype: of activations and cache.
+
+    Returns:
+        (B, new_slots) int32: the new tokens, from the end on the first id of `eos`.
+    """
+    rows, length = batch.tokens.shape
+    eos, stops = batch.eos, batch.stops
+    params, _, path, scale = instance
+    run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
+
+    def pick(hidden: Array) -> Array:
+        return jnp.argmax(unembed(params, model, hidden[:, -1]), axis=-1).astype(jnp.int32)
+
+    def follow(seen: Array, token: Array) -> Array:
+        return seen if stops is None else stops[seen, token].astype(jnp.int32)
+
+    def ends(token: Array, seen: Array) -> Array:
+        return jnp.any(token[:, None] == eos[None, :], axis=1) | (seen == ENDED)
+
+    cache = model.cache(rows, length + new_slots, dtype, path)
+    hidden, filled = run(batch.tokens, batch.valid, cache)
+    assert filled is not None
+    token = pick(hidden)
+    seen = follow(jnp.full((rows,), START, jnp.int32), token)
+    written = jnp.full((rows, new_slots), eos[0], jnp.int32).at[:, 0].set(token)
+
+    def unfinished(state: Decoding) -> Array:
+        return (state.step < batch.max_new_tokens) & ~jnp.all(state.done)
+
+    def body(state: Decoding) -> Decoding:
+        hidden, cache = run(state.token[:, None], ~state.done[:, None], state.cache)
+        assert cache is not None
+        token = jnp.where(state.done, eos[0], pick(hidden))
+        seen = follow(state.seen, token)
+        at = (jnp.zeros_like(state.step), state.step)
+        written = jax.lax.dynamic_update_slice(state.written, token[:, None], at)
+        return Decoding(state.step + 1, token, seen, state.done | ends(token, seen), written, cache)
+
+    start = Decoding(jnp.ones((), jnp.int32), token, seen, ends(token, seen), written, filled)
+    with jax.named_scope(DECODE):
+        return jax.lax.while_loop(unfinished, body, start).written
+
+
+# --- on the host --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Asks for the texts that follow the prompts."""
+
+    tokenizer: Any = field(compare=False)
+    max_new_tokens: int = field(compare=False)
+    stop: tuple[str, ...] = field(default=(), compare=False)  # what ends a text, in the order in which it is cut
+
+    many_passes = True
+    writes = True
+
+    def __post_init__(self) -> None:
+        """Raise InputError if no token ends a text."""
+        end_of_text(self.tokenizer)
+
+    def check(self, model: Language, examples: Sequence[Example]) -> None:
+        """Raise InputError for a token that the model does not have."""
+        check_tokens(model, examples)
+
+    def layouts(
+        self,
+        search: Sequence[Example],
+        others: Sequence[Example],
+        tokens_per_batch: int,
+        at_once: int | None = None,
+        pieces: int = 1,
+    ) -> list[Layout]:
+        """Of prompts, with room for the texts that follow."""
+        lengths, new = _lengths([*search, *others]), self.max_new_tokens
+        slots = [new] * len(lengths)
+        return plan_layouts(lengths, slots, len(search), tokens_per_batch, at_once, pieces, written=new)
+
+    def strata(self, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
+        """(n,) the index of the shortest layout that holds each prompt."""
+        return shortest(_lengths(examples), layouts)
+
+    def batch(self, model: Language, examples: Sequence[Example], layout: Layout) -> Prompts:
+        """Prompts alone."""
+        tokens, valid = left_padded([e.prompt_tokens for e in examples], layout, padding(self.tokenizer))
+        eos = np.asarray([end_of_text(self.tokenizer)], np.int32)
+        # NumPy's, for any mesh.
+        arrays: tuple[Any, ...] = (tokens, valid, np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
+        return Prompts(*arrays)
+
+    @functools.cached_property
+    def _table(self) -> Any:
+        """From the size of a vocabulary to the table of the stop strings."""
+        return functools.cache(functools.partial(stop_table, self.tokenizer, self.stop))
+
+    def run(self, model: Language, instance: Instance, batch: Prompts, layout: Layout, *, dtype: str) -> Array:
+        """(B, A) new tokens."""
+        return generate(instance, model, batch, layout.answer_slots, dtype=dtype)
+
+    def read(self, outputs: Sequence[np.ndarray], folder: Any = None) -> list[str]:
+        """Texts."""
+        texts: list[str] = self.tokenizer.batch_decode(outputs[0], skip_special_tokens=True)
+        return texts
+
+    def spent(self, examples: Sequence[Example], batch: Prompts, outputs: Sequence[np.ndarray]) -> Mapping[str, int]:
+        """The tokens of prompts, and those written."""
+        eos, stops = (None if x is None else np.asarray(x) for x in (batch.eos, batch.stops))
+        assert eos is not None
+        return {"prompt": sum(_lengths(examples)), "answer": int(count_written(outputs[0], eos, stops).sum())}
+
+    def label(self, task: str, layout: Layout) -> str:
+        """Such as "generate gsm8k, 16 x 128 tokens + 256"."""
+        return f"generate {task}, {layout.rows} x {layout.length} tokens + {layout.answer_slots}"
+
+    def loops(self) -> Mapping[str, float]:
+        """The loop over new tokens; the first one comes before it."""
+        return {DECODE: float(self.max_new_tokens - 1)}
+
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[int, ...]:
+        """(L, B, S, K, H)."""
+        slots = layout.length + layout.answer_slots
+        keys = jax.eval_shape(lambda: model.cache(layout.rows, slots, jnp.float32)).keys
+        return (keys.shape[0] if hops is None else hops, *keys.shape[1:])
+
+
+def count_written(tokens: np.ndarray, eos: np.ndarray, stops: np.ndarray | None = None) -> np.ndarray:
+    """(..., new) generated tokens -> (...) how many were written: up to the end-of-text token or the last of a stop."""
+    ends = np.isin(tokens, eos)
+    if stops is not None:
+        ends |= ended_by(stops, tokens)
+    return np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, tokens.shape[-1])
+
+
+def _lengths(examples: Sequence[Example]) -> list[int]:
+    return [len(e.prompt_tokens) for e in examples]

@@ -1,0 +1,64 @@
+"""The YAML schema of what is searched: genes, and paths."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jevomerge.schema import Dtype, Strict
+
+
+class Gene(Strict):
+    """A parameter that is searched: its range and how finely it varies over the model.
+
+    A parameter of kind int takes the whole numbers of its range, one of kind bool is on or off.
+    """
+
+    range: tuple[float, float] | None = None  # None: the parameter's own domain
+    layers_per_group: int | None = Field(None, gt=0)  # None: one value for all layers
+    by: Literal["component", "tensor"] | tuple[str, ...] | None = None
+    # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; a list of filters: a
+    # tensor belongs to the first that its name contains, else to the rest
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"range": value} if isinstance(value, (list, tuple)) else value
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"the range {list(value)} is empty: give [low, high] with low < high")
+        return value
+
+    @field_validator("by")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+            raise ValueError("give at least one filter, each once")
+        return value
+
+
+class PathSlice(Strict):
+    """Layers [first, one past the last) of a model, as a slice of a passthrough recipe."""
+
+    model: str
+    layer_range: tuple[int, int]
+
+
+class PathSearch(Strict):
+    """Data-flow space: which layers of which models a token passes through, and how its stream is scaled.
+
+    With a `recipe` beside it, model A is the merge and `models` are the others.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)  # the first is A, whose embedding, head and tokenizer are used
+    repeats: int = Field(3, gt=0)  # how often all layers are laid out
+    scaling: Literal["none", "per_hop", "matrix", "network"] = "per_hop"  # where the scales come from
+    scale_range: tuple[float, float] = (0.5, 1.5)
+    scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output
+    start: tuple[PathSlice, ...] = ()  # where the search begins, or a passthrough recipe's file; (): model A
+    others_on: float = Field(0.5, gt=0, lt=1)  # of the slots not in the start, the share on in the first generation
+    dtype: Dtype | None = None  # of the exported model; None: model A's, float32 where scales are folded in

@@ -1,0 +1,1 @@
+"""Merging as pure functions: sources and coefficients in, one model out."""

@@ -1,0 +1,188 @@
+"""From many models to one: the bank of sources, and the three ways to run a merge over it.
+
+In memory (`build`), inside the layer scan of a forward pass (`in_scan`), and tensor by tensor from files
+(`jevomerge.recipe.to_folder`) call the same `merge_tensor` on the same numbers.
+
+Leaves are addressed by path ("layers.self_attn.q_proj.weight"), so everything here is a flat dict; the
+nested form that the forward pass takes is made at the very end.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jevomerge.devices.mesh import everywhere
+from jevomerge.methods.field import merge_keys
+from jevomerge.methods.method import MergeMethod
+from jevomerge.models.model import Layer
+from jevomerge.models.specs import ParamSpec, flatten, unflatten
+
+Leaves = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Bank:
+    """Everything a merge reads that no genome changes; a pytree, always an argument of a jitted function."""
+
+    sources: tuple[Leaves, ...]  # N flat trees
+    base: Leaves | None
+    prepared: Leaves
+    keys: Leaves  # (..., N, 2) uint32, behind the leading axes of the leaf
+    specs: tuple[ParamSpec, ...] = flax.struct.field(pytree_node=False)  # of these leaves
+
+
+class Merge(NamedTuple):
+    """A merge method and the dtype of the model it makes; hashable, a static jit argument."""
+
+    method: MergeMethod
+    dtype: str = "float32"
+
+
+def merge_tensor(
+    merge: Merge, sources: Sequence[Array], base: Array | None, coefficients: Leaves, prepared: Any, keys: Array
+) -> Array:
+    """One tensor of the merged model, rounded once to the dtype in which it will be scored and exported."""
+    return merge.method.merge(sources, base, coefficients, prepared, keys).astype(merge.dtype)
+
+
+def tensor_keys(spec: ParamSpec, names: Sequence[Sequence[str]], seed: int) -> np.ndarray:
+    """The keys of a leaf's random fields, (..., N, 2); `names` are those of the N sources of each tensor."""
+    rows = zip(names, spec.names(), strict=True)
+    keys = np.stack([[merge_keys(seed, source, tensor) for source in row] for row, tensor in rows])
+    return keys.reshape(*spec.leading, *keys.shape[1:])
+
+
+def make_bank(
+    merge: Merge,
+    specs: Sequence[ParamSpec],
+    sources: Sequence[dict[str, Any]],
+    base: dict[str, Any] | None,
+    keys: Mapping[str, Any],
+    mesh: Mesh | None = None,
+) -> Bank:
+    """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once.
+
+    `mesh` is the one that they were loaded to; what is prepared is on every device.
+    """
+    flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
+    rows: list[Any] = []  # (prepared, size) of every tensor, so that methods may pool over the model
+    for spec in specs:
+        for at in spec.indices():
+            prepared = merge.method.prepare(
+                [_tensor(leaves, spec, at) for leaves in flat],
+                None if flat_base is None else _tensor(flat_base, spec, at),
+            )
+            rows.append((prepared, int(np.prod(spec.shape))))
+    values = merge.method.pool(rows) if merge.method.pool else [prepared for prepared, _ in rows]
+    prepared, start = {}, 0
+    for spec in specs:
+        own = values[start : start + spec.count]
+        prepared[spec.path] = jax.tree.map(functools.partial(_stacked, spec), *own) if spec.stack else own[0]
+        start += spec.count
+    fields = {path: jnp.asarray(k) for path, k in keys.items()}
+    if mesh is not None:
+        prepared, fields = jax.device_put((prepared, fields), everywhere(mesh))
+    return Bank(flat, flat_base, prepared, fields, tuple(specs))
+
+
+def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
+    """What belongs to each tensor of a leaf, behind the leading axes of the leaf."""
+    return jnp.stack(tensors).reshape(*spec.leading, *tensors[0].shape)
+
+
+def _tensor(leaves: Leaves, spec: ParamSpec, at: tuple[int, ...]) -> Array:
+    return leaves[spec.path][at] if at else leaves[spec.path]
+
+
+def abstract_bank(
+    merge: Merge,
+    specs: Sequence[ParamSpec],
+    sources: Sequence[dict[str, Any]],
+    base: dict[str, Any] | None,
+    keys: Mapping[str, Any],
+    mesh: Mesh,
+) -> Bank:
+    """Shapes, dtypes and shardings of `make_bank`'s result, from those of the sources (`Sources.load(abstract=True)`).
+
+    What a method prepares is found by tracing; a `pool`, which may be NumPy's, runs on zeros of those shapes.
+    """
+    flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
+    rows: list[Any] = []
+    for spec in specs:
+        tensors = [
+            None if leaves is None else jax.ShapeDtypeStruct(spec.shape, leaves[spec.path].dtype)
+            for leaves in (*flat, flat_base)
+        ]
+        prepared = jax.eval_shape(merge.method.prepare, tensors[:-1], tensors[-1])
+        rows += [(prepared, int(np.prod(spec.shape)))] * spec.count
+    values = [prepared for prepared, _ in rows]
+    if merge.method.pool:
+        values = merge.method.pool([(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), p), size) for p, size in rows])
+    prepared, start, where = {}, 0, everywhere(mesh)
+    for spec in specs:
+        shapes = [(x, (*spec.leading, *x.shape)) for x in jax.tree.leaves(values[start])]
+        leaves = [jax.ShapeDtypeStruct(shape, x.dtype, sharding=where) for x, shape in shapes]
+        prepared[spec.path] = jax.tree.unflatten(jax.tree.structure(values[start]), leaves)
+        start += spec.count
+    fields = {path: jax.ShapeDtypeStruct(k.shape, k.dtype, sharding=where) for path, k in keys.items()}
+    return Bank(flat, flat_base, prepared, fields, tuple(specs))
+
+
+def build(merge: Merge, bank: Bank, coefficients: Leaves) -> dict[str, Any]:
+    """The merged model as a nested pytree; `coefficients` is {path: {parameter: (..., [N])}}."""
+    return unflatten({spec.path: _merge_leaf(merge, bank, coefficients, spec) for spec in bank.specs})
+
+
+def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, Any], Layer]:
+    """Parameters and `layer` function for `jevomerge.models.model.apply`, which then merges block by block.
+
+    What is not in a block (embeddings, final norm, head) is merged at once.
+    """
+    blocks: dict[str, list[ParamSpec]] = {}
+    for spec in bank.specs:
+        if spec.block:
+            blocks.setdefault(spec.block, []).append(spec)
+
+    def layer(block: str, xs: Any) -> dict[str, Any]:
+        leaves = {
+            spec.path.removeprefix(f"{block}."): _each(merge, len(spec.stack) - 1)(xs[spec.path])
+            for spec in blocks[block]
+        }
+        return unflatten(leaves)
+
+    params = {s.path: _merge_leaf(merge, bank, coefficients, s) for s in bank.specs if not s.block}
+    stacked = {
+        block: {spec.path: _arguments(bank, coefficients, spec.path) for spec in specs}
+        for block, specs in blocks.items()
+    }
+    return unflatten({**params, **stacked}), layer
+
+
+def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
+    return _each(merge, len(spec.stack))(_arguments(bank, coefficients, spec.path))
+
+
+def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
+    """Of `merge_tensor` for a leaf, behind its leading axes."""
+    base = None if bank.base is None else bank.base[path]
+    return [s[path] for s in bank.sources], base, coefficients[path], bank.prepared[path], bank.keys[path]
+
+
+def _each(merge: Merge, axes: int) -> Callable[[tuple[Any, ...]], Array]:
+    """`merge_tensor` over so many leading axes, one tensor after another: the working set is that of one."""
+
+    def f(arguments: tuple[Any, ...]) -> Array:
+        return merge_tensor(merge, *arguments)
+
+    for _ in range(axes):
+        f = functools.partial(jax.lax.map, f)
+    return f

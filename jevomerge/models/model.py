@@ -1,0 +1,124 @@
+"""What everybody may know of a model: its parameter table, and the pure functions that rollouts need.
+
+A family (a folder beside this file) gives one value of one of these protocols. Values are hashable, static arguments of
+jitted functions: two that are equal compute the same function of their parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import jax.numpy as jnp
+from jax import Array
+
+from jevomerge.models.layers import Params
+from jevomerge.models.route import Route, Scaling
+from jevomerge.models.specs import ParamSpec
+
+# (Where a stack of blocks hangs, one element of the stack) -> that block's parameters.
+Layer = Callable[[str, Any], Params]
+
+
+def as_stored(block: str, params: Any) -> Params:
+    """The `layer` of a model that needs no merging."""
+    del block
+    return params
+
+
+class Model(Protocol):
+    """Whatever can be merged."""
+
+    @property
+    def specs(self) -> tuple[ParamSpec, ...]:
+        """The parameter table, sorted by path."""
+
+    @property
+    def files(self) -> Mapping[str, Any]:
+        """{file name: JSON object} of an exported model, beside weights and tokenizer."""
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """{tensor that may be stored although it is another one: that other one}."""
+
+    @property
+    def kinds(self) -> tuple[Hashable, ...]:
+        """Of what kind each block of its stack is; blocks of one kind compute the same function. () without a stack."""
+
+    def unlike(self, other: Model) -> dict[str, bool]:
+        """{what of the function they compute differs: whether they may be merged all the same, with a note}.
+
+        Which kinds of blocks they have, in which order, and how many tokens they know is not looked at.
+        """
+
+    def resized(self, kinds: Sequence[Hashable] | None = None, vocab: int | None = None) -> Self:
+        """The same model with blocks of these kinds, with a vocabulary of this size."""
+
+    def as_given(self, params: Params) -> Any:
+        """Nested dictionaries -> the parameters in the form in which their owner has them."""
+
+    def as_dict(self, tree: Any) -> Params:
+        """The inverse."""
+
+
+class Language(Model, Protocol):
+    """What likelihood and generation need. B rows, T new tokens, D hidden, V vocabulary."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    @property
+    def max_length(self) -> int | None:
+        """How many tokens a text may have; None: not known."""
+
+    def embed(self, params: Params, tokens: Array, dtype: Any) -> Array:
+        """(B, T) int32 -> (B, T, D) in `dtype`."""
+
+    def hidden(
+        self,
+        params: Params,
+        x: Array,
+        valid: Array,
+        cache: Any = None,
+        *,
+        layer: Layer = as_stored,
+        route: Route | None = None,
+        scale: Scaling = "stream",
+    ) -> tuple[Array, Any]:
+        """(B, T, D) embeddings, (B, T) which are no padding -> (B, T, D) after the last norm, and the cache."""
+
+    def logits(self, params: Params, hidden: Array) -> Array:
+        """(..., D) -> (..., V) float32."""
+
+    def cache(self, rows: int, slots: int, dtype: Any, route: Route | None = None) -> Any:
+        """An empty cache with room for `slots` tokens per row, for `hidden` with this route or none."""
+
+    def fold(self, route: Route, scale: Scaling = "stream") -> Any:
+        """What makes an ordinary model of a concrete route; see `models.decoder.fold.Folding`."""
+
+
+def apply(
+    params: Params,
+    model: Language,
+    tokens: Array,
+    valid: Array,
+    cache: Any = None,
+    *,
+    layer: Layer = as_stored,
+    route: Route | None = None,
+    scale: Scaling = "stream",
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Any]:
+    """Run a model over new tokens (B, T) int32, of which those `valid` (B, T) are no padding.
+
+    Returns:
+        (B, T, D) final hidden states in `dtype`, which `unembed` turns into logits, and the cache.
+    """
+    x = model.embed(params, tokens, dtype)
+    return model.hidden(params, x, valid, cache, layer=layer, route=route, scale=scale)
+
+
+def unembed(params: Params, model: Language, hidden: Array) -> Array:
+    """(..., D) hidden states -> (..., V) logits in float32."""
+    return model.logits(params, hidden)

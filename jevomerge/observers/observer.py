@@ -1,0 +1,39 @@
+"""Who watches a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Observer:
+    """Whoever watches a command, here without showing anything; see `observers.terminal` and `observers.trackers`."""
+
+    def stage(self, text: str) -> None:
+        """Something that takes a while begins."""
+
+    def note(self, text: str) -> None:
+        """Something that is worth knowing and needs no change."""
+
+    def line(self, text: str) -> None:
+        """A line of what was asked for, such as a score."""
+
+    def tensors(self, label: str) -> Callable[[int, int], None]:
+        """What is called with (tensors done, tensors in all) in work that goes tensor by tensor."""
+        return lambda done, total: None
+
+    def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
+        """So many evaluations are done; `mean` is over the current generation."""
+
+    def scored(self, number: int, record: Mapping[str, Any]) -> None:
+        """Evaluation `number` is in evaluations.jsonl; all have their turn in order, in a resumed run once more."""
+
+    def finished(self, result: Mapping[str, Any], folder: Path) -> None:
+        """The outcome of a search: what `result.json` in its folder holds."""
+
+    def stages_finished(self, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+        """All stages of a config are finished; their outcomes by name, in the folder that has theirs in it."""
+
+
+SILENT = Observer()  # for programs, and for all processes of a run but the first

@@ -1,0 +1,259 @@
+"""A run on a mesh, compiled: its memory, arithmetic, traffic and the time that these allow."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jevomerge.devices.collectives import collectives
+from jevomerge.devices.mesh import make_mesh
+from jevomerge.models.specs import heads_of
+from jevomerge.planning.chips import Chip, chip_of
+from jevomerge.planning.cost import cost_of
+from jevomerge.planning.programs import Kind, Program, export_program, programs
+from jevomerge.search.setup import Setup
+
+# How the TPU compiler says that a program does not fit.
+TOO_LARGE = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of ")
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Use(NamedTuple):
+    """What one execution of a program takes of each device; bytes, FLOPs and seconds."""
+
+    kind: Kind
+    name: str
+    runs: int  # in one generation
+    once: Mapping[str, int]  # beside the generations, in the whole run: how often, and for what
+    merged: int  # members' weights, or a whole model's, beside the sources
+    cache: int
+    temporaries: int  # without the cache
+    flops: float  # of matrix products
+    other: float  # other operations
+    moved: float  # to and from memory
+    exchanged: Mapping[str, float] | None  # between devices, by axes of the mesh; None: not known
+    compute: float | None = None
+    memory: float | None = None
+    network: float | None = None
+    estimate: float | None = None  # the compiler's own, which counts a loop's body once
+    unknown: tuple[str, ...] = ()  # loops counted once
+
+    @property
+    def seconds(self) -> float | None:
+        """The longer of computing and moving, and then exchanging."""
+        if self.compute is None or self.memory is None or self.network is None:
+            return None
+        return max(self.compute, self.memory) + self.network
+
+
+class Plan(NamedTuple):
+    """A run on a mesh."""
+
+    mesh: Mesh
+    members_per_device: int
+    population: int
+    generations: int
+    sources: int  # bytes on each device, through the whole run
+    prepared: int  # what the merge method keeps beside them
+    uses: list[Use]
+    limit: float | None  # bytes of a device; None: not known
+    chip: Chip | None
+    failed: str | None = None  # why a program could not be compiled
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device at the worst moment."""
+        most = max((u.merged + u.cache + u.temporaries for u in self.uses), default=0)
+        return self.sources + self.prepared + most
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory is enough."""
+        return self.failed is None and (self.limit is None or self.peak <= self.limit)
+
+    @property
+    def generation(self) -> float | None:
+        """Seconds of a generation; None where the chip's peaks are not known."""
+        return self._seconds([u.runs for u in self.uses])
+
+    @property
+    def rest(self) -> float | None:
+        """Seconds of what is beside the generations: gradients, finalists, sources and result."""
+        return self._seconds([sum(u.once.values()) for u in self.uses])
+
+    def _seconds(self, runs: Sequence[int]) -> float | None:
+        seconds = [u.seconds for u in self.uses]
+        if None in seconds or self.failed:
+            return None
+        return sum(n * (s or 0.0) for n, s in zip(runs, seconds, strict=True))
+
+    @property
+    def work(self) -> dict[str, float]:
+        """FLOPs of matrix products on each device in the whole run, by what they are for."""
+        found = {"search": sum(self.generations * u.runs * u.flops for u in self.uses)}
+        for use in self.uses:
+            for purpose, runs in use.once.items():
+                found[purpose] = found.get(purpose, 0.0) + runs * use.flops
+        return {k: n for k, n in found.items() if n}
+
+    @property
+    def utilisation(self) -> float | None:
+        """The share of the chips' peak arithmetic that useful members' matrix products are."""
+        if not self.generation or self.chip is None:
+            return None
+        used = sum(u.runs * u.flops for u in self.uses) * self.useful
+        return used / (self.generation * self.chip.flops)
+
+    @property
+    def useful(self) -> float:
+        """The share of the members scored that are candidates: the last group is filled up with copies."""
+        together = self.mesh.shape["pop"] * self.members_per_device
+        return self.population / (math.ceil(self.population / together) * together)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of the arrays (or shapes) of a pytree, on one device."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        sharding = getattr(x, "sharding", None)
+        shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+        total += math.prod(shape) * x.dtype.itemsize
+    return total
+
+
+def memory_limit(device: jax.Device) -> float | None:
+    """Bytes that a device has; None where it does not say (a CPU)."""
+    if (chip := chip_of(device)) is not None:
+        return chip.memory
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return None if stats is None else stats.get("bytes_limit")
+
+
+def plan_on(setup: Setup, mesh: Mesh, members_per_device: int, which: Callable[..., Any] = programs) -> Plan:
+    """Compile every program that a run runs on a mesh, or only `which`; nothing is read and nothing is executed.
+
+    Compiling stops at the first program that is too large for a device.
+    """
+    device = mesh.devices.flat[0]
+    chip, limit = chip_of(device), memory_limit(device)
+    candidates = setup.problem.load(mesh, abstract=True)
+    sources, prepared = map(bytes_per_device, candidates.held())
+    plan = Plan(
+        mesh, members_per_device, setup.strategy.population_size,
+        setup.config.search.evaluations // setup.strategy.population_size, sources, prepared, [], limit, chip,
+    )  # fmt: skip
+    if limit is not None and sources + prepared > limit:
+        return plan  # nothing more needs to be known
+    judge, current = setup.judge.on(mesh, members_per_device), list[Program]()
+
+    def compiled(program: Program) -> Any:
+        current.append(program)
+        return program.traced.lower().compile()
+
+    try:
+        for program, executable in which(setup, judge, candidates, compiled):
+            plan.uses.append(use_of(program, executable, chip, plan.uses))
+        if setup.problem.sources is not None:  # a path is exported by NumPy
+            export = export_program(setup.problem.sources, device)
+            plan.uses.append(use_of(export, compiled(export), chip, plan.uses))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        program, found = current[-1], TOO_LARGE.search(str(error))
+        size, unit = (found[1] or found[3], found[2] or found[4]) if found else ("0", "G")
+        temporaries = int(float(size) * UNITS[unit])
+        failed = Use(program.kind, program.name, program.runs, program.once, 0, 0, temporaries, 0, 0, 0, {})
+        return plan._replace(uses=[*plan.uses, failed], failed=f"the compiler refuses `{program.name}`")
+    return plan
+
+
+def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]) -> Use:
+    """What a compiled program takes of each device."""
+    memory, mesh = compiled.memory_analysis(), program.mesh
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # jaxlib 0.10.2 cannot read some of what libtpu 0.0.52 writes for v5p
+        text = None
+    ways = mesh.shape["model"]
+    cost = cost_of(program.traced.jaxpr, program.trips)
+    merges = program.kind == "merge"
+    merged = memory.output_size_in_bytes if merges else before[0].merged if program.made else program.model
+    outputs = 0 if merges else memory.output_size_in_bytes
+    if program.kind == "export":  # its inputs come from files, beside all that is there
+        outputs += memory.argument_size_in_bytes
+    cache = min(cache_on_device(program, text), memory.temp_size_in_bytes)
+    found = collectives(text, mesh, program.trips) if mesh.size > 1 and text else []
+    exchanged: dict[str, float] = {}
+    network = 0.0
+    for c in found:
+        n = math.prod(mesh.shape[axis] for axis in c.axes)
+        if n > 1:
+            # Of a ring: what each device sends; an all-reduce is a reduce-scatter and an all-gather.
+            sent = c.bytes * c.runs * (n - 1) / n * (2 if c.kind == "all-reduce" else 1)
+            name = " and ".join(axis for axis in mesh.axis_names if axis in c.axes)
+            exchanged[name] = exchanged.get(name, 0.0) + sent
+            network += sent
+    analysis = compiled.cost_analysis() or {}
+    estimate = analysis.get("optimal_seconds")
+    flops, moved = cost.matmul / ways, cost.bytes / ways
+    return Use(
+        program.kind, program.name, program.runs, program.once, merged, cache,
+        memory.temp_size_in_bytes - cache + outputs, flops,
+        cost.other / ways, moved, None if text is None else exchanged,
+        None if chip is None else flops / chip.flops,
+        None if chip is None else moved / chip.bandwidth,
+        None if chip is None else network / (chip.interconnect / 2),  # one direction
+        estimate if estimate is not None and estimate > 0 else None,
+        tuple(sorted(cost.unknown)),
+    )  # fmt: skip
+
+
+def cache_on_device(program: Program, text: str | None) -> int:
+    """Bytes of keys and values on each device: their shapes, as the compiler has split them (or, unread, evenly)."""
+    if program.cache is None:
+        return 0
+    itemsize = np.dtype(program.dtype).itemsize
+    if text is None:
+        return 2 * itemsize * math.prod(program.cache) // program.mesh.shape["model"]
+    depth, rows, slots, *_ = program.cache
+    shapes = re.findall(rf"(?:bf16|f16|f32)\[{depth},{rows},{slots},(\d+),(\d+)\]", text)
+    return 2 * itemsize * depth * rows * slots * min((int(n) * int(size) for n, size in shapes), default=0)
+
+
+def best_plan(setup: Setup, devices: Sequence[jax.Device]) -> Plan:
+    """The plan of a run on devices, on the mesh and with the members per device of its config, or chosen for it.
+
+    As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
+    do), then as many members at once as memory allows and the population has, unless they generate, which they do one
+    after another anyway. Where devices do not say how much memory they have, 1 and 1, which is fastest on a CPU.
+    If nothing fits, the plan with the most devices per member says so.
+    """
+    config = setup.config
+    members = config.members_per_device or 1
+    if config.mesh.model or config.mesh.pop or memory_limit(devices[0]) is None:
+        return more_members(setup, plan_on(setup, make_mesh(config.mesh.pop, config.mesh.model, devices), members))
+    heads = heads_of(setup.problem.model.specs)
+    ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == heads % n == 0]
+    for model in ways:
+        plan = plan_on(setup, make_mesh(None, model, devices), members)
+        if plan.fits:
+            return more_members(setup, plan)
+    return plan
+
+
+def more_members(setup: Setup, plan: Plan) -> Plan:
+    """The plan with as many members on each device as fit, up to eight, if the config leaves it open."""
+    generating = any(task.rollout.many_passes for task in setup.judge.tasks)
+    if setup.config.members_per_device or generating or not plan.fits or plan.limit is None:
+        return plan
+    wanted = math.ceil(plan.population / plan.mesh.shape["pop"])
+    for members in (8, 4, 2):
+        if members <= wanted and (more := plan_on(setup, plan.mesh, members)).fits:
+            return more
+    return plan

@@ -1,0 +1,1 @@
+"""What is searched: a problem and its candidates, one file a kind."""

@@ -1,0 +1,179 @@
+"""Parameter space: the coefficients of a recipe."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jevomerge.checkpoint.memory import InMemory
+from jevomerge.checkpoint.source import Checkpoint, Source
+from jevomerge.genome.schema import Gene
+from jevomerge.genome.space import Space, express, make_space, start_of, starts
+from jevomerge.methods.bank import Bank, Merge, abstract_bank, build, in_scan, make_bank
+from jevomerge.methods.registry import get_method
+from jevomerge.models.layers import Params
+from jevomerge.models.model import Language
+from jevomerge.models.specs import shardings, unflatten
+from jevomerge.problems.problem import Baseline, Candidates, Instance
+from jevomerge.recipe.opening import Opener
+from jevomerge.recipe.resolve import Coefficients
+from jevomerge.recipe.schema import Recipe
+from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_folder import merge_to_folder, write_beside_weights, write_hollow
+from jevomerge.strategies.registry import make_strategy
+from jevomerge.strategies.schema import Search
+from jevomerge.strategies.strategy import Strategy
+from jevomerge.tokenizers.load import load_tokenizer
+
+
+class WeightProblem:
+    """Parameter space: the coefficients of a recipe."""
+
+    no_gradient = "no gene has a gradient (see README.md, Merge methods); leave refine out"
+
+    def __init__(
+        self, recipe: Recipe, genome: Mapping[str, Gene], mean: float | None = 0.5, opener: Opener = Checkpoint
+    ):
+        """Open the sources and build the search space; no weight is read.
+
+        The search starts at `mean` of all ranges; None: at the recipe's own numbers, which then are all there.
+        """
+        self.sources = Sources(recipe, searched=() if mean is None else tuple(genome), opener=opener)
+        self.merge = Merge(self.sources.method, self.sources.dtype)
+        self.space: Space = make_space(self.sources, genome)
+        self.names = self.space.names
+        self.mean: float | np.ndarray = start_of(self.space, self.sources.coefficients) if mean is None else mean
+        self.notes = self.sources.notes
+        self.checkpoints = self.sources.checkpoints
+        self.model = self.sources.model
+        self.scores_sources = self.sources.plain
+        self.title = f"{self.sources.method.name} of {', '.join(self.sources.names)}"
+        parameters = {p.name: p for p in self.sources.method.parameters}
+        searched = [parameters[name.rpartition("/")[2]] for name in self.names]
+        self.gradient = np.array([p.kind == "float" and p.differentiable for p in searched], bool)
+
+    def strategy(self, search: Search, seed: int = 0) -> Strategy:
+        """By default CMA-ES."""
+        settings = (search.population, self.mean, search.sigma, seed)
+        return make_strategy(search.strategy or "cma_es", len(self.names), *settings)
+
+    def starts(self, which: Sequence[str]) -> np.ndarray:
+        """The sources, their average, sparsified sources."""
+        return starts(self.space, self.sources, which)
+
+    def values(self, genome: np.ndarray) -> dict[str, float]:
+        """The genes by name."""
+        return self.space.values(genome)
+
+    def distinct(self, genomes: np.ndarray) -> np.ndarray:
+        """(P, n) -> (P, n) float32, equal where candidates are."""
+        return genomes.astype(np.float32)
+
+    def coefficients(self, genome: np.ndarray) -> Coefficients:
+        """The recipe's coefficients for a genome, as the search itself expresses it."""
+        return jax.tree.map(np.asarray, jax.jit(express)(self.space, jnp.asarray(genome, jnp.float32)))
+
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Merged:
+        """Read the sources and prepare the method, or only find shapes."""
+        trees = self.sources.load(mesh, abstract=abstract)
+        arguments = (self.merge, self.sources.specs, *trees, self.sources.keys())
+        if not abstract:
+            return Merged(make_bank(*arguments, mesh), self.space, self.merge)
+        assert mesh is not None
+        return Merged(abstract_bank(*arguments, mesh), jax.eval_shape(lambda: self.space), self.merge)
+
+    def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
+        """Of whole models their average, and each as it lies in the bank; slices are no models."""
+        assert isinstance(candidates, Merged)
+        if not self.sources.plain:
+            return
+        bank = candidates.bank
+        yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
+        for name, leaves in zip(self.sources.names, bank.sources, strict=True):
+            yield Baseline(name, self.model, lambda mesh, leaves=leaves: unflatten(leaves))  # type: ignore[misc]
+
+    def plain_average(self, bank: Bank, mesh: Mesh) -> Params:
+        """The sources' average."""
+        count = len(bank.sources)
+        equal = {
+            s.path: {
+                "weight": jnp.ones((*s.leading, count)),
+                "normalize": jnp.ones(s.leading),
+            }
+            for s in self.sources.specs
+        }
+        nothing = dict.fromkeys(bank.sources[0], ())
+        merge = Merge(get_method("linear"), self.merge.dtype)
+        where = unflatten(shardings(mesh, self.sources.specs))
+        make = jax.jit(build, static_argnums=0, out_shardings=where)
+        return make(merge, Bank(bank.sources, None, nothing, bank.keys, bank.specs), equal)
+
+    def tokenizer(self) -> Any | None:
+        """That of the recipe: one of the sources', or one that is made of theirs; models in memory have none."""
+        if isinstance(self.sources.like, InMemory):
+            return None
+        if self.sources.alignment is None:
+            return load_tokenizer(self.sources.like.folder)
+        with tempfile.TemporaryDirectory(prefix="jevomerge-") as folder:
+            write_beside_weights(Path(folder), self.sources)
+            for name, values in self.sources.files.items():  # config.json names the tokenizer's class
+                (Path(folder) / name).write_text(json.dumps(values))
+            return load_tokenizer(Path(folder))
+
+    def exported(self, hops: int | None = None) -> tuple[Language, str]:
+        """Those of the merge."""
+        return self.model, self.merge.dtype
+
+    def export(self, genome: np.ndarray, out: Path, **options: Any) -> None:
+        """Write the merged model of a genome as a folder; `options` as for `merge_to_folder`."""
+        merge_to_folder(self.sources, self.coefficients(genome), out, **options)
+
+    def reopen(self, folder: Path) -> Source:
+        """What `export` wrote."""
+        if isinstance(self.sources.like, InMemory):
+            return InMemory.read(folder, self.model)
+        return Checkpoint(folder)
+
+    def hollow(self, out: Path) -> bool:
+        """All but the weights is known."""
+        write_hollow(out, self.sources)
+        return True
+
+
+@flax.struct.dataclass
+class Merged(Candidates):
+    """Parameter space: a genome is the coefficients of a merge."""
+
+    bank: Bank
+    space: Space
+    merge: Merge = flax.struct.field(pytree_node=False)
+    batched = True
+
+    def make(self, genome: Array) -> Params:
+        """(n,) -> merged parameters."""
+        return build(self.merge, self.bank, express(self.space, genome))
+
+    def model(self, made: Params | None, genome: Array, slots: int | None = None) -> Instance:
+        """The model; if nothing was made, it is merged block by block in the layer scan."""
+        if made is not None:
+            return Instance(made)
+        return Instance(*in_scan(self.merge, self.bank, express(self.space, genome)))
+
+    def held(self) -> tuple[Any, Any]:
+        """The bank: models and base, and what the method prepares."""
+        return (self.bank.sources, self.bank.base), (self.bank.prepared, self.bank.keys)
+
+    def unrounded(self) -> Merged:
+        """The same in float32."""
+        return Merged(self.bank, self.space, self.merge._replace(dtype="float32"))

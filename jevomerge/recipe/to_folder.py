@@ -1,0 +1,135 @@
+"""Merging from files to a folder, one tensor at a time.
+
+The memory needed is that of one tensor from every source and one result, whatever the size of the models.
+The numbers are those of a merge in memory: the same `merge_tensor` runs on the same values.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jevomerge.checkpoint.card import model_card
+from jevomerge.checkpoint.export import copy_tokenizer, export_folder, refuse_existing, write_model
+from jevomerge.checkpoint.files import read_json
+from jevomerge.methods.bank import Merge, merge_tensor
+from jevomerge.recipe.parts import Tensor
+from jevomerge.recipe.resolve import Coefficients
+from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.write import write_recipe
+from jevomerge.tokenizers.chat import write_chat_template
+from jevomerge.tokenizers.vocabulary import write_tokenizer
+
+
+def merge_to_folder(
+    sources: Sources,
+    coefficients: Coefficients,
+    out: str | Path,
+    *,
+    title: str | None = None,
+    recipe: str | None = None,
+    score: Callable[[Path], Mapping[str, Mapping[str, float]]] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the merge of `sources` with `coefficients` as a Hugging Face folder `out`.
+
+    Args:
+        sources: of the recipe, opened.
+        coefficients: {path: {parameter: (..., [N])}}.
+        out: a folder that does not exist yet.
+        title: of the model card, by default the folder's name.
+        recipe: the text to keep as recipe.yaml, by default `write_recipe(sources, coefficients)`.
+        score: called with the folder when its weights are written, gives {model: {column: score}} for the card.
+        progress: called with (tensors written, tensors in all).
+    """
+    refuse_existing(Path(out))
+    method = sources.method
+    for checkpoint in sources.checkpoints:
+        checkpoint.check_head()
+    keys = sources.keys()
+
+    pooled: dict[str, Any] = {}
+    if method.pool is not None:  # a first pass over all tensors
+        rows = [(method.prepare(*_read(sources, t)), int(np.prod(t.spec.shape))) for t in sources.tensors]
+        pooled = dict(zip((t.name for t in sources.tensors), method.pool(rows), strict=True))
+
+    kernel = jax.jit(functools.partial(merge_tensor, Merge(method, sources.dtype)))
+
+    def merged(tensor: Tensor) -> np.ndarray:
+        path, at = tensor.spec.path, tensor.at
+        arrays, base = _read(sources, tensor)
+        prepared = pooled[tensor.name] if pooled else method.prepare(arrays, base)
+
+        def here(values: np.ndarray, per_model: bool) -> np.ndarray:
+            row = np.asarray(values[at] if at else values)
+            return row[: len(arrays)] if per_model else row
+
+        own = {p.name: here(coefficients[path][p.name], p.per_model) for p in method.parameters}
+        return np.asarray(kernel(arrays, base, own, prepared, here(keys[path], True)))
+
+    results = enumerate(ahead(merged, sources.tensors, [int(np.prod(t.spec.shape)) for t in sources.tensors]))
+
+    def following(name: str, *_: Any) -> np.ndarray:
+        i, array = next(results)
+        assert sources.tensors[i].name == name  # files are written in this order
+        progress(i + 1, len(sources.tensors))
+        return array
+
+    text = recipe or write_recipe(sources, coefficients)
+    with export_folder(out) as folder:
+        write_model(folder, sources.files, sources.specs, sources.dtype, following)
+        write_beside_weights(folder, sources)
+        (folder / "recipe.yaml").write_text(text)
+        card = model_card(title or Path(out).name, text, sources.checkpoints, score(folder) if score else None)
+        (folder / "README.md").write_text(card)
+
+
+def write_beside_weights(folder: Path, sources: Sources) -> None:
+    """The merged model's tokenizer, chat template and generation config."""
+    if sources.alignment is None:
+        copy_tokenizer(folder, sources.like)
+    else:
+        write_tokenizer(folder, sources.alignment)
+        if (path := sources.like.folder / "generation_config.json").exists():
+            values = read_json(path)
+            values |= sources.special_ids(values)
+            (folder / path.name).write_text(json.dumps(values, indent=2) + "\n")
+    if sources.chat_template is not None:
+        write_chat_template(folder, sources.chat_template)
+
+
+def write_hollow(folder: Path, sources: Sources) -> None:
+    """The merged model as a new `folder` whose weights are holes: enough to check what is to be made of it."""
+    folder.mkdir()
+    write_model(folder, sources.files, sources.specs, sources.dtype, None)
+    write_beside_weights(folder, sources)
+
+
+def ahead(
+    work: Callable[[Tensor], np.ndarray], tensors: Sequence[Tensor], sizes: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """`work` of every tensor in order, done for as many at once as are together no larger than the largest."""
+    room, begun = max(sizes), 0
+    running: collections.deque[concurrent.futures.Future[np.ndarray]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for size in sizes:
+            while begun < len(tensors) and sizes[begun] <= room:
+                running.append(pool.submit(work, tensors[begun]))
+                room -= sizes[begun]
+                begun += 1
+            yield running.popleft().result()
+            room += size
+
+
+def _read(sources: Sources, tensor: Tensor) -> tuple[list[jax.Array], jax.Array | None]:
+    arrays, base = sources.read(tensor)
+    return [jax.device_put(a) for a in arrays], None if base is None else jax.device_put(base)

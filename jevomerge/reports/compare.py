@@ -1,0 +1,218 @@
+"""Several runs side by side: a table, and a page with their fitness in common figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from rich.table import Table
+
+from jevomerge.config import StagedConfig, read_run
+from jevomerge.errors import InputError
+from jevomerge.reports.figures import curves_figure
+from jevomerge.reports.heldout import Estimate, bootstrap, interval
+from jevomerge.reports.look import svg
+from jevomerge.reports.page import render
+from jevomerge.reports.record import Run, read_record, read_run_folder
+from jevomerge.reports.words import number, thousands
+
+
+class Entry(NamedTuple):
+    """A run in the table."""
+
+    name: str
+    record: Run
+    search: float | None  # fitness of the outcome, or the highest so far
+    tokens: dict[str, int]  # by what they were for; {}: not counted
+    heldout: Estimate | None  # None: not known yet
+    difference: Estimate | None  # of that to the first run's, if both were judged by the same examples
+    alike: bool  # judged by what judged the first run, on the held-out split
+
+    @property
+    def state(self) -> str:
+        """How far it is, if not finished."""
+        asked = self.record.config.search.evaluations
+        return (
+            "" if self.record.result else f"not finished, {len(self.record.evaluations)} of about {asked} evaluations"
+        )
+
+
+class Curve(NamedTuple):
+    """How a run's best fitness grew, evaluation by evaluation."""
+
+    evaluations: np.ndarray
+    seconds: np.ndarray
+    tokens: np.ndarray | None
+    best: np.ndarray
+    finished: bool
+
+
+def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
+    """The runs by the shortest names that tell them apart; of several stages all that have begun."""
+    found: dict[str, tuple[str, Run]] = {}  # by folder
+    for folder in map(Path, folders):
+        config = read_run_folder(folder)
+        stages = [(s.name, folder / s.name) for s in config.stages] if isinstance(config, StagedConfig) else None
+        for stage, own in [("", folder)] if stages is None else stages:
+            if (own / "config.yaml").exists():
+                name = f"{config.name}/{stage}" if stage else config.name
+                found[str(own)] = name, read_record(own, read_run(own / "config.yaml"))
+    if len(found) < 2:
+        raise InputError("compare: give two runs or more, each once")
+    count = Counter(name for name, _ in found.values())
+    return {name if count[name] == 1 else folder: record for folder, (name, record) in found.items()}
+
+
+def make_entries(runs: dict[str, Run]) -> list[Entry]:
+    """A row per run, in their order."""
+    (reference, first), *_ = runs.items()
+    alike = {name: judged(record, "heldout") == judged(first, "heldout") for name, record in runs.items()}
+    together = {n: s for n, r in runs.items() if alike[n] and (s := heldout_scores(r)) is not None}
+    drawn = draw(together, first)  # the same examples for all of them
+    entries = []
+    for name, record in runs.items():
+        own = drawn if name in drawn else draw({name: s} if (s := heldout_scores(record)) else {}, record)
+        heldout = difference = None
+        if name in own:
+            value = heldout_of(record)
+            heldout = Estimate(value, *interval(own[name]))
+            if name in drawn and name != reference and reference in drawn:
+                difference = Estimate(value - heldout_of(first), *interval(drawn[name] - drawn[reference]))
+        tokens = {what: sum(pair) for what, pair in record.spent.items()}
+        entries.append(Entry(name, record, search_of(record), tokens, heldout, difference, alike[name]))
+    return entries
+
+
+def judged(record: Run, split: str) -> Any:
+    """What a split's scores mean: equal where scores can be compared."""
+    settings = {t.name: t.model_dump(exclude={"search", "heldout"}) for t in record.config.tasks}
+    return settings, record.environment.get("data", {}).get(split)
+
+
+def search_of(record: Run) -> float | None:
+    """The fitness of the outcome on the search split, or the highest so far."""
+    if record.result is not None:
+        return record.result["best"]["search"]
+    return None if np.isnan(record.fitness).all() else float(record.fitness[record.best])
+
+
+def heldout_of(record: Run) -> float:
+    """The outcome's held-out score, where there is one."""
+    assert record.heldout is not None
+    return record.heldout["best"]["heldout"]
+
+
+def heldout_scores(record: Run) -> dict[str, np.ndarray] | None:
+    """{task: (n,)} of the outcome on the held-out examples; None before it is known, or if nothing is held out."""
+    if record.heldout is None or record.heldout["best"] is None or not any(t.apart for t in record.config.tasks):
+        return None
+    return {t.name: np.array(record.heldout["best"]["scores"][t.name], np.float64) for t in record.config.tasks}
+
+
+def draw(scores: dict[str, dict[str, np.ndarray]], record: Run) -> dict[str, np.ndarray]:
+    """{run: (B,)} held-out scores of runs with the tasks of `record`, on resampled examples."""
+    if not scores:
+        return {}
+    tasks = record.config.tasks
+    stacked = {t.name: np.stack([s[t.name] for s in scores.values()]) for t in tasks}
+    return dict(zip(scores, bootstrap(stacked, {t.name: t.weight for t in tasks}).T, strict=True))
+
+
+# --- as a table of the terminal -----------------------------------------------------------------------------
+
+
+def table(entries: Sequence[Entry]) -> Table:
+    """For the terminal."""
+    made = Table("run", "strategy")
+    compared = any(e.difference for e in entries)
+    last = (f"against {entries[0].name}",) if compared else ()
+    for column in ("genes", "evaluations", "seconds", "tokens", "search", "held-out", *last):
+        made.add_column(column, justify="right")
+    for e in entries:
+        cells = (
+            str(len(e.record.genes)),
+            str(len(e.record.evaluations)),
+            f"{e.record.seconds.sum():.0f}",
+            "\n".join(tokens_of(e)) or "–",
+            number(e.search),
+            written(e.heldout),
+        )
+        made.add_row(e.name, e.record.strategy, *cells, *((written(e.difference, True),) if compared else ()))
+    return made
+
+
+def tokens_of(entry: Entry) -> list[str]:
+    """What a run took, in all and, if that is not the same, by what it was for."""
+    each = [f"{what} {thousands(count)}" for what, count in entry.tokens.items()]
+    return [thousands(sum(entry.tokens.values())), *(each if len(each) > 1 else [])] if each else []
+
+
+def written(of: Estimate | None, sign: bool = False) -> str:
+    """A number and, on the next line, its interval."""
+    return f"{number(of.value, 4, sign)}\n{number(of.low, 3, sign)} to {number(of.high, 3, sign)}" if of else "–"
+
+
+def notes(entries: Sequence[Entry]) -> list[str]:
+    """What is to be known of the table."""
+    found = [f"{e.name}: {e.state}" for e in entries if e.state]
+    if estimated := [e.name for e in entries if e.record.config.search.anchors is not None]:
+        found.append(
+            f"{', '.join(estimated)}: the curves are of estimates from anchors, the scores in the table are not"
+        )
+    if others := [e.name for e in entries if not e.alike]:
+        found.append(
+            f"{', '.join(others)}: judged by other tasks or held-out examples than {entries[0].name}, so scores are no "
+            "comparison"
+        )
+    return found
+
+
+# --- as a page ----------------------------------------------------------------------------------------------
+
+
+def curve(record: Run) -> Curve:
+    """From evaluations.jsonl, in its order."""
+    best = np.fmax.accumulate(record.fitness) if record.evaluations else np.zeros(0)
+    tokens = None if record.tokens is None else record.tokens.sum(axis=1).cumsum()
+    return Curve(np.arange(1, len(best) + 1), record.seconds.cumsum(), tokens, best, record.result is not None)
+
+
+def compare_page(entries: Sequence[Entry]) -> str:
+    """The page of several runs; those whose fitness means the same share figures."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        if not entry.record.evaluations:
+            continue
+        meaning = judged(entry.record, "search")
+        for group in groups:
+            if judged(group[0].record, "search") == meaning:
+                group.append(entry)
+                break
+        else:
+            groups.append([entry])
+    sections = [{"names": [e.name for e in group], "figures": group_figures(group)} for group in groups]
+    tokens = {e.name: tokens_of(e) for e in entries}
+    shown = {"entries": entries, "tokens": tokens, "notes": notes(entries), "sections": sections}
+    return render("compare.html.jinja", name="Runs compared", **shown)
+
+
+def group_figures(group: Sequence[Entry]) -> list[Markup]:
+    """Best fitness against evaluations, seconds and, where they were counted, tokens."""
+    curves = {e.name: curve(e.record) for e in group}
+    known = [{n: row["search"] for n, row in e.record.references().items()} for e in group]
+    common = {name: value for name, value in known[0].items() if all(k.get(name) == value for k in known)}
+    axes: dict[str, Callable[[Curve], np.ndarray | None]] = {
+        "evaluations": lambda c: c.evaluations,
+        "seconds of search": lambda c: c.seconds,
+        "tokens": lambda c: c.tokens,
+    }
+    made = []
+    for label, get in axes.items():
+        lines = {n: (x, c.best, c.finished) for n, c in curves.items() if (x := get(c)) is not None}
+        if lines:
+            made.append(svg(curves_figure(lines, common, label), f"Best fitness so far of each run against {label}"))
+    return made

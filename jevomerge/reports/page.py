@@ -1,0 +1,269 @@
+"""From a run folder to its page, report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from jevomerge.checkpoint.files import write_atomically
+from jevomerge.config import StagedConfig, read_run
+from jevomerge.errors import InputError
+from jevomerge.genome.names import GeneName
+from jevomerge.reports.figures import (
+    coefficient_panels,
+    coefficients_figure,
+    fitness_figure,
+    history_figure,
+    progress,
+)
+from jevomerge.reports.front import front_of_run, front_table
+from jevomerge.reports.heldout import best_parent, other_scores, scores_by_task, standings, wins_and_losses
+from jevomerge.reports.look import png, svg
+from jevomerge.reports.path_history import path_history
+from jevomerge.reports.path_picture import path_figure
+from jevomerge.reports.record import Paths, Run, read_paths, read_record, read_run_folder, weight_space
+from jevomerge.reports.words import cut, judged_by, number, ran_on, searched, thousands
+from jevomerge.strategies.strategy import PARETO
+
+PAGE, PICTURE = "report.html", "path.png"
+MARK = "<!-- jevomerge report -->"  # in the first lines of what may be overwritten
+
+
+def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+    """Write a run's page, and path.png if paths were searched; of several stages a page each and one that links them.
+
+    Args:
+        folder: a run folder, finished or not.
+        output: where to write the page, without path.png; by default report.html in the folder.
+
+    Returns:
+        the page.
+
+    Raises:
+        InputError: for a folder that is no run, or a file in the way that is no report.
+    """
+    folder = Path(folder)
+    page = Path(output) if output is not None else folder / PAGE
+    config = read_run_folder(folder)
+    if isinstance(config, StagedConfig):
+        if output is not None:
+            names = ", ".join(str(folder / s.name) for s in config.stages)
+            raise InputError(f"{folder} has stages, each with a page of its own; with --output name one: {names}")
+        check_replaceable(page)
+        write_atomically(page, stages_page(config, folder))
+        return page
+    check_replaceable(page)
+    record = read_record(folder, config)
+    paths = read_paths(record) if record.config.path is not None and record.evaluations else None
+    if paths is not None and output is None:
+        (folder / PICTURE).write_bytes(png(picture_of(record, paths)))
+    write_atomically(page, run_page(record, paths))
+    return page
+
+
+def check_replaceable(page: Path) -> None:
+    """Only a report is ever overwritten.
+
+    Raises:
+        InputError: for anything else in its place.
+    """
+    if not page.parent.is_dir():
+        raise InputError(f"{page.parent} is not a folder; make it, or choose another --output")
+    if page.is_dir() or (page.exists() and MARK.encode() not in page.read_bytes()[:200]):
+        raise InputError(f"{page} exists and is no report, it is not overwritten; choose another --output")
+
+
+def stages_page(config: StagedConfig, folder: Path) -> str:
+    """The page that links those of the stages, which are written too."""
+    rows = []
+    for stage in config.stages:
+        own = folder / stage.name
+        begun = (own / "config.yaml").exists()
+        record = read_record(own, read_run(own / "config.yaml")) if begun else None
+        if begun:
+            write_report(own)
+        rows.append({"name": stage.name, "page": f"{stage.name}/{PAGE}", "record": record})
+    return render("stages.html.jinja", name=config.name, stages=rows)
+
+
+def run_page(record: Run, paths: Paths | None) -> str:
+    """The page of one run."""
+    tasks = record.config.tasks
+    apart = [task for task in tasks if task.apart]
+    heldout = record.heldout if apart else None  # else nothing is held out
+    recipes = [p for name in ("recipe.yaml", "path.txt") if (p := record.folder / "best" / name).exists()]
+    return render(
+        "run.html.jinja",
+        name=record.config.name,
+        record=record,
+        headline=headline(record),
+        searched=searched(record, paths),
+        judged=judged_by(record.config),
+        paths=paths,
+        figures=figures(record, paths),
+        apart=bool(apart),
+        front=front_table(record) if several_goals(record) else [],
+        history=path_history(record, paths) if paths else None,
+        standings=standings(heldout, tasks) if heldout else [],
+        parent=best_parent(heldout) if heldout else None,
+        others=other_scores(heldout, tasks) if heldout else [],
+        cases=[c for t in apart if (c := wins_and_losses(heldout, t)) is not None] if heldout else [],
+        by_task=scores_by_task(heldout) if heldout and len(tasks) > 1 else {},
+        recipes={path.name: path.read_text() for path in recipes},
+        cost=cost(record),
+        ran_on=ran_on(record.environment),
+        config=yaml.safe_dump(record.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        environment=json.dumps({k: v for k, v in record.environment.items() if k != "genes"}, indent=2),
+    )
+
+
+def render(template: str, **context: Any) -> str:
+    """A page from its template."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jevomerge.reports", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "cut": cut, "thousands": thousands}
+    return environment.get_template(template).render(mark=Markup(MARK), **context)
+
+
+def several_goals(record: Run) -> bool:
+    """Whether a front was searched, and there is something to show of it."""
+    return record.config.search.strategy == PARETO and not np.isnan(record.fitness).all()
+
+
+def headline(record: Run) -> dict[str, Any]:
+    """The big numbers: the result, or the best so far, against the best source and the average."""
+    references = record.references()
+    sources = {name: row for name, row in references.items() if name != "plain average"}
+    best: Mapping[str, float | None] | None = record.result["best"] if record.result else None
+    if best is None and not np.isnan(record.fitness).all():
+        best = {"search": float(record.fitness[record.best]), "heldout": None}
+    if best is not None and not any(task.apart for task in record.config.tasks):
+        best = {**best, "heldout": None}
+    top = {
+        split: max(sources, key=lambda n: np.nan_to_num(sources[n][split], nan=-np.inf)) if sources else None
+        for split in ("search", "heldout")
+    }
+    return {"best": best, "top": top, "sources": sources, "average": references.get("plain average")}
+
+
+def cost(record: Run) -> dict[str, str]:
+    """What the run took."""
+    searching, count = record.seconds.sum(), len(record.evaluations)
+    rows = {"evaluations": f"{count} in {len(record.generations)} generations"}
+    if failed := int(np.isnan(record.fitness).sum()):
+        rows["without a fitness"] = f"{failed} (not a number)"
+    if copies := sum("copy_of" in e for e in record.evaluations):
+        rows["known already"] = f"{copies}, the same candidates as earlier ones, at no cost"
+    if stopped := sum("stopped" in e and "copy_of" not in e for e in record.evaluations):
+        rows["stopped by racing"] = f"{stopped}, before all examples were scored"
+    if estimated := sum("estimate" in e for e in record.evaluations):
+        rows["estimated from anchors"] = f"{estimated}; the finalists were then scored on all examples"
+    if refined := sum("refined" in e for e in record.evaluations):
+        rows["refined by gradients"] = str(refined)
+    rows["seconds of search"] = f"{searching:.1f}"
+    if searching:
+        rows["evaluations per second"] = f"{count / searching:.2f}"
+    if spent := record.spent:
+        prompt, answer = spent["search"]
+        rows["tokens of search"] = f"{thousands(prompt + answer)}, without padding"
+        rows["among them"] = f"{thousands(prompt)} of prompts, {thousands(answer)} of answers"
+        if searching:
+            rows["tokens per second"] = thousands((prompt + answer) / searching)
+        others = [name for name in spent if name != "search"]
+        rows |= {f"tokens of {name}": f"{thousands(sum(spent[name]))}, {WHERE[name]}" for name in others}
+        if others:
+            rows["tokens in all"] = thousands(sum(map(sum, spent.values())))
+    if record.result is not None:
+        rows["seconds in all"] = f"{record.result['seconds']:.1f}, with the sources' scores and the export"
+    return rows
+
+
+WHERE = {
+    "gradients": "each step's; a gradient costs about three forward passes",
+    "finalists": "on the whole search split",
+    "sources": "with their average, on both splits",
+    "result": "on both splits",
+}
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def figures(record: Run, paths: Paths | None) -> dict[str, Markup]:
+    """The page's figures by name, those that the run has something for."""
+    if not record.evaluations:
+        return {}
+    course = progress([record.fitness[g] for g in record.generations])
+    search = {name: row["search"] for name, row in record.references().items()}
+    made = {"fitness": svg(fitness_figure(course, search), "Fitness over generations, against that of the sources")}
+    if several_goals(record):
+        made["front"] = svg(
+            front_of_run(record), "All candidates by their scores in the first two tasks, and the front"
+        )
+    count, several = record.num_weight_genes, len(record.generations) > 1
+    if count:
+        space = weight_space(record)
+        bounds = zip(space.names, zip(space.low.tolist(), space.high.tolist(), strict=True), strict=True)
+        ranges = {GeneName.parse(name).parameter: pair for name, pair in bounds}
+        panels = coefficient_panels(space.values(record.genomes[record.best, :count].astype(np.float32)), ranges)
+        made["coefficients"] = svg(coefficients_figure(panels), "Coefficients of the best genome by layer and source")
+        if several:
+            made["genes"] = svg(genes_figure(record), "Genes over generations: mean and best of each")
+    if paths is not None:
+        made["path"] = svg(picture_of(record, paths), "The best path, hop by hop, through the models' layers")
+        if several:
+            made["slots"] = svg(slots_figure(record, paths), "Share of each generation with a slot on")
+    return made
+
+
+def picture_of(record: Run, paths: Paths) -> Figure:
+    """The figure of the best path."""
+    return path_figure(paths.space.models, paths.space.depths, paths.hops(record.best), paths.passes(record.best))
+
+
+def genes_figure(record: Run) -> Figure:
+    """The recipe's genes over generations, ordered by parameter, component, source and layer."""
+    names = [GeneName.parse(name) for name in record.genes[: record.num_weight_genes]]
+    parts = list(dict.fromkeys(g.part for g in names))
+    blocks = list(dict.fromkeys((g.parameter, g.source) for g in names))
+
+    def place(i: int) -> tuple[Any, ...]:
+        gene = names[i]
+        return blocks.index((gene.parameter, gene.source)), parts.index(gene.part), gene.order
+
+    order = sorted(range(len(names)), key=place)
+    several = len({g.parameter for g in names}) > 1
+    rows = []
+    for gene in (names[i] for i in order):
+        block = [gene.source or "all sources", *([gene.parameter] if several else [])]
+        where = gene.group if gene.place or gene.part else ""
+        rows.append((" ".join(block), " · ".join(filter(None, (where, *block)))))
+    means = np.stack([record.genomes[g].mean(0) for g in record.generations], 1)[: len(names)][order]
+    bests = record.genomes[record.champions()].T[: len(names)][order]
+    panels = {"mean of the generation": means, "best of the generation": bests}
+    return history_figure(panels, rows, "share of the range")
+
+
+def slots_figure(record: Run, paths: Paths) -> Figure:
+    """The slots over generations, pass by pass."""
+    usage = np.stack([paths.on[g].mean(0) for g in record.generations], 1)
+    space = paths.space
+    rows = [
+        (f"{model}, pass {repeat + 1}", f"{model}:{layer}, pass {repeat + 1}")
+        for repeat in range(space.repeats)
+        for model, layer in space.layers
+    ]
+    return history_figure({"share of the generation with the slot on": usage}, rows, "share on")

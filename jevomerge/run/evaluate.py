@@ -1,0 +1,109 @@
+"""`jevomerge evaluate`: score a model on a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.errors import InputError
+from jevomerge.fitness.judge import make_judge
+from jevomerge.fitness.ready import make_ready
+from jevomerge.fitness.schema import AnyTask, read_tasks
+from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.tokenizers.load import load_tokenizer
+
+
+def evaluate(
+    model: str | Path,
+    task: str | Path,
+    split: str | None = None,
+    json: str | Path | None = None,
+    *,
+    observer: Observer = SILENT,
+) -> dict[str, Any]:
+    """Score a model on a task, or as lm-evaluation-harness does on tasks of its own.
+
+    Args:
+        model: a Hugging Face folder, or a hub name.
+        task: the YAML of a task, or of several of the harness's.
+        split: "search" or "heldout", by default "heldout"; the harness's tasks name theirs themselves.
+        json: where to write what is returned, too.
+        observer: is told the scores, a line each.
+
+    Returns:
+        {"model", "split", "results": {task: {metric: its value}}, "examples": {task: the score of each}, "texts":
+        {task: what was written for each}}. The first metric is the fitness. Of the harness's tasks the metrics are
+        those that it names, "acc,none" and "acc_stderr,none", and there are no examples and texts.
+
+    Raises:
+        InputError: for whatever is wrong with the task, its data or the model.
+    """
+    if json is not None:
+        refuse_existing(Path(json))
+        if not Path(json).parent.is_dir():
+            raise InputError(f"--json: {Path(json).parent} is not a folder")
+    tasks, checkpoint = read_tasks(task), Checkpoint(str(model))
+    result: dict[str, Any] = {"model": str(model), "split": split, "results": {}, "examples": {}, "texts": {}}
+    if len(tasks) == 1 and tasks[0].harness is None:
+        result |= by_own(tasks[0], checkpoint, split or "heldout", observer)
+    else:
+        result["results"] = by_harness(tasks, checkpoint, split, observer)
+    if json is not None:
+        write_atomically(Path(json), dumps(result) + "\n")
+    return result
+
+
+def by_own(task: AnyTask, model: Checkpoint, split: str, observer: Observer) -> dict[str, Any]:
+    """The scores of a task of our own."""
+    ready = make_ready([task], load_tokenizer(model.folder), model.model)
+    judge = make_judge(ready, model.model, splits=[split])
+    scores = judge.model(model.load(), split, write=lambda path: path.symlink_to(model.folder.resolve()))
+    fitness, _ = judge.fitness(scores)
+    examples = scores.fitness[task.name].tolist()
+    what = f"{split}, {len(examples)} examples" if task.apart else f"scores: {len(examples)}"
+    observer.line(f"{task.name} ({what}, {task.score}): {fitness:.4f}")
+    also = judge.also(scores.texts, split).get(task.name, {})
+    for criterion, score in also.items():
+        observer.line(f"  by {criterion}: {score:.4f}")
+    return {
+        "split": split,
+        "results": {task.name: {str(task.score): fitness, **also}},
+        "examples": {task.name: examples},
+        "texts": scores.texts,
+    }
+
+
+def by_harness(
+    tasks: Sequence[AnyTask], model: Checkpoint, split: str | None, observer: Observer
+) -> dict[str, dict[str, Any]]:
+    """The metrics of tasks of lm-evaluation-harness, with their errors."""
+    from jevomerge.fitness.harness.task import evaluate, find, require
+
+    if own := [t.name for t in tasks if t.harness is None]:
+        raise InputError(f"--task: {', '.join(own)} is not a task of the harness; evaluate it by its own file")
+    if split is not None:
+        raise InputError("--split: the harness scores the split that its task names; leave --split out")
+    require()
+    from jevomerge.fitness.harness.model import HarnessModel
+
+    chosen = [t.harness for t in tasks if t.harness is not None]
+    for harness in chosen:
+        find(harness)  # a name that is wrong is found out before weights are read
+    judged = HarnessModel(model.load(), model.model, load_tokenizer(model.folder), model.model.max_length)
+    results: dict[str, dict[str, Any]] = {}
+    for harness in chosen:
+        for name, row in evaluate(harness, judged).items():
+            results[name] = row
+            for key, value in row.items():
+                metric, _, how = key.partition(",")
+                if not how or metric.endswith("_stderr") or not isinstance(value, float | int):
+                    continue
+                error = row.get(f"{metric}_stderr,{how}")
+                shown = f" ± {error:.4f}" if isinstance(error, float) else ""
+                observer.line(f"{name}: {metric} {value:.4f}{shown}" + (f" ({how})" if how != "none" else ""))
+    return results

@@ -1,0 +1,49 @@
+"""`jevomerge export`: write a genome of a run as a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jevomerge.config import read_run
+from jevomerge.errors import InputError
+from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.search.archive import read_archive
+from jevomerge.search.setup import set_up
+
+
+def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Observer = SILENT) -> Path:
+    """Merge a genome of a run again and write it as a Hugging Face folder.
+
+    Args:
+        run: a run folder.
+        genome: "best", or the number of an evaluation, from 0.
+        out: the folder to write; it must not exist.
+        observer: is told how far the merge is.
+
+    Returns:
+        the folder.
+
+    Raises:
+        InputError: for a genome that the run does not have, or models that are not there any more.
+    """
+    run, out = Path(run), Path(out)
+    records = read_archive(run / "evaluations.jsonl")
+    if genome == "best":
+        path = run / "result.json"
+        if not path.exists():
+            raise InputError(f"{run} is not finished: resume it, or export an evaluation by number")
+        number = json.loads(path.read_text())["best"]["evaluation"]
+    elif str(genome).isdigit():
+        number = int(genome)
+    else:
+        raise InputError(f"--genome: `{genome}` is neither `best` nor a number")
+    setup = set_up(read_run(run / "config.yaml"))
+    place = divmod(number, setup.strategy.population_size)
+    record = next((r for r in records if (r["generation"], r["member"]) == place), None)
+    if record is None:
+        raise InputError(f"--genome: evaluations.jsonl has no whole line of evaluation {number}")
+    setup.problem.export(np.asarray(record["genome"]), out, progress=observer.tensors("merged"))
+    return out

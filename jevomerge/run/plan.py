@@ -1,0 +1,70 @@
+"""`jevomerge plan`: what a run needs, from its programs, compiled from shapes for devices that may be absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+
+from jevomerge.config import RunConfig, StagedConfig, read_config
+from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.planning.chips import larger_slices, slice_devices
+from jevomerge.planning.measure import best_plan
+from jevomerge.planning.report import advice, lines_of, summary
+from jevomerge.schema import Given
+from jevomerge.search.setup import set_up_stages
+
+
+def plan(
+    config: Given | RunConfig | StagedConfig,
+    topology: str | None = None,
+    sweep: bool = False,
+    *,
+    observer: Observer = SILENT,
+) -> list[str]:
+    """Say what a run needs: memory, time, and what to change if it does not fit. No weights are read.
+
+    Args:
+        config: the YAML of a run or of several stages, or what it holds.
+        topology: a TPU slice such as "v5e:4x8", which need not be there; None: this machine.
+        sweep: one line for each slice of that chip, from `topology` on, and each members_per_device.
+        observer: is told the lines as they are found.
+
+    Returns:
+        the lines of all stages.
+
+    Raises:
+        InputError: for whatever is wrong with the config, its models or data, and for a slice that does not exist.
+    """
+    lines = []
+    for line in plans(read_config(config), topology, sweep):
+        observer.line(line)
+        lines.append(line)
+    return lines
+
+
+def plans(config: RunConfig | StagedConfig, topology: str | None, sweep: bool) -> Iterator[str]:
+    """The lines, one plan after the other."""
+    devices = devices_of(topology)
+    for setup in set_up_stages(config, devices):
+        yield f"{setup.config.name}: {setup.problem.title}, {len(setup.problem.names)} genes"
+        if not sweep:
+            found = best_plan(setup, devices)
+            yield from lines_of(found, topology or f"{len(devices)} x {devices[0].device_kind}")
+            if not found.fits:
+                yield f"  to make it fit: {advice(setup, found, devices)}"
+            continue
+        for name in larger_slices(topology) if topology else [None]:
+            for members in (1, 2, 4, 8):
+                tried = setup.config.model_copy(update={"members_per_device": members})
+                found = best_plan(dataclasses.replace(setup, config=tried), devices_of(name))
+                yield f"  {name or 'this machine':12}{summary(found)}"
+                if not found.fits or members * 2 > math.ceil(found.population / found.mesh.shape["pop"]):
+                    break
+
+
+def devices_of(topology: str | None) -> list[jax.Device]:
+    """A slice's, or (None) those of this machine."""
+    return jax.devices() if topology is None else slice_devices(topology)

@@ -1,0 +1,86 @@
+"""Several searches in a row: the winner of each is a model for those that follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jevomerge.checkpoint.export import export_folder
+from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.config import RunConfig, StagedConfig
+from jevomerge.devices.hosts import on_first, together
+from jevomerge.observers.observer import Observer
+from jevomerge.observers.trackers import check_trackers
+from jevomerge.recipe.opening import Opener
+from jevomerge.run.search import check_folder, run_search
+from jevomerge.search.setup import set_up_stages
+
+
+def evolve_config(
+    config: RunConfig | StagedConfig,
+    folder: Path,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    opener: Opener = Checkpoint,
+) -> dict[str, Any]:
+    """Run (or continue) a config in `folder`; of several stages each has a run folder in it.
+
+    `opener`: of the models of a config without stages.
+
+    Returns:
+        what `result.json` holds: of the only search, or of each stage by name.
+
+    Raises:
+        InputError: as `run_search`, and for what is wrong with any stage before the first one begins.
+    """
+    if isinstance(config, RunConfig):
+        return run_search(config, folder, observer, resume=resume, opener=opener)
+    on_first(lambda: check_folder(folder, resume))
+    on_first(lambda: check_trackers(config.trackers))
+    if not resume:
+        together(lambda: rehearse(config))
+        on_first(lambda: begin(config, folder))
+    results: dict[str, Any] = {}
+    for stage in config.stages:
+        own = folder / stage.name
+        winners = {name: str((folder / name / "best").resolve()) for name in results}
+        if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+            results[stage.name] = done
+            continue
+        observer.stage(f"stage {stage.name}")
+        run, begun = config.run_of(stage, winners), on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
+        results[stage.name] = run_search(run, own, observer, resume=begun)
+    on_first(lambda: finish(results, folder))
+    observer.stages_finished(results, folder)
+    return results
+
+
+def begin(config: StagedConfig, folder: Path) -> None:
+    """Make the folder of all stages."""
+    with export_folder(folder) as new:
+        write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The outcome of a stage, if it has one."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def finish(results: dict[str, Any], folder: Path) -> None:
+    """Write what came out of all stages."""
+    write_atomically(folder / "result.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def rehearse(config: StagedConfig) -> None:
+    """Set up every stage.
+
+    (How many layers a path will have is not known before it is found, so what builds on one is checked later.)
+    """
+    for _ in set_up_stages(config):
+        pass

@@ -1,0 +1,200 @@
+"""YAML files as typed, frozen values: every problem of a file reported at once, each with its line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import pydantic
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from jevomerge.errors import InputError
+
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
+]
+Location = tuple[Any, ...]  # of a value in a file: ("models", 0, "parameters")
+Given = str | Path | Mapping[str, Any]  # a YAML file, or what one would hold
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+Schema = TypeVar("Schema", bound=Strict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The file and the lines that something was read from; without a file, messages just name the key."""
+
+    path: Path | None = None
+    lines: Mapping[Location, int] = dataclasses.field(default_factory=dict)
+    prefix: Location = ()
+
+    def inside(self, *where: Any) -> Origin:
+        """The origin of what stands at `where`."""
+        return dataclasses.replace(self, prefix=(*self.prefix, *where))
+
+    def at(self, *where: Any) -> str:
+        """How a message about `where` begins: "run.yaml:7: `recipe.models.0`: "."""
+        full = (*self.prefix, *where)
+        name = f"`{'.'.join(map(str, full))}`: " if full else ""
+        if self.path is None:
+            return name
+        known = next((full[:n] for n in range(len(full), -1, -1) if full[:n] in self.lines), ())
+        return f"{self.path}:{self.lines.get(known, 1)}: {name}"
+
+
+class Problems:
+    """Everything found wrong, to be reported together."""
+
+    def __init__(self, origin: Origin) -> None:
+        """Of what was read from `origin`."""
+        self.origin, self.found = origin, list[str]()
+
+    def add(self, where: Location | None, message: str) -> None:
+        """One more, unless it has been said; `where` None: of no particular place in the file."""
+        if (text := ("" if where is None else self.origin.at(*where)) + message) not in self.found:
+            self.found.append(text)
+
+    def refuse(self) -> None:
+        """Raise an `InputError` with all of them, if there is one."""
+        if self.found:
+            raise InputError("\n".join(self.found))
+
+
+class Notes:
+    """What a user should hear but need not change; each once, in order."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._texts: dict[str, None] = {}
+
+    def add(self, text: str) -> None:
+        """One more, unless it has been said."""
+        self._texts[text] = None
+
+    def __iter__(self) -> Iterator[str]:
+        """In the order in which they were added."""
+        return iter(self._texts)
+
+
+def load_yaml(path: Path) -> list[tuple[dict[str, Any], Origin]]:
+    """The mappings in a YAML file, one per document, and the line of every key and item in them."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    try:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        documents = [(d, n) for d, n in zip(yaml.safe_load_all(text), nodes, strict=True) if d is not None]
+        if not documents or not all(isinstance(d, dict) for d, _ in documents):
+            raise InputError(f"{path} must be a mapping of keys to values")
+        return [(d, Origin(path, _lines(n, path))) for d, n in documents]
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+
+
+def load_one(path: Path) -> tuple[dict[str, Any], Origin]:
+    """The mapping in a YAML file of one document."""
+    documents = load_yaml(path)
+    if len(documents) > 1:
+        line = documents[1][1].lines[()]
+        raise InputError(f"{path}:{line}: a second document begins here; only one can be used")
+    return documents[0]
+
+
+def load_given(given: Given) -> tuple[dict[str, Any], Origin, Path]:
+    """The one mapping that is given, where it was read from, and the folder that its paths are relative to."""
+    if isinstance(given, Mapping):
+        return plain(given), Origin(), Path()
+    return *load_one(Path(given)), Path(given).parent
+
+
+def plain(value: Any) -> Any:
+    """A copy as YAML would have it: tuples as lists, paths as texts."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _lines(node: Any, path: Path) -> dict[Location, int]:
+    lines: dict[Location, int] = {}
+
+    def walk(node: Any, where: Location) -> None:
+        lines.setdefault(where, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if (*where, key.value) in lines:
+                    raise InputError(f"{path}:{line}: `{key.value}` is given twice")
+                lines[(*where, key.value)] = line
+                walk(value, (*where, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                walk(value, (*where, i))
+
+    walk(node, ())
+    return lines
+
+
+def validate(schema: type[Schema], data: Any, origin: Origin) -> Schema:
+    """`data` as `schema`, or one `InputError` that lists every problem with its line."""
+    try:
+        return schema.model_validate(data)
+    except pydantic.ValidationError as error:
+        problems: dict[Location, str] = {}
+        for e in error.errors():
+            # The longest part of the location that the data has: pydantic adds the names of union members.
+            where: Location = ()
+            value = data
+            for part in e["loc"]:
+                known = value if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list) else ()
+                if part in known:
+                    where, value = (*where, part), value[part]
+            message = e["msg"].removeprefix("Value error, ")
+            if e["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(str(e["loc"][-1]), _keys(schema, e["loc"][:-1]), n=1)
+                message = f"unknown key `{e['loc'][-1]}`" + (f", did you mean `{close[0]}`?" if close else "")
+            elif e["type"] == "missing":
+                where, message = (*where, e["loc"][-1]), "is required"
+            problems.setdefault(where, origin.at(*where) + message)
+        raise InputError("\n".join(problems.values())) from None
+
+
+def _keys(schema: type[BaseModel], where: Location) -> list[str]:
+    """The keys known at a location: those of the innermost model on the way there."""
+    found = [schema]
+    for part in where:
+        if any(c.__name__ == part for c in found):  # which member of a union
+            found = [c for c in found if c.__name__ == part]
+        elif part in found[0].model_fields:
+            found = list(_models(found[0].model_fields[part].annotation)) or found
+    return list(found[0].model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def anchor(value: Any, folder: Path) -> Any:
+    """A path that exists, beside the file or from the working directory, made absolute; hub names stay."""
+    if isinstance(value, str):
+        for path in (folder / value, Path(value)):
+            if path.exists():
+                return str(path.resolve())
+    return value

@@ -1,0 +1,1 @@
+"""The search: set up, run, written down, resumed."""

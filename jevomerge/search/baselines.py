@@ -1,0 +1,126 @@
+"""What whole models score: the sources, their plain average, the result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jevomerge.checkpoint.export import write_whole
+from jevomerge.checkpoint.files import write_atomically
+from jevomerge.fitness.judge import SPLITS, Judge
+from jevomerge.fitness.outcome import Scores, Tokens, total
+from jevomerge.models.layers import Params
+from jevomerge.models.model import Language
+from jevomerge.problems.problem import Candidates, Problem
+
+
+class Scored(NamedTuple):
+    """What a model scores."""
+
+    fitness: dict[str, float]  # by split
+    tasks: dict[str, dict[str, float]]  # {split: {task: mean score}}
+    heldout: Scores  # by held-out example
+    also: dict[str, dict[str, float]]  # of the held-out texts, by task, what they score by other criteria
+    search: Scores
+    likelihood: dict[str, np.ndarray]  # of the search split's reference answers, by task, where asked for
+    tokens: Tokens  # that all this took
+
+
+class Baselines(NamedTuple):
+    """What the models score that candidates are compared with."""
+
+    average: Scored | None  # the plain average of the sources, if they are merged
+    sources: dict[str, Scored]  # by name
+
+    @property
+    def all(self) -> list[Scored]:
+        """The sources, then their average."""
+        return [*self.sources.values(), *([] if self.average is None else [self.average])]
+
+
+def score_baselines(
+    problem: Problem,
+    judge: Judge,
+    candidates: Candidates,
+    stage: Callable[[str], None],
+    likelihood: bool = False,
+) -> Baselines:
+    """Score the baselines of a problem; `likelihood`: also that of the search split's reference answers."""
+    average, sources = None, dict[str, Scored]()
+    for name, model, load in problem.baselines(candidates):
+        stage(f"scoring {name or 'the plain average'}")
+        params = load(judge.mesh)
+
+        def write(folder: Path, params: Params = params, model: Language = model) -> None:
+            write_whole(folder, params, model, problem.tokenizer())
+
+        scored = score_model(judge, params, model, likelihood, write)
+        if name is None:
+            average = scored
+        else:
+            sources[name] = scored
+    return Baselines(average, sources)
+
+
+def score_model(
+    judge: Judge,
+    params: Params,
+    subject: Language | None = None,
+    likelihood: bool = False,
+    write: Callable[[Path], None] | None = None,
+) -> Scored:
+    """Score one model on both splits; `likelihood` as for `score_baselines`, the rest as for `Judge.model`."""
+    scores = {split: judge.model(params, split, subject, write) for split in SPLITS}
+    likely: dict[str, np.ndarray] = {}
+    tokens = [s.tokens for s in scores.values()]
+    if likelihood:
+        found = scores["search"]
+        likely = {  # one forward pass may have given both
+            t.name: (found.fitness if t.likelihood == "fitness" else found.tie_break)[t.name]
+            for t in judge.tasks
+            if t.likelihood is not None
+        }
+        if len(likely) < len(judge.tasks):
+            likely, spent = judge.likelihoods(params, subject)
+            tokens.append(spent)
+    tasks = {split: {name: float(np.mean(v)) for name, v in s.fitness.items()} for split, s in scores.items()}
+    also = judge.also(scores["heldout"].texts, "heldout")
+    return Scored(
+        {split: judge.fitness(s)[0] for split, s in scores.items()},
+        tasks,
+        scores["heldout"],
+        also,
+        scores["search"],
+        likely,
+        total(tokens),
+    )
+
+
+def record_heldout(folder: Path, judge: Judge, baselines: Baselines, exported: Mapping[str, Scored]) -> None:
+    """Write heldout.json: the held-out examples and, by example, what each model scores and wrote.
+
+    `exported`: what has been exported so far, by folder; what is not `best` is another point of a front.
+    """
+
+    def record(scored: Scored) -> dict[str, Any]:
+        scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.fitness.items()}
+        extra = {"tasks": scored.tasks, **({"also": scored.also} if scored.also else {})}
+        return {**scored.fitness, **extra, "scores": scores, "texts": scored.heldout.texts}
+
+    examples = {
+        task: [{"prompt": e.prompt, "answer": e.answer} for e in material.documents]
+        for task, material in judge.material["heldout"].items()
+    }
+    heldout = {
+        "examples": examples,
+        "sources": {name: record(scored) for name, scored in baselines.sources.items()},
+        "average": None if baselines.average is None else record(baselines.average),
+        "best": record(exported["best"]) if exported else None,
+        **({"front": {name: record(s) for name, s in exported.items() if name != "best"}} if len(exported) > 1 else {}),
+    }
+    write_atomically(folder / "heldout.json", json.dumps(heldout, ensure_ascii=False) + "\n")

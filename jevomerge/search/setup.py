@@ -1,0 +1,166 @@
+"""From a config to what its search runs on: all that can be made, and checked, without reading a weight."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.config import RunConfig, StagedConfig
+from jevomerge.devices.mesh import make_mesh
+from jevomerge.errors import InputError
+from jevomerge.fitness.judge import Judge, make_judge
+from jevomerge.fitness.ready import make_ready
+from jevomerge.problems.kinds import make_problem
+from jevomerge.problems.problem import Candidates, Problem
+from jevomerge.recipe.opening import Opener
+from jevomerge.search.anchored import Anchored, refuse_anchors
+from jevomerge.search.refine import Refiner, refuse_refine
+from jevomerge.strategies.pareto import make_nsga2
+from jevomerge.strategies.schema import Search
+from jevomerge.strategies.strategy import PARETO, Strategy
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a search runs on; what becomes known later, `dataclasses.replace` puts into another one."""
+
+    config: RunConfig
+    problem: Problem
+    strategy: Strategy
+    judge: Judge
+    starts: np.ndarray  # (k, n) the last members of the first generation
+    anchors: Anchored | None = None  # known when the sources have been scored
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that candidates are scored on."""
+        return self.judge.mesh
+
+
+def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opener: Opener = Checkpoint) -> Setup:
+    """Open the models, build the search space, read the tasks' data.
+
+    Args:
+        config: of the run.
+        devices: other than this machine's.
+        opener: of the recipe's models, some of which may be in memory.
+
+    Raises:
+        InputError: for whatever is wrong with the config, its models or data.
+    """
+    check_goals(config)
+    problem, search = problem_of(config, opener), config.search
+    try:
+        strategy = make_strategy_for(problem, search, len(config.tasks), config.seed)
+    except ValueError as error:
+        raise InputError(f"search: {error}") from None
+    size = strategy.population_size
+    if strategy.remembers and search.examples_per_generation is not None:
+        raise InputError(
+            f"search: {strategy.name} compares candidates across generations, whose scores on different "
+            "minibatches mean different things; leave examples_per_generation out or choose cma_es (a strategy of "
+            "your own that does not says `remembers = False`)"
+        )
+    if search.racing is not None and strategy.elite is None:
+        raise InputError(
+            f"search.racing: {strategy.name} learns from the rank of every candidate, also the worst; leave "
+            "racing out or choose sep_cma_es, snes or random, for paths mixed or path_program"
+        )
+    if search.anchors is not None:
+        refuse_anchors(search.anchors, config.tasks, strategy, problem)
+    if config.refine is not None:
+        refuse_refine(config.refine, config.tasks, strategy, problem)
+    if 0 < search.evaluations < size:
+        raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
+    starts = problem.starts(search.start) if search.start else np.zeros((0, len(problem.names)))
+    drawn = size - len(starts) - (np.ndim(problem.mean) > 0)  # a start that is a model is the first member
+    if drawn < 0:
+        raise InputError(
+            f"search.start: a first generation of {size} has no room for {size - drawn} members that are given; set "
+            f"search.population to {size - drawn} or more, or ask for fewer"
+        )
+    if search.start and not search.evaluations:
+        raise InputError("search.start: without evaluations there is no first generation; leave it out")
+    judge = make_judge(
+        make_ready(config.tasks, problem.tokenizer(), problem.model),
+        problem.model,
+        tokens_per_batch=config.tokens_per_batch,
+        examples_at_once=search.examples_per_generation,
+        dtype=config.compute_dtype,
+        mesh=make_mesh(config.mesh.pop, config.mesh.model, devices),
+        members_per_device=config.members_per_device or 1,
+        racing=search.racing,
+        write=problem.export,
+    )
+    for note in (note for task in config.tasks for note in task.notes):
+        problem.notes.add(note)
+    return Setup(config, problem, strategy, judge, starts)
+
+
+def check_goals(config: RunConfig) -> None:
+    """Refuse what does not go together with a search for a front.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    search = config.search
+    if search.strategy != PARETO:
+        return
+    if len(config.tasks) < 2:
+        raise InputError(
+            f"search.strategy: with {PARETO} each task is a goal of its own, and there is only one; give two `tasks` "
+            "or more, or choose cma_es"
+        )
+    if search.racing is not None:
+        raise InputError(
+            f"search.racing: {PARETO} compares the scores of every task, racing stops a candidate by their weighted "
+            "mean; leave racing out"
+        )
+
+
+def problem_of(config: RunConfig, opener: Opener = Checkpoint) -> Problem:
+    """What a run searches."""
+    mean = None if config.start_from else config.search.mean
+    return make_problem(config.recipe, config.genome, config.path, mean, config.search.sigma, opener)
+
+
+def make_strategy_for(problem: Problem, search: Search, num_tasks: int, seed: int) -> Strategy:
+    """What searches: for a fitness, which depends on the problem, or for a front of several goals."""
+    if search.strategy == PARETO:
+        return make_nsga2(len(problem.names), num_tasks, search.population, problem.mean, search.sigma)
+    return problem.strategy(search, seed)
+
+
+def refiner_of(setup: Setup, candidates: Candidates) -> Refiner | None:
+    """What moves the best genomes of a run along the gradient; None without `refine`."""
+    if setup.config.refine is None:
+        return None
+    return Refiner(setup.config.refine, candidates, setup.problem.gradient, setup.judge, setup.config.seed)
+
+
+def set_up_stages(config: RunConfig | StagedConfig, devices: Sequence[jax.Device] | None = None) -> Iterator[Setup]:
+    """Every search of a config but those that build on paths; hollow models stand in for the merges of earlier ones."""
+    if isinstance(config, RunConfig):
+        yield set_up(config, devices)
+        return
+    with tempfile.TemporaryDirectory(prefix="jevomerge-") as work:
+        winners: dict[str, str] = {}
+        unknown: set[str] = set()
+        for stage in config.stages:
+            named = {*(stage.path.models if stage.path else ()), *(stage.recipe.references if stage.recipe else ())}
+            if named & unknown:
+                unknown.add(stage.name)
+                continue
+            yield (setup := set_up(config.run_of(stage, winners), devices))
+            hollow = Path(work) / stage.name
+            if setup.problem.hollow(hollow):
+                winners[stage.name] = str(hollow)
+            else:
+                unknown.add(stage.name)

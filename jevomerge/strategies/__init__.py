@@ -1,0 +1,1 @@
+"""Search strategies: ask and tell over the unit box."""

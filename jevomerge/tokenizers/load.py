@@ -1,0 +1,39 @@
+"""Tokenizers from folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jevomerge.checkpoint.source import TOKENIZER_FILES
+from jevomerge.errors import InputError
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from transformers import AutoTokenizer  # imported late: it takes seconds
+
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def end_of_text(tokenizer: Any) -> int:
+    """The token that ends a text.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-text token (eos_token in tokenizer_config.json)")
+    return int(tokenizer.eos_token_id)
+
+
+def padding(tokenizer: Any) -> int:
+    """The token that fills rows: its own, or the one that ends texts."""
+    end = end_of_text(tokenizer)
+    return end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -1,0 +1,143 @@
+"""Likelihood and generation against transformers, on a trained model."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.fitness.batches import Batch
+from jevomerge.fitness.rollouts import generation, likelihood
+from jevomerge.problems.problem import Instance
+from tests.families import make
+
+PROMPTS = ["Once upon a time", "One day, a big dog and a little cat went to the park. They", "Tom", "Lily saw"]
+ANSWERS = [", there was a little girl", " were happy.", " said", " a bird."]
+STORIES = Path(__file__).parents[3] / "data" / "stories260k"
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def generate(params, config, prompts, slots):
+    return generation.generate(Instance(params), config, prompts, slots)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def answer_likelihood(params, config, batch, slots):
+    return likelihood.answer_likelihood(Instance(params), config, batch, slots)
+
+
+def left_pad(rows, pad=0):
+    length = max(map(len, rows))
+    tokens = np.full((len(rows), length), pad, np.int32)
+    valid = np.zeros(tokens.shape, bool)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = row
+        valid[i, length - len(row) :] = True
+    return jnp.asarray(tokens), jnp.asarray(valid)
+
+
+def continued(prompts, limit, end=2):
+    return generation.Prompts(*left_pad(prompts), jnp.int32(limit), jnp.asarray([end], jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def story():
+    checkpoint = Checkpoint(STORIES)
+    tokenizer = AutoTokenizer.from_pretrained(STORIES)
+    return checkpoint, checkpoint.load(), tokenizer, AutoModelForCausalLM.from_pretrained(STORIES).eval()
+
+
+@pytest.mark.parametrize("spare_slots", [0, 5])
+def test_likelihood_of_answers(story, spare_slots):
+    checkpoint, params, tokenizer, model = story
+    prompts = [tokenizer(p)["input_ids"] for p in PROMPTS]
+    answers = [tokenizer(a, add_special_tokens=False)["input_ids"] for a in ANSWERS]
+    tokens, valid = left_pad([p + a for p, a in zip(prompts, answers, strict=True)])
+    lengths = [len(a) for a in answers]
+    batch = Batch(tokens, valid, jnp.asarray(lengths, jnp.int32))
+    mean, match = answer_likelihood(params, checkpoint.model, batch, max(lengths) + spare_slots)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        target = torch.tensor(answer)
+        expected = torch.log_softmax(logits, -1)[torch.arange(len(answer)), target].mean()
+        np.testing.assert_allclose(mean[i], expected, atol=1e-4)
+        assert bool(match[i]) == bool((logits.argmax(-1) == target).all())
+
+
+def test_match_agrees_with_generation(story):
+    """An answer `match`es exactly if it is what the model writes."""
+    checkpoint, params, tokenizer, _ = story
+    prompts = [tokenizer(p)["input_ids"] for p in PROMPTS]
+    written = np.asarray(generate(params, checkpoint.model, continued(prompts, 6), 6))
+    wrong = written.copy()
+    wrong[:, 3] = (wrong[:, 3] + 1) % 512
+    for answers, expected in ((written, True), (wrong, False)):
+        rows = [p + list(map(int, a)) for p, a in zip(prompts, answers, strict=True)]
+        lengths = jnp.full(len(rows), 6, jnp.int32)
+        _, match = answer_likelihood(params, checkpoint.model, Batch(*left_pad(rows), lengths), 6)
+        assert np.asarray(match).tolist() == [expected] * len(rows)
+
+
+def greedy(model, prompt, new):
+    out = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    return out[0, len(prompt) :].tolist()
+
+
+def test_greedy_generation_of_a_padded_batch_equals_transformers_one_by_one(story):
+    checkpoint, params, tokenizer, model = story
+    prompts = [tokenizer(p)["input_ids"] for p in PROMPTS]
+    written = np.asarray(generate(params, checkpoint.model, continued(prompts, 40), 48))
+    for prompt, row in zip(prompts, written, strict=True):
+        expected = greedy(model, prompt, 40)
+        assert row[: len(expected)].tolist() == expected
+        assert (row[len(expected) :] == 2).all()  # the rest is filled with the end
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "qwen3"])
+def test_generation_beyond_the_sliding_window(family, tmp_path):
+    model = make(family, tmp_path / "m")
+    checkpoint = Checkpoint(tmp_path / "m")
+    prompts = [[5, 9, 11, 40, 3, 22, 8], [7, 61, 30]]
+    written = np.asarray(generate(checkpoint.load(), checkpoint.model, continued(prompts, 12, end=10_000), 12))
+    for prompt, row in zip(prompts, written, strict=True):
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert row.tolist() == out[0, len(prompt) :].tolist()
+
+
+def test_rows_that_have_ended_stop_the_loop(story):
+    """With every row ended the loop stops: the number of steps, not of slots, decides the time."""
+    checkpoint, params, tokenizer, _ = story
+    prompt = tokenizer("Once upon a time")["input_ids"]
+    free = np.asarray(generate(params, checkpoint.model, continued([prompt], 8), 8))[0]
+    # Declare the third token it writes to be an end: nothing but ends may follow.
+    stopped = np.asarray(generate(params, checkpoint.model, continued([prompt], 8, end=free[2]), 8))
+    first = free.tolist().index(free[2])
+    assert stopped[0].tolist() == free[: first + 1].tolist() + [free[2]] * (7 - first)
+
+
+def test_max_new_tokens_is_dynamic(story):
+    checkpoint, params, tokenizer, _ = story
+    prompt = tokenizer("Tom")["input_ids"]
+    traces = 0
+
+    def counted(*args, **kwargs):
+        nonlocal traces
+        traces += 1
+        return generate(*args, **kwargs)
+
+    run = functools.partial(jax.jit(counted, static_argnums=(1, 3)), params, checkpoint.model)
+    short, long = (np.asarray(run(continued([prompt], n), 16))[0] for n in (4, 12))
+    assert traces == 1
+    assert short[:4].tolist() == long[:4].tolist()
+    assert (short[4:] == 2).all()

@@ -1,0 +1,145 @@
+"""Answers, examples, batches: the host side of fitness."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.errors import InputError
+from jevomerge.fitness.answers.extract import extract_answer, is_correct
+from jevomerge.fitness.batches import Example
+from jevomerge.fitness.data import read_rows, refuse_overlap
+from jevomerge.fitness.outcome import over_tasks
+from jevomerge.fitness.rollouts.generation import Generation
+from jevomerge.fitness.rollouts.likelihood import Likelihood
+from jevomerge.fitness.rollouts.rollout import make_batches
+from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.tokenizers.load import load_tokenizer
+
+
+def task(**changes):
+    return Task.model_validate(
+        {"name": "t", "search": "a", "heldout": "b", "prompt": "{q}", "answer": "{a}", "score": "generation"} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 18.", "18"),
+        ("3 + 4 = 7, so 7", "7"),
+        ("about 1,000", "1,000"),
+        ("it fell to -5 degrees", "-5"),
+        ("2.5 litres", "2.5"),
+        ("答えは18ドルです。", "18"),
+        ("none", ""),
+    ],
+)
+def test_last_number(text, number):
+    assert extract_answer(task(extract="last_number"), text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "correct"),
+    [("so 1,000", "1000", True), ("7.0", "#### 7", True), ("-5", "5", False), ("", "5", False), ("x", "y", False)],
+)
+def test_numbers_compare_by_value(text, reference, correct):
+    assert is_correct(task(extract="last_number"), text, reference) is correct
+
+
+def test_pattern_takes_the_group_of_the_last_match():
+    t = task(pattern=r"=(\d+)[匹個]です")
+    assert is_correct(t, "式は3+4=7個です。", "式は3+4=7個です。")
+    assert not is_correct(t, " We get 3+4=7 eggs.", "式は3+4=7個です。")  # right number, wrong language
+    assert not is_correct(t, "式は3+4=8個です。", "式は3+4=7個です。")
+
+
+def test_exact_and_stop():
+    t = task(extract="exact", stop=["\n\n", "Question:"])
+    assert is_correct(t, " Paris\n\nQuestion: next", "Paris")
+    assert not is_correct(t, "Paris is", "Paris")
+
+
+def examples(lengths, answers):
+    return [Example(str(i), "x", [3] * n, [4] * a) for i, (n, a) in enumerate(zip(lengths, answers, strict=True))]
+
+
+@pytest.mark.parametrize("score", ["likelihood", "generation"])
+def test_batches_hold_every_example_once_in_few_shapes(score, stories260k):
+    rng = np.random.default_rng(0)
+    chosen = examples(rng.integers(1, 200, 500), rng.integers(1, 30, 500))
+    rollout = Likelihood(pad=0) if score == "likelihood" else Generation(load_tokenizer(stories260k), 7)
+    config = Checkpoint(stories260k).model
+    layouts = rollout.layouts(chosen[:300], chosen[300:], tokens_per_batch=1024)
+    batches = make_batches(rollout, config, chosen, layouts)
+    assert len(layouts) <= 5
+    seen = []
+    for layout, index, batch in batches:
+        assert batch.tokens.shape == (layout.rows, layout.length)
+        assert layout.rows * layout.length <= 1024
+        for row, i in enumerate(index):
+            if i < 0:
+                continue
+            seen.append(i)
+            text = chosen[i].prompt_tokens + (chosen[i].answer_tokens if score == "likelihood" else [])
+            assert np.asarray(batch.tokens[row])[np.asarray(batch.valid[row])].tolist() == text
+            assert batch.valid[row, -1]  # padding is on the left
+            if score == "likelihood":
+                assert int(batch.answer_length[row]) == len(chosen[i].answer_tokens) <= layout.answer_slots
+    assert sorted(seen) == list(range(500))
+
+
+def test_a_subset_uses_the_shapes_of_the_whole(stories260k):
+    chosen = examples([5, 90, 40, 41, 7], [2, 3, 2, 5, 1])
+    rollout, config = Likelihood(pad=0), Checkpoint(stories260k).model
+    layouts = rollout.layouts(chosen, [], 4096)
+    for subset in ([0], [1, 2], [4, 3]):
+        for layout, *_ in make_batches(rollout, config, [chosen[i] for i in subset], layouts):
+            assert layout in layouts
+
+
+def test_rows_fit_the_search_and_not_the_heldout_split():
+    chosen, rollout = examples([10] * 384, [2] * 384), Likelihood(pad=0)
+    assert [x.rows for x in rollout.layouts(chosen[:128], chosen[128:], 10**6)] == [128]
+    assert [x.rows for x in rollout.layouts(chosen[:128], chosen[128:], 16 * 100)] == [
+        64
+    ]  # two full ones, not 100 + 28
+    (minibatch,) = rollout.layouts(chosen[:128], chosen[128:], 10**6, at_once=16)
+    assert 16 <= minibatch.rows <= 48
+
+
+def test_overlap_is_refused():
+    with pytest.raises(InputError, match="1 of 2 held-out"):
+        refuse_overlap("t", examples([1, 2, 3], [1, 1, 1]), [*examples([1], [1]), Example("new", "x", [1], [1])])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_rows_are_read_in_order_and_sliced(suffix, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"q": f"問{i}", "a": i} for i in range(10)]
+    path = tmp_path / f"d.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    assert read_rows(DataSource(path=str(path)), "t") == rows
+    assert read_rows(DataSource(path=str(path), rows=(2, 9), limit=3), "t") == rows[2:5]
+
+
+def test_missing_and_empty_data(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
+        read_rows(DataSource(path=str(tmp_path / "none.jsonl")), "task t, search")
+    (tmp_path / "one.jsonl").write_text('{"q": 1}\n')
+    with pytest.raises(InputError, match="has no rows"):
+        read_rows(DataSource(path=str(tmp_path / "one.jsonl"), rows=(1, 5)), "task t, search")
+
+
+def test_tasks_count_by_their_weights():
+    weights, values = {"a": 2.0, "b": 0.5}, {"b": np.array([1.0, np.nan]), "a": np.array([-0.3, 2.0])}
+    expected = np.average([values["a"], values["b"]], axis=0, weights=[2.0, 0.5])
+    np.testing.assert_allclose(over_tasks(weights, values), expected)
+    one = {name: float(v[0]) for name, v in values.items()}
+    assert over_tasks(weights, one) == pytest.approx(expected[0])

@@ -1,0 +1,87 @@
+"""How soon the command line speaks: what is imported before it does."""
+
+import os
+import subprocess
+import sys
+
+COMMANDS = {
+    "evolve": ["evolve", "a.yaml"],
+    "merge": ["merge", "a.yaml", "out"],
+    "explain": ["merge", "a.yaml", "--explain"],
+    "evaluate": ["evaluate", "a.yaml", "--task", "t.yaml"],
+    "export": ["export", "a.yaml", "--genome", "best", "out"],
+    "report": ["report", "a.yaml"],
+    "compare": ["compare", "a.yaml", "b.yaml"],
+    "plan": ["plan", "a.yaml"],
+}
+SLOW = ("jax", "numpy", "pydantic", "rich", "yaml", "transformers", "matplotlib")
+
+
+def run(code, tmp_path, **environment):
+    """Standard error of a process."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+HELP = f"""
+import sys
+from jevomerge.cli import main
+for words in ([], *([c] for c in {[words[0] for words in COMMANDS.values()]})):
+    try:
+        main([*words, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+found = set({SLOW}) & set(sys.modules)
+assert not found, found
+"""
+
+
+def test_help_imports_nothing_slow(tmp_path):
+    run(HELP, tmp_path)
+
+
+FIRST_WORD = f"""
+import sys
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name in {SLOW}:
+            raise ImportError("too early: " + name)
+
+sys.meta_path.insert(0, Refuses())
+from jevomerge.cli import main
+for words in {list(COMMANDS.values())}:
+    assert main(words) == 1
+"""
+
+
+def test_the_first_word_comes_before_slow_imports(tmp_path):
+    lines = run(FIRST_WORD, tmp_path).splitlines()
+    assert len(lines) == 2 * len(COMMANDS)
+    for name, said, error in zip(COMMANDS, lines[::2], lines[1::2], strict=True):
+        assert said == f"jevomerge: reading {'a.yaml, b.yaml' if name == 'compare' else 'a.yaml'} ..."
+        assert error.startswith("jevomerge: ImportError: too early: ")
+
+
+def test_only_the_first_of_several_processes_speaks(tmp_path):
+    code = FIRST_WORD.replace("for words in", "for words in [['evolve', 'a.yaml', '--process-id', '1']] or")
+    (line,) = run(code, tmp_path).splitlines()
+    assert "ImportError" in line
+
+
+WITHOUT_PYTORCH = """
+import os, sys
+sys.modules["torch"] = None
+from jevomerge.cli import main
+assert main(["evolve"]) == 2  # neither a config nor a run
+if {told}:
+    del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
+import transformers
+"""
+
+
+def test_nobody_is_told_that_there_is_no_pytorch(tmp_path):
+    assert "PyTorch was not found" in run(WITHOUT_PYTORCH.format(told=True), tmp_path)
+    assert "PyTorch" not in run(WITHOUT_PYTORCH.format(told=False), tmp_path)
