@@ -201,7 +201,7 @@ def test_an_axis_that_does_not_divide_is_not_split(tmp_path):
 
     make("llama-biases", tmp_path / "m")
     checkpoint = Checkpoint(tmp_path / "m")
-    config = checkpoint.model.model
+    config = checkpoint.model.config
     assert config.num_attention_heads % 4 == 0
     assert config.num_key_value_heads % 4 != 0
     where = shardings(mesh_of(2, 4), checkpoint.specs)

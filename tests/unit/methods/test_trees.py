@@ -59,9 +59,9 @@ def both(recipe, mesh=None):
     kind = Merge(sources.method, sources.dtype)
     trees, base = sources.load(mesh)
     bank = make_bank(kind, sources.specs, trees, base, sources.keys(), mesh)
-    wanted = jax.jit(build, static_argnums=0)(kind, bank, sources.numbers)
+    wanted = jax.jit(build, static_argnums=0)(kind, bank, sources.coefficients)
     coefficients = {
-        p.name: unflatten({path: numbers[p.name] for path, numbers in sources.numbers.items()})
+        p.name: unflatten({path: numbers[p.name] for path, numbers in sources.coefficients.items()})
         for p in sources.method.parameters
     }
     options = {
@@ -368,7 +368,7 @@ W = {"w": jnp.ones((2, 3))}
 @pytest.mark.parametrize(
     ("message", "arguments", "options"),
     [
-        ("merge_method: `linaer` is not known; did you mean `linear`?", ("linaer", [A, B]), {}),
+        ("`linaer` is not known; did you mean `linear`?", ("linaer", [A, B]), {}),
         ("linear needs `weight`", ("linear", [A, B]), {}),
         ("ties has no parameter `densty`; did you mean `density`?", ("ties", [A, B], BASE), {"densty": 1}),
         ("arcee_fusion has no parameter `t`; it has none", ("arcee_fusion", [A], BASE), {"t": 1}),

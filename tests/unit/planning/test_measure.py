@@ -151,17 +151,17 @@ ROWS, LENGTH, ANSWERS = 3, 24, 4
 def traced(generating):
     """One model's architecture, the sizes of its parameters, and its pass over ROWS texts of LENGTH tokens."""
     setup, shape = setup_of("task_arithmetic"), jax.ShapeDtypeStruct
-    config, tokenizer = setup.judge.subject, setup.problem.tokenizer()
-    specs = config.specs
+    model, tokenizer = setup.judge.subject, setup.problem.tokenizer()
+    specs = model.specs
     candidates = Whole(unflatten({s.path: shape(s.leaf_shape, np.float32) for s in specs}))
     texts = shape((ROWS, LENGTH), np.int32), shape((ROWS, LENGTH), bool)
     rollout, batch = Likelihood(pad=0), Batch(*texts, shape((ROWS,), np.int32))
     if generating:
         rollout = Generation(tokenizer, ANSWERS)
         batch = Prompts(*texts, shape((), np.int32), shape((1,), np.int32))
-    static = {"mesh": mesh_of(1, 1), "model": config, "layout": Layout(ROWS, LENGTH, ANSWERS), "dtype": "float32"}
+    static = {"mesh": mesh_of(1, 1), "model": model, "layout": Layout(ROWS, LENGTH, ANSWERS), "dtype": "float32"}
     arguments = (candidates, None, shape((1, 0), np.float32), batch)
-    return config, specs, run_members.trace(*arguments, slots=None, rollout=rollout, **static).jaxpr
+    return model.config, specs, run_members.trace(*arguments, slots=None, rollout=rollout, **static).jaxpr
 
 
 def test_matrix_products_of_a_forward_pass():
@@ -272,7 +272,7 @@ def test_memory_by_kind_adds_up_to_what_the_compiler_says():
     parameters = sum(math.prod(s.leaf_shape) for s in setup.problem.sources.specs)
     assert plan.sources == 3 * parameters * 2  # base and two models in bfloat16
     assert merge.merged == generate.merged == pytest.approx(parameters * 4, rel=1e-3)  # pointers beside them
-    c, layout = setup.judge.subject, setup.judge.layouts["generation"][0]
+    c, layout = setup.judge.subject.config, setup.judge.layouts["generation"][0]
     tokens = layout.rows * (layout.length + layout.answer_slots)
     assert generate.cache == 2 * c.num_hidden_layers * tokens * c.num_key_value_heads * c.head_dim * 4
     assert generate.cache + generate.temporaries == analyses[1].temp_size_in_bytes + analyses[1].output_size_in_bytes
@@ -407,7 +407,7 @@ def large(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         specs = read_model(SEVEN_BILLION).specs
-        write_model(folder, SEVEN_BILLION, specs, "bfloat16", None)
+        write_model(folder, {"config.json": SEVEN_BILLION}, specs, "bfloat16", None)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (folder / file).write_bytes((Path(MODELS["base"]) / file).read_bytes())
     config = {

@@ -164,16 +164,14 @@ def test_refining_needs_memory_of_its_own():
 
 def test_a_gradient_costs_about_three_forward_passes():
     """In matrix products; of the same rows."""
-    setup, mesh = (
-        set_up(config_of("task_arithmetic", ("likelihood",), refine={"examples_per_step": None})),
-        mesh_of(1, 1),
-    )
+    config, mesh = config_of("task_arithmetic", ("likelihood",), refine={"examples_per_step": None}), mesh_of(1, 1)
+    setup = set_up(config)
     candidates, judge = setup.problem.load(mesh, abstract=True), setup.judge.on(mesh)
     refiner = refiner_of(dataclasses.replace(setup, judge=judge), candidates)
     [layout] = refiner.layouts
     forward = scores_of(
         "likelihood", setup.judge.tasks[0].rollout, layout, setup.judge.on(mesh),
-        (setup.problem.abstract(mesh), None, jax.ShapeDtypeStruct((1, len(setup.problem.names)), np.float32)), None, {},
+        (candidates, None, jax.ShapeDtypeStruct((1, len(setup.problem.names)), np.float32)), None, {},
     )  # fmt: skip
     ratio = cost_of(refiner.traced().jaxpr).matmul / cost_of(forward.traced.jaxpr).matmul
     assert 2.7 < ratio < 3.3

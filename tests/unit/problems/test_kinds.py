@@ -34,9 +34,9 @@ def test_what_is_exported_is_known_before(kind, scaling, tmp_path):
     architecture, dtype = problem.exported(None if hops is None else int(hops[0]))
     problem.export(genome, tmp_path / "out")
     written = Checkpoint(tmp_path / "out")
-    assert written.config == architecture
+    assert written.model == architecture
     assert written.dtype() == dtype
-    assert written.config_json.get("max_position_embeddings") == problem.max_length
+    assert written.model.max_length == problem.model.max_length
 
 
 def test_hollow_is_the_merge_without_its_weights(kind, tmp_path):
@@ -44,8 +44,8 @@ def test_hollow_is_the_merge_without_its_weights(kind, tmp_path):
     assert problem.hollow(tmp_path / "hollow") == (kind == "ties") == (tmp_path / "hollow").exists()
     if kind == "ties":
         hollow = Checkpoint(tmp_path / "hollow")
-        assert (hollow.config, hollow.dtype()) == problem.exported()
-        assert {p.name for p in hollow.tokenizer_files()} == {p.name for p in problem.sources.like.tokenizer_files()}
+        assert (hollow.model, hollow.dtype()) == problem.exported()
+        assert {p.name for p in hollow.beside()} == {p.name for p in problem.sources.like.beside()}
 
 
 def test_baselines_are_the_sources_and_what_they_average(kind):
@@ -61,7 +61,7 @@ def test_baselines_are_the_sources_and_what_they_average(kind):
                 np.testing.assert_allclose(np.asarray(leaf), mean, rtol=1e-6, atol=1e-7)
         else:
             checkpoint = Checkpoint(MODELS[name])
-            assert config == checkpoint.config
+            assert config == checkpoint.model
             for path, leaf in flatten(checkpoint.load(mesh)).items():
                 np.testing.assert_array_equal(flatten(params)[path], leaf)
 
