@@ -24,8 +24,6 @@ from jevomerge.observers.observer import SILENT
 from jevomerge.search.archive import Archive, read_archive
 from jevomerge.search.loop import search
 from jevomerge.search.setup import set_up
-from jevomerge.strategies.registry import make_strategy
-from jevomerge.strategies.strategy import on_host
 from jevomerge.strategies.pareto import (
     front_of,
     make_nsga2,
@@ -33,6 +31,8 @@ from jevomerge.strategies.pareto import (
     polynomial_mutation,
     simulated_binary_crossover,
 )
+from jevomerge.strategies.registry import make_strategy
+from jevomerge.strategies.strategy import on_host
 
 HERE = Path(__file__).parent
 PLANTED, SIZE, CHECKPOINTS = ("zdt1", "zdt2", "dtlz2"), 64, (50, 150)  # population; generations

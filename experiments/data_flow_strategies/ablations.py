@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jevomerge.strategies.strategy import checked_scores, strict_ranks
 from jevomerge.strategies.paths import Mixed, random_of
+from jevomerge.strategies.strategy import checked_scores, strict_ranks
 
 
 class Ranked:
