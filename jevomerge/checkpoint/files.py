@@ -14,6 +14,8 @@ from jevomerge.errors import InputError
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file, or an `InputError` that names it."""
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise InputError(f"{path} is no file")
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

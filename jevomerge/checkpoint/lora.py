@@ -67,6 +67,11 @@ class Adapter:
             # PEFT wraps the modules it adapts, and saves an adapted embedding along with its adapter.
             name = found["module"] + ".weight" if found else key.removeprefix("base_model.model.")
             name = name.replace(".base_layer.", ".")
+            if name in model.tied:
+                raise InputError(
+                    f"{folder}: {key} trains the head, which in this model is its embeddings (tie_word_embeddings): "
+                    "fold the adapter into a model with a head of its own (tie_word_embeddings: false) and merge that"
+                )
             if name not in shapes:
                 raise InputError(f"{folder}: {key} belongs to no tensor of the model; is this adapter for another one?")
             if stored.code not in FLOATING:

@@ -14,6 +14,7 @@ from jevomerge.checkpoint.safetensors_file import DTYPES, all_finite, read_heade
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
 from jevomerge.models.specs import flatten, shardings, unflatten
+from jevomerge.schema import Notes
 
 
 class Held(NamedTuple):
@@ -34,7 +35,7 @@ class InMemory:
         Raises:
             InputError: for leaves of another shape, or of a dtype that cannot be written.
         """
-        self.reference, self.name, self.folder = name, name, Path(name)
+        self.reference, self.name, self.folder, self.notes = name, name, Path(name), Notes()
         self.model, self.specs = model, model.specs
         self._leaves = flatten(params)
         self.tensors: dict[str, Held] = {}
@@ -48,6 +49,8 @@ class InMemory:
                 )
             for at in spec.indices():
                 self.tensors[spec.name(at)] = Held(spec.path, at, spec.shape, dtype)
+        for head, embedding in model.tied.items():  # models with a head of their own ask for it
+            self.tensors[head] = self.tensors[embedding]
 
     def tensor(self, name: str, out: np.ndarray | None = None, index: tuple[slice, ...] = ()) -> np.ndarray:
         """One tensor or a part of it (in `out` if given); NaN or infinity in it is an error."""

@@ -26,6 +26,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 FLOATING = ("F64", "F32", "BF16", "F16")
+LONGEST_HEADER = 100_000_000  # bytes, by the format
 ALIGNMENT = 64  # what XLA asks of host memory that it is to use in place
 
 
@@ -81,12 +82,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: for a file that is truncated, damaged, or in a dtype that is not read.
     """
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise InputError(f"{path} is no file; put the model's weights there")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             start, end = 8 + length, path.stat().st_size
             if start > end:
                 raise ValueError("its header is incomplete")
+            if length > LONGEST_HEADER:
+                raise ValueError(f"its header has {length} bytes")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         tensors = {}
@@ -95,7 +100,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             code, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             if code not in NUMPY:
                 raise InputError(
-                    f"{path}: {name} is stored as {code}, which is not read; save the model as {', '.join(DTYPES)}"
+                    f"{path}: {name} is stored as {code}, which is not read; of a quantised model name the original "
+                    f"16-bit one, another save as {', '.join(DTYPES)}"
                 )
             if begin != last:
                 raise ValueError(f"{name} does not begin where the tensor before it ends")
@@ -106,6 +112,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if last != end - start:
             raise ValueError(f"its tensors take {last} bytes, it has {end - start}")
         return tensors
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}); it is truncated or damaged, download it again") from None
 

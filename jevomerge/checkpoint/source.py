@@ -17,8 +17,10 @@ from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
 from jevomerge.checkpoint.safetensors_file import DTYPES, FLOATING, StoredTensor, aligned_empty, all_finite, read_header
 from jevomerge.errors import InputError
 from jevomerge.models.families import read_model
+from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
+from jevomerge.schema import Notes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,6 +38,7 @@ class Source(Protocol):
     reference: str  # by which a recipe names it
     name: str  # by which genomes, recipes and random masks know it
     folder: Path  # for messages
+    notes: Notes  # what was found odd and needs no change
     model: Any
     specs: tuple[ParamSpec, ...]
 
@@ -89,24 +92,23 @@ class Checkpoint:
         if (self.folder / ADAPTER_CONFIG).exists() and not (self.folder / "config.json").exists():
             base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
-        self.model: Language = read_model(read_json(self.folder / "config.json"), str(self.folder / "config.json"))
-        self.specs = self.model.specs
+        self.notes, config = Notes(), self.folder / "config.json"
+        self.model: Language = read_model(read_json(config), str(config), self.notes)
         self.tensors = self._read_headers()
+        self.specs = self.model.specs
         self._check_names()
+        for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
+            self.tensors.setdefault(head, self.tensors[embedding])
         self.adapter = Adapter(self.parts[adapter], self.model) if adapter else None
 
     def _read_headers(self) -> dict[str, StoredTensor]:
         """Where each tensor lies, from the files' own headers."""
-        if (self.folder / INDEX).exists():
-            index = read_json(self.folder / INDEX).get("weight_map", {})
-            files = sorted(set(index.values()))
-            for file in files:
-                if not (self.folder / file).exists():
-                    raise InputError(
-                        f"{self.folder}: shard {file} is missing, though {INDEX} lists it; download it again"
-                    )
-        elif (self.folder / WEIGHTS).exists():
+        if (self.folder / WEIGHTS).exists():  # transformers looks for it first, and then at no index
             files = [WEIGHTS]
+            if (self.folder / INDEX).exists():
+                self.notes.add(f"{self.folder}: {WEIGHTS} is read, as by transformers; {INDEX} beside it is not")
+        elif (self.folder / INDEX).exists():
+            files = self._shards()
         else:
             pickles = [p.name for p in (*self.folder.glob("*.bin"), *self.folder.glob("*.pt*"))]
             remedy = (
@@ -124,11 +126,28 @@ class Checkpoint:
             tensors |= header
         return tensors
 
+    def _shards(self) -> list[str]:
+        """The files that the index names."""
+        index = read_json(self.folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
+            raise InputError(f"{self.folder / INDEX}: `weight_map` must give each tensor's file; download it again")
+        files = sorted(set(index.values()))
+        for file in files:
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise InputError(
+                    f"{self.folder / INDEX} names {file}, which lies outside the folder and is not read; copy it there"
+                )
+            if not (self.folder / file).exists():
+                raise InputError(f"{self.folder}: shard {file} is missing, though {INDEX} lists it; download it again")
+        return files
+
     def _check_names(self) -> None:
         """Every tensor the architecture has is there once with the right shape, and nothing else is."""
         wanted = {name: spec for spec in self.specs for name in spec.names()}
         found = {name for name in self.tensors if not IGNORED.fullmatch(name)}
         found -= self.model.tied.keys() - wanted.keys()
+        if packed := [name for name in found - wanted.keys() if name.endswith(QUANTISED)]:
+            raise InputError(f"{self.folder}: {min(packed)} belongs to a quantised model; {SIXTEEN_BITS}")
         for problem, names in (
             ("is missing", wanted.keys() - found),
             ("is not expected", found - wanted.keys()),
@@ -138,13 +157,10 @@ class Checkpoint:
                 raise InputError(f"{self.folder}: tensor {first}{more} {problem}; config.json and the weights disagree")
         for name, spec in wanted.items():
             stored = self.tensors[name]
+            if stored.code not in FLOATING:
+                raise InputError(f"{self.folder}: {name} is stored as {stored.code}; {SIXTEEN_BITS}")
             if stored.shape != spec.shape:
                 raise InputError(f"{self.folder}: {name} has shape {stored.shape}, but config.json says {spec.shape}")
-            if stored.code not in FLOATING:
-                raise InputError(
-                    f"{self.folder}: {name} is stored as {stored.code}; quantised weights cannot be merged, "
-                    f"save the model as {', '.join(DTYPES)}"
-                )
 
     def tensor(self, name: str, out: np.ndarray | None = None, index: tuple[slice, ...] = ()) -> np.ndarray:
         """One tensor or a part of it, read now (into `out` if given); NaN or infinity in it is an error."""
@@ -170,7 +186,9 @@ class Checkpoint:
             InputError: if it is not.
         """
         for head, embedding in self.model.tied.items():
-            if head in self.tensors and not np.array_equal(self.tensor(head), self.tensor(embedding)):
+            if self.tensors[head] == self.tensors[embedding]:
+                continue  # stored once
+            if not np.array_equal(self.tensor(head), self.tensor(embedding)):
                 raise InputError(
                     f"{self.folder}: config.json says tie_word_embeddings, but {head} differs from "
                     "the embeddings; set tie_word_embeddings to false"

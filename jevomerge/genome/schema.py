@@ -55,7 +55,7 @@ class PathSearch(Strict):
     """
 
     models: tuple[str, ...] = Field(min_length=1)  # the first is A, whose embedding, head and tokenizer are used
-    repeats: int = Field(3, gt=0)  # how often all layers are laid out
+    repeats: int = Field(3, gt=0, le=100)  # how often all layers are laid out
     scaling: Literal["none", "per_hop", "matrix", "network"] = "per_hop"  # where the scales come from
     scale_range: tuple[float, float] = (0.5, 1.5)
     scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output

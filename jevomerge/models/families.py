@@ -8,32 +8,40 @@ from typing import Any
 
 from jevomerge.errors import InputError
 from jevomerge.models.decoder.decoder import Decoder
-from jevomerge.models.decoder.hf_config import FAMILIES as DECODERS
-from jevomerge.models.fields import Fields
+from jevomerge.models.decoder.hf_config import DEFAULTS, read_config
+from jevomerge.models.fields import Fields, refuse_quantised
 from jevomerge.models.model import Language
+from jevomerge.schema import Notes
 
 Reader = Callable[[Fields], Language]
 
 
 def _decoder(fields: Fields) -> Decoder:
-    return Decoder(DECODERS[fields.need("model_type")](fields), fields.values)
+    return Decoder(read_config(fields), fields.values)
 
 
-FAMILIES: dict[str, Reader] = dict.fromkeys(DECODERS, _decoder)  # by model_type
+FAMILIES: dict[str, Reader] = dict.fromkeys(DEFAULTS, _decoder)  # by model_type
 ENTRY_POINTS = "jevomerge.models"  # where a package names a reader for a model_type of its own
 
 
-def read_model(values: Mapping[str, Any], where: str = "config.json") -> Language:
-    """The model a `config.json` describes.
+def read_model(values: Mapping[str, Any], where: str = "config.json", notes: Notes | None = None) -> Language:
+    """The model a `config.json` describes; keys that its family never reads go to `notes`.
 
     Raises:
         InputError: for a family, a key or a value that is not supported, by name.
     """
+    refuse_quantised(values, where)
     fields = Fields(values, where)
-    model = _reader(fields.need("model_type"), where)(fields)
-    fields.expect("quantization_config")
-    fields.refuse_rest()
+    family = fields.text("model_type")
+    model = _reader(family, where)(fields)
+    if notes is not None and (unread := fields.unread()):
+        notes.add(f"{where}: {', '.join(unread)}: no key of {family} models, in transformers neither; ignored")
     return model
+
+
+def class_default(family: Any, key: str) -> Any:
+    """What transformers takes for a key that a config.json of this family leaves out; None: nothing, or not known."""
+    return DEFAULTS[family].get(key) if isinstance(family, str) and family in DEFAULTS else None
 
 
 def _reader(family: str, where: str) -> Reader:

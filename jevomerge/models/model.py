@@ -54,6 +54,9 @@ class Model(Protocol):
     def resized(self, kinds: Sequence[Hashable] | None = None, vocab: int | None = None) -> Self:
         """The same model with blocks of these kinds, with a vocabulary of this size."""
 
+    def untied(self) -> Self:
+        """The same model with a tensor of its own for each that is another one (`tied`)."""
+
     def as_given(self, params: Params) -> Any:
         """Nested dictionaries -> the parameters in the form in which their owner has them."""
 

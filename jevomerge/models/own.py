@@ -44,6 +44,10 @@ class OwnModel:
         """The same: there are no blocks to leave out, and no vocabulary."""
         return self
 
+    def untied(self) -> OwnModel:
+        """The same: nothing is tied."""
+        return self
+
     def as_given(self, params: Params) -> Any:
         """Nested dictionaries -> the tree as its owner has it."""
         leaves = flatten(params)

@@ -128,6 +128,8 @@ class Opening:
     def check_alike(self, like: Source, parts: list[Part], notes: Notes) -> None:
         """Whether the models can be merged at all; `like` is the one that the result computes as."""
         self._name_apart()
+        for note in (note for c in self.checkpoints for note in c.notes):
+            notes.add(note)
         for other in self.checkpoints:
             if message := self._misfit(like, other):
                 self.problems.add(self.where(other), message)
@@ -158,13 +160,8 @@ class Opening:
 
     def _misfit(self, like: Source, other: Source) -> str | None:
         """Why the tensors of two models do not belong together; None if they do."""
-        if other.model.tied != like.model.tied:
-            tied, untied = (other, like) if other.model.tied else (like, other)
-            return (
-                f"{tied.folder} ties its head to its embeddings, {untied.folder} does not; "
-                "save the tied one with an lm_head of its own (tie_word_embeddings: false)"
-            )
-        for a, b in zip(like.specs, other.specs, strict=False):
+        # Tied or not, both have a head.
+        for a, b in zip(like.model.untied().specs, other.model.untied().specs, strict=False):
             aligned = a.vocabulary and self.recipe.spec is not None
             if a.template != b.template or (a.shape[1:] if aligned else a.shape) != (
                 b.shape[1:] if aligned else b.shape

@@ -66,6 +66,8 @@ class Sources:
             self._align(opening, problems)
             kinds = [k for p in self.parts for k in p.checkpoints[0].model.kinds[p.first[0] : p.first[0] + p.length]]
             self.model: Language = self.like.model.resized(kinds, self.alignment.size if self.alignment else None)
+            if not all(c.model.tied for c in self.checkpoints):  # the head of a tied one is its embeddings
+                self.model = self.model.untied()
             self.specs = self.model.specs
             self.tensors: list[Tensor] = lay_out(self.specs, self.parts)
             self.coefficients = resolve(recipe, self.method, self.tensors, searched, problems)

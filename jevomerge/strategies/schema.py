@@ -22,7 +22,7 @@ class Search(Strict):
     strategy: str | None = None  # None: cma_es, for paths mixed; nsga2: each task is a goal of its own; else a class of
     # evosax.algorithms, or your own as module:Class (see strategies/registry.py)
     evaluations: int = Field(1000, ge=0)  # 0: `refine` has the start to itself
-    population: int | None = Field(None, gt=0)  # None: 4 + floor(3 ln n)
+    population: int | None = Field(None, gt=0, le=100_000)  # None: 4 + floor(3 ln n)
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
     sigma: float = Field(1 / 6, gt=0)
     start: tuple[Literal["sources", "average", "sparsified"], ...] = ()  # last members of the first generation

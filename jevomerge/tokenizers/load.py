@@ -1,16 +1,18 @@
-"""Tokenizers from folders."""
+"""Tokenizers from folders, and the tokens that end a text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import TOKENIZER_FILES
 from jevomerge.errors import InputError
+from jevomerge.models.families import class_default
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder.
+    """The tokenizer in a folder, which keeps in `model_ends` the ids at which the folder's model stops.
 
     Raises:
         InputError: if there is none.
@@ -19,21 +21,43 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer.model_ends = model_ends(folder)
+    return tokenizer
 
 
-def end_of_text(tokenizer: Any) -> int:
-    """The token that ends a text.
+def model_ends(folder: Path) -> list[int]:
+    """The ids at which `generate` of transformers stops: generation_config.json's, without that file config.json's.
+
+    Raises:
+        InputError: for an `eos_token_id` that is neither a token's id nor a list of them.
+    """
+    values, path = dict[str, Any](), folder / "generation_config.json"
+    if path.exists():
+        values = read_json(path)
+    elif (path := folder / "config.json").exists():
+        values = read_json(path)
+        values = {"eos_token_id": class_default(values.get("model_type"), "eos_token_id"), **values}
+    found = values.get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(i) is int and i >= 0 for i in ends):
+        raise InputError(f"{path}: `eos_token_id: {found}` must be a token's id or a list of them")
+    return ends
+
+
+def ends_of_text(tokenizer: Any) -> list[int]:
+    """The tokens that end a text, the tokenizer's own first, then those at which its model stops.
 
     Raises:
         InputError: if there is none.
     """
-    if tokenizer.eos_token_id is None:
+    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if not (ends := list(dict.fromkeys([*own, *getattr(tokenizer, "model_ends", ())]))):
         raise InputError("the tokenizer has no end-of-text token (eos_token in tokenizer_config.json)")
-    return int(tokenizer.eos_token_id)
+    return ends
 
 
 def padding(tokenizer: Any) -> int:
-    """The token that fills rows: its own, or the one that ends texts."""
-    end = end_of_text(tokenizer)
-    return end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    """The token that fills rows: its own, or one that ends texts."""
+    ends = ends_of_text(tokenizer)
+    return ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -17,7 +17,7 @@ from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts
 from jevomerge.fitness.rollouts.likelihood import check_tokens
 from jevomerge.models.model import Language, apply, unembed
 from jevomerge.problems.problem import Instance
-from jevomerge.tokenizers.load import end_of_text, padding
+from jevomerge.tokenizers.load import ends_of_text, padding
 from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
 
 DECODE = "decode"  # name of the loop over new tokens, by which a plan knows it
@@ -116,7 +116,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         """Raise InputError if no token ends a text."""
-        end_of_text(self.tokenizer)
+        ends_of_text(self.tokenizer)
 
     def check(self, model: Language, examples: Sequence[Example]) -> None:
         """Raise InputError for a token that the model does not have."""
@@ -142,7 +142,7 @@ class Generation:
     def batch(self, model: Language, examples: Sequence[Example], layout: Layout) -> Prompts:
         """Prompts alone."""
         tokens, valid = left_padded([e.prompt_tokens for e in examples], layout, padding(self.tokenizer))
-        eos = np.asarray([end_of_text(self.tokenizer)], np.int32)
+        eos = np.asarray(ends_of_text(self.tokenizer), np.int32)
         # NumPy's, for any mesh.
         arrays: tuple[Any, ...] = (tokens, valid, np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
         return Prompts(*arrays)
@@ -157,8 +157,10 @@ class Generation:
         return generate(instance, model, batch, layout.answer_slots, dtype=dtype)
 
     def read(self, outputs: Sequence[np.ndarray], folder: Any = None) -> list[str]:
-        """Texts."""
-        texts: list[str] = self.tokenizer.batch_decode(outputs[0], skip_special_tokens=True)
+        """Texts, with what ended them: it may be a token that is not special."""
+        lengths = count_written(outputs[0], np.asarray(ends_of_text(self.tokenizer)))
+        written = [tokens[:length] for tokens, length in zip(outputs[0], lengths, strict=True)]
+        texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts
 
     def spent(self, examples: Sequence[Example], batch: Prompts, outputs: Sequence[np.ndarray]) -> Mapping[str, int]:

@@ -29,7 +29,7 @@ from jax import Array
 from jevomerge.models.decoder.blocks import Block
 from jevomerge.models.decoder.config import DecoderConfig
 from jevomerge.models.decoder.fold import Folding, fold
-from jevomerge.models.decoder.hf_config import with_config
+from jevomerge.models.decoder.hf_config import DEFAULTS, with_config
 from jevomerge.models.decoder.specs import BLOCKS, param_specs
 from jevomerge.models.layers import Params, rms_norm
 from jevomerge.models.model import Layer, as_stored
@@ -92,8 +92,9 @@ class Decoder:
 
     @property
     def max_length(self) -> int | None:
-        """By its config.json."""
-        return self.json.get("max_position_embeddings")
+        """By its config.json, or by the class that transformers has for it."""
+        key = "max_position_embeddings"
+        return self.json.get(key) or DEFAULTS.get(self.json.get("model_type", ""), {}).get(key)
 
     def unlike(self, other: Any) -> dict[str, bool]:
         """Fields of config.json in which they differ; see `models.model.Model`."""
@@ -108,6 +109,11 @@ class Decoder:
         kinds = self.kinds if kinds is None else tuple(kinds)
         vocab = self.vocab_size if vocab is None else vocab
         config = dataclasses.replace(self.config, layer_kinds=kinds, vocab_size=vocab)
+        return Decoder(config, with_config(self.json, config))
+
+    def untied(self) -> Decoder:
+        """The same with an lm_head."""
+        config = dataclasses.replace(self.config, tie_word_embeddings=False)
         return Decoder(config, with_config(self.json, config))
 
     def as_given(self, params: Params) -> Params:
