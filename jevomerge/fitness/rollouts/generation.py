@@ -158,8 +158,9 @@ class Generation:
 
     def read(self, outputs: Sequence[np.ndarray], folder: Any = None) -> list[str]:
         """Texts, with what ended them: it may be a token that is not special."""
-        lengths = count_written(outputs[0], np.asarray(ends_of_text(self.tokenizer)))
-        written = [tokens[:length] for tokens, length in zip(outputs[0], lengths, strict=True)]
+        tokens = outputs[0][:, : self.max_new_tokens]
+        lengths = count_written(tokens, np.asarray(ends_of_text(self.tokenizer)))
+        written = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts
 
