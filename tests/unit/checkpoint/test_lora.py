@@ -223,6 +223,14 @@ def test_tied_embeddings_cannot_be_changed_alone(tmp_path):
         Checkpoint(f"{tmp_path / 'm'}+{adapter}")
 
 
+@pytest.mark.parametrize("key", ["lm_head.weight", "lm_head.lora_A.weight"])
+def test_a_head_that_is_the_embeddings_cannot_be_trained(key, tmp_path):
+    make("smollm2", tmp_path / "m")
+    adapter = write_adapter(tmp_path / "x", {f"base_model.model.{key}": np.zeros((97, 32), np.float32)})
+    with pytest.raises(InputError, match="trains the head, which in this model is its embeddings"):
+        Checkpoint(f"{tmp_path / 'm'}+{adapter}")
+
+
 def test_nan_in_an_adapter(adapter):
     tensors = load_file(adapter / "adapter_model.safetensors")
     tensors[A][0, 0] = np.nan

@@ -128,7 +128,7 @@ INERT = {
     "sliding_window": None, "use_sliding_window": False, "max_window_layers": 28, "layer_types": None,
     "attn_logit_softcapping": None, "final_logit_softcapping": None, "num_experts": 0, "logit_scale": 1.0,
     "embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_implementation": "eager", "attention_chunk_size": None,
-    "quantization_config": None, "partial_rotary_factor": 1.0, "max_sequence_length": 2048, "_flash_attn_2_enabled": True,
+    "quantization_config": None, "partial_rotary_factor": 1.0, "max_sequence_length": 2048, "_flash_attn": True,
     "pretraining_tp": 4, "bos_token_id": 7, "classifier_dropout": 0.3, "mup_scale": 3.0,
     "architectures": None, "id2label": {"0": "A"}, "torch_dtype": "float16", "rope_interleaved": False,
 }  # fmt: skip
