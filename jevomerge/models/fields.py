@@ -14,8 +14,9 @@ HARMLESS = (
     "_*", "architectures", "model_type", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_bfloat16",
     "*_token_id", "use_cache", "*dropout*", "*_pdrop", "initializer_range", "pretraining_tp", "output_*",
     "use_return_dict", "return_dict", "return_dict_in_generate", "id2label", "label2id", "num_labels", "problem_type",
-    "is_decoder", "tokenizer_class", "task_specific_params", "attn_implementation", "rope_interleaved", "is_llama_config",
-    "transformers.js_config", "unsloth_*", "name_or_path", "finetuning_task", "prefix", "chunk_size_feed_forward",
+    "is_decoder", "tokenizer_class", "task_specific_params", "attn_implementation", "rope_interleaved",
+    "is_llama_config", "transformers.js_config", "unsloth_*", "name_or_path", "finetuning_task", "prefix",
+    "chunk_size_feed_forward",
     # Settings of generation that old checkpoints keep here; decoding is greedy.
     "cache_implementation", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p",
     "num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "length_penalty", "diversity_penalty",

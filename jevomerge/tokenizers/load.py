@@ -58,6 +58,9 @@ def ends_of_text(tokenizer: Any) -> list[int]:
 
 
 def padding(tokenizer: Any) -> int:
-    """The token that fills rows: its own, or one that ends texts."""
-    ends = ends_of_text(tokenizer)
-    return ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    """The token that fills rows, which no score depends on: its own or one that ends texts, whichever is smaller.
+
+    A padding token that was added to a tokenizer may lie outside its model's vocabulary.
+    """
+    end = ends_of_text(tokenizer)[0]
+    return end if tokenizer.pad_token_id is None else min(end, int(tokenizer.pad_token_id))

@@ -1,6 +1,7 @@
 """lm-evaluation-harness through our model, request by request and metric by metric, against its own backend (torch)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,15 @@ CHAT = (
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
 
 
-def pair(max_length=None, **tokenizer_changes):
+def pair(max_length=None, folder=STORIES, **tokenizer_changes):
     """The same model in both worlds, with the same tokenizer."""
-    tokenizer = load_tokenizer(STORIES)
+    tokenizer = load_tokenizer(folder)
     for key, value in tokenizer_changes.items():
         setattr(tokenizer, key, value)
-    checkpoint = Checkpoint(STORIES)
+    checkpoint = Checkpoint(folder)
     length = max_length or checkpoint.model.max_length
     ours = HarnessModel(checkpoint.load(), checkpoint.model, tokenizer, length, tokens_per_batch=4096)
-    model = AutoModelForCausalLM.from_pretrained(STORIES).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu", max_length=max_length)
     return ours, theirs
 
@@ -125,6 +126,17 @@ def test_end_of_text_ends_a_text():
     (found,) = ours.generate_until(asked)
     assert found == theirs.generate_until(asked, disable_tqdm=True)[0]
     assert 0 < len(found) < 100
+
+
+def test_every_end_that_the_model_names_ends_a_text(tmp_path):
+    shutil.copytree(STORIES, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 426]}))  # a full stop
+    ours, theirs = pair(folder=tmp_path / "m")
+    asked = requests("generate_until", [("Once upon a time", {"until": ["\n"], "max_gen_toks": 48})])
+    (found,) = ours.generate_until(asked)
+    assert found == theirs.generate_until(asked, disable_tqdm=True)[0]
+    assert found.endswith(".")
+    assert found.count(".") == 1
 
 
 @pytest.mark.parametrize(

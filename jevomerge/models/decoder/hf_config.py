@@ -251,7 +251,8 @@ def _gemma3_ropes(f: Fields) -> dict[str, Rope]:
     for name, key, theta in ((FULL, "rope_theta", 1_000_000.0), (SLIDING, "rope_local_base_freq", 10_000.0)):
         own, old = both.table(name), f.table("rope_scaling") if name == FULL else None  # local layers are never scaled
         f.defaults = {key: theta} | dict(f.defaults)
-        values = {**(own.values if own else {}), **(old.values if old else {})}
+        # A dictionary in the old spelling is laid over a default one: its `rope_type` counts, its `type` does not.
+        values = {**(own.values if own else {"rope_type": "default"}), **(old.values if old else {})}
         ropes[name] = _rope_from(Fields(values, f"{f.where}: rope_parameters: {name}"), f.number(key), length)
     return ropes
 

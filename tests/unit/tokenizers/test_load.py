@@ -96,6 +96,14 @@ def test_a_model_may_say_what_its_tokenizer_does_not(folder):
         ends_of_text(tokenizer)
 
 
+def test_a_padding_token_outside_the_models_vocabulary(folder):
+    tokenizer = load_tokenizer(folder)
+    expected = ours(folder, tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 512
+    assert ours(folder, tokenizer) == expected
+
+
 @pytest.mark.parametrize("value", ["2", [2, "3"], 2.0, {}, -1, True])
 def test_ends_that_are_no_ids(folder, value):
     write(folder, "generation_config.json", eos_token_id=value)

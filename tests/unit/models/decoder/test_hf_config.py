@@ -16,7 +16,7 @@ from jevomerge.schema import Notes
 from tests.hub_configs import CONFIGS, GEMMA3, LLAMA, MISTRAL, QWEN2, QWEN3, YARN
 
 SMALL = {
-    "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 4,
     "intermediate_size": 8,
 }  # fmt: skip
 
