@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -81,6 +81,11 @@ class Notes:
     def add(self, text: str) -> None:
         """One more, unless it has been said."""
         self._texts[text] = None
+
+    def update(self, others: Iterable[Notes]) -> None:
+        """All of others."""
+        for text in (text for notes in others for text in notes):
+            self.add(text)
 
     def __iter__(self) -> Iterator[str]:
         """In the order in which they were added."""

@@ -60,6 +60,7 @@ class JointProblem:
         self.mean: float | np.ndarray = np.concatenate(start)
         self.gradient = np.zeros(len(self.names), bool)
         self.notes = weights.notes
+        self.notes.update(c.notes for c in self.others)
         known = {c.reference for c in weights.checkpoints}
         self.checkpoints = [*weights.checkpoints, *(c for c in self.others if c.reference not in known)]
         self.title = f"{weights.title}, and a path through it and {', '.join(names[1:])}"

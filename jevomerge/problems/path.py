@@ -46,6 +46,7 @@ class PathProblem:
         """Open the models and build the search space; no weight is read."""
         self.path, self.notes = path, Notes()
         self.checkpoints = [Checkpoint(m) for m in path.models]
+        self.notes.update(c.notes for c in self.checkpoints)
         self.stack = Stack(self.checkpoints)
         self.model = self.stack.model
         names = tuple(c.name for c in self.checkpoints)

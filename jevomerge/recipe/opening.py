@@ -128,8 +128,7 @@ class Opening:
     def check_alike(self, like: Source, parts: list[Part], notes: Notes) -> None:
         """Whether the models can be merged at all; `like` is the one that the result computes as."""
         self._name_apart()
-        for note in (note for c in self.checkpoints for note in c.notes):
-            notes.add(note)
+        notes.update(c.notes for c in self.checkpoints)
         for other in self.checkpoints:
             if message := self._misfit(like, other):
                 self.problems.add(self.where(other), message)

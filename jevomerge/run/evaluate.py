@@ -48,6 +48,8 @@ def evaluate(
         if not Path(json).parent.is_dir():
             raise InputError(f"--json: {Path(json).parent} is not a folder")
     tasks, checkpoint = read_tasks(task), Checkpoint(str(model))
+    for note in checkpoint.notes:
+        observer.note(note)
     result: dict[str, Any] = {"model": str(model), "split": split, "results": {}, "examples": {}, "texts": {}}
     if len(tasks) == 1 and tasks[0].harness is None:
         result |= by_own(tasks[0], checkpoint, split or "heldout", observer)
