@@ -141,7 +141,7 @@ def run_evolve(args: argparse.Namespace) -> None:
     if args.resume:
         if args.seed is not None or args.output:
             raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
-        args.folder = Path(args.resume)
+        args.folder = Path(os.path.expanduser(args.resume))
         if not (args.folder / "config.yaml").exists():
             raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
     if args.process_id in (None, 0):
@@ -165,7 +165,7 @@ def run_evolve(args: argparse.Namespace) -> None:
     if args.mesh is not None:
         config = config.model_copy(update={"mesh": read_mesh(args.mesh)})
     if not args.resume:
-        args.folder = Path(args.output or Path("runs") / config.name)
+        args.folder = Path(os.path.expanduser(args.output)) if args.output else Path("runs") / config.name
     observer = PageWriter(Terminal()) if first() else SILENT
     evolve_config(config, args.folder, observer, resume=args.resume is not None)
 

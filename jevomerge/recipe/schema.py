@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
 
+from jevomerge.checkpoint.files import split_adapter
 from jevomerge.errors import InputError
 from jevomerge.methods.registry import SEMANTICS
 from jevomerge.schema import Dtype, Given, Location, Origin, Strict, anchor, load_given, load_yaml, plain, validate
 from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
 MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
+LARGEST = 3.4028234e38  # of what coefficients are computed in, float32
 Scalar = bool | int | float
 Value = Scalar | tuple[Scalar, ...]  # a list is a gradient over the layers
 
@@ -32,8 +35,10 @@ def _scalar(value: Any) -> Scalar:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)
-    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+    if not isinstance(value, (bool, int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{value!r} is not a number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{value:g} is larger than float32 can hold")
     return value
 
 
@@ -175,16 +180,11 @@ class Recipe(Strict):
     def with_models(self, paths: Mapping[str, str]) -> Recipe:
         """The recipe with the models named in `paths` read from there."""
 
-        def visit(value: Any, key: str = "") -> Any:
-            if isinstance(value, dict):
-                return {k: visit(v, k) for k, v in value.items()}
-            if isinstance(value, (list, tuple)):
-                return [visit(v) for v in value]
-            if key in MODEL_KEYS and isinstance(value, str) and (head := _head(value)) in paths:
-                return paths[head] + value[len(head) :]
-            return value
+        def found(_: str, name: str) -> str:
+            head = _head(name)
+            return paths.get(head, head) + name[len(head) :]
 
-        return Recipe.model_validate(visit(self.model_dump())).with_origin(self.origin)
+        return Recipe.model_validate(rename_models(self.model_dump(), found)).with_origin(self.origin)
 
     @property
     def stack(self) -> list[Layered]:
@@ -271,17 +271,38 @@ def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Rec
 def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
     """A recipe's mapping with the paths of its models made absolute; the names in `stages` stay as they are."""
 
-    def visit(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {k: visit(v, k) for k, v in value.items() if v is not None}  # a key without a value is not given
-        if isinstance(value, list):
-            return [visit(v) for v in value]
-        if key in MODEL_KEYS and isinstance(value, str) and value:
-            words = ("union", "base") if key in ("source", "tokenizer_source") else ()
-            return value if _head(value) in stages or value in words else anchor_model(value, folder)
-        return value
+    def found(key: str, name: str) -> str:
+        words = ("union", "base") if key in ("source", "tokenizer_source") else ()
+        return name if _head(name) in stages or name in words else anchor_model(name, folder)
 
-    return visit(data)
+    return rename_models(data, found)
+
+
+def rename_models(value: Any, rename: Callable[[str, str], str], key: str = "") -> Any:
+    """A recipe's mapping with `rename(key, name)` for every name of a model; a key without a value is not given."""
+    if isinstance(value, dict):
+        return {k: rename_models(v, rename, k) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [rename_models(v, rename) for v in value]
+    return rename(key, value) if key in MODEL_KEYS and isinstance(value, str) and value else value
+
+
+def seen_from(folder: str | Path, names: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """What a recipe in `folder` calls a model: one on this machine by its path from there, which is nobody's secret.
+
+    `names`: {path: what those are called}.
+    """
+    here = Path(folder).resolve()
+
+    def called(part: str) -> str:
+        if names and part in names:
+            return names[part]
+        if not Path(part).is_absolute():
+            return part
+        path = os.path.relpath(part, here)
+        return path if path.startswith(".") else f"./{path}"  # or it might be the name of a model on the hub
+
+    return lambda reference: "+".join(called(part) for part in split_adapter(reference) if part is not None)
 
 
 def _head(reference: str) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jevomerge.checkpoint.export import refuse_existing, scratch_folder
+from jevomerge.checkpoint.files import expanded
 from jevomerge.observers.observer import SILENT, Observer
-from jevomerge.recipe.schema import Recipe, read_stages
+from jevomerge.recipe.schema import Recipe, read_stages, seen_from
 from jevomerge.recipe.sources import Sources
 from jevomerge.recipe.to_folder import merge_to_folder, write_hollow
 from jevomerge.recipe.write import explain as explain_sources
@@ -38,7 +39,7 @@ def merge_folder(
     Raises:
         InputError: for whatever is wrong with the recipe or its models, before anything is written.
     """
-    stages, out = read_stages(recipe), Path(out)
+    stages, out = read_stages(recipe), expanded(out)
     refuse_existing(out)
     for sources in rehearse(stages):
         for note in sources.notes:
@@ -51,9 +52,10 @@ def merge_folder(
         for stage in stages:
             sources = Sources(stage.with_models(_paths(stages, work)))
             text += "---\n" if text else ""
-            text += (f"name: {stage.name}\n" if stage.name else "") + write_recipe(sources, sources.coefficients)
-            for name, path in _paths(stages, work).items():
-                text = text.replace(path, name)
+            called = seen_from(out, {path: name for name, path in _paths(stages, work).items()})
+            text += (f"name: {stage.name}\n" if stage.name else "") + write_recipe(
+                sources, sources.coefficients, called
+            )
             last = stage is stages[-1]
             target = out if last else work / str(stage.name)
             label = stage.name or out.name
