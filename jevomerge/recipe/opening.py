@@ -61,6 +61,11 @@ class Opening:
         listed = [((*layered.where, i), m) for i, m in enumerate(layered.sources)]
         references = [m.model for _, m in listed]
         for where, model in listed:
+            depth = len(c.model.kinds) if (c := self._open(model.model, where)) is not None else None
+            if layered.whole and model.layer_range not in (None, (0, depth)):
+                problems.add(
+                    (*where, "layer_range"), "has no effect under `models`, in mergekit neither; write `slices`"
+                )
             if references.count(model.model) > 1:
                 problems.add(where, f"{model.model} is listed more than once")
         base, base_range = None, None

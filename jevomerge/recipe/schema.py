@@ -15,13 +15,28 @@ from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, field_
 from jevomerge.checkpoint.files import split_adapter
 from jevomerge.errors import InputError
 from jevomerge.methods.registry import SEMANTICS
-from jevomerge.schema import Dtype, Given, Location, Origin, Strict, anchor, load_given, load_yaml, plain, validate
+from jevomerge.schema import (
+    Given,
+    Location,
+    Origin,
+    Strict,
+    anchor,
+    load_given,
+    load_yaml,
+    plain,
+    validate,
+    without_torch,
+)
 from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
 MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
+SWITCHES = dict.fromkeys(("true", "yes", "on", "y", "t"), True) | dict.fromkeys(("false", "no", "off", "n", "f"), False)
 LARGEST = 3.4028234e38  # of what coefficients are computed in, float32
 Scalar = bool | int | float
 Value = Scalar | tuple[Scalar, ...]  # a list is a gradient over the layers
+
+
+RecipeDtype = Annotated[Literal["float32", "bfloat16", "float16", "float64"], without_torch]
 
 
 class Conditional(Strict):
@@ -34,7 +49,7 @@ class Conditional(Strict):
 def _scalar(value: Any) -> Scalar:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = float(value)
+            value = SWITCHES[value.lower()] if value.lower() in SWITCHES else float(value)
     if not isinstance(value, (bool, int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{value!r} is not a number")
     if abs(value) > LARGEST:
@@ -140,8 +155,8 @@ class Recipe(Strict):
     modules: dict[str, RecipeModule] = Field(default_factory=dict)
     base_model: Reference | None = None
     parameters: Parameters = Field(default_factory=dict)
-    dtype: Dtype | None = None
-    out_dtype: Dtype | None = None
+    dtype: RecipeDtype | None = None
+    out_dtype: RecipeDtype | None = None
     tokenizer_source: Reference | None = None  # union | base | a model
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None  # auto | a name | jinja

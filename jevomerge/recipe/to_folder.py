@@ -27,7 +27,7 @@ from jevomerge.recipe.resolve import Coefficients
 from jevomerge.recipe.schema import seen_from
 from jevomerge.recipe.sources import Sources
 from jevomerge.recipe.write import write_recipe
-from jevomerge.tokenizers.chat import write_chat_template
+from jevomerge.tokenizers.chat import write_chat_templates
 from jevomerge.tokenizers.vocabulary import write_tokenizer
 
 
@@ -100,15 +100,15 @@ def merge_to_folder(
 def write_beside_weights(folder: Path, sources: Sources) -> None:
     """The merged model's tokenizer, chat template and generation config."""
     if sources.alignment is None:
-        copy_tokenizer(folder, sources.like)
+        copy_tokenizer(folder, sources.lender)
     else:
         write_tokenizer(folder, sources.alignment)
-        if (path := sources.like.folder / "generation_config.json").exists():
-            values = read_json(path)
-            values |= sources.special_ids(values)
-            (folder / path.name).write_text(json.dumps(values, indent=2) + "\n")
-    if sources.chat_template is not None:
-        write_chat_template(folder, sources.chat_template)
+    if (path := folder / "generation_config.json").exists():
+        values = read_json(path)
+        if (told := values | sources.special_ids(values)) != values:
+            path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if sources.templates is not None:
+        write_chat_templates(folder, sources.templates)
 
 
 def write_hollow(folder: Path, sources: Sources) -> None:

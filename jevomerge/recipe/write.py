@@ -128,7 +128,9 @@ def explain(sources: Sources) -> Iterator[str]:
     yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
     for checkpoint in sources.checkpoints:
         roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
-        roles += ["lends config.json and tokenizer" if checkpoint is sources.like else ""]
+        lent = {"config.json": sources.like, "tokenizer": sources.lender}
+        lent_here = " and ".join(what for what, lender in lent.items() if lender is checkpoint)
+        roles += [f"lends {lent_here}" if lent_here else ""]
         yield f"  {checkpoint.name}: {checkpoint.reference}" + "".join(f" ({r})" for r in roles if r)
     if sources.alignment is not None:
         yield from (f"  {line}" for line in sources.alignment.explain())
