@@ -61,11 +61,6 @@ class Opening:
         listed = [((*layered.where, i), m) for i, m in enumerate(layered.sources)]
         references = [m.model for _, m in listed]
         for where, model in listed:
-            depth = len(c.model.kinds) if (c := self._open(model.model, where)) is not None else None
-            if layered.whole and model.layer_range not in (None, (0, depth)):
-                problems.add(
-                    (*where, "layer_range"), "has no effect under `models`, in mergekit neither; write `slices`"
-                )
             if references.count(model.model) > 1:
                 problems.add(where, f"{model.model} is listed more than once")
         base, base_range = None, None
@@ -96,6 +91,9 @@ class Opening:
         for (where, model), checkpoint in zip(listed, opened, strict=True):
             if checkpoint is not None:
                 depth = len(checkpoint.model.kinds)
+                if layered.whole and model.layer_range not in (None, (0, depth)):
+                    what = "chooses no layers under `models`, which are merged whole; write `slices`"
+                    problems.add((*where, "layer_range"), what)
                 ranges.append(model.layer_range or (0, depth))
                 if ranges[-1][1] > depth:
                     problems.add(

@@ -30,7 +30,10 @@ from jevomerge.schema import (
 from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
 MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
-SWITCHES = dict.fromkeys(("true", "yes", "on", "y", "t"), True) | dict.fromkeys(("false", "no", "off", "n", "f"), False)
+SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "y", "t"), True),
+    **dict.fromkeys(("false", "no", "off", "n", "f"), False),
+}
 LARGEST = 3.4028234e38  # of what coefficients are computed in, float32
 Scalar = bool | int | float
 Value = Scalar | tuple[Scalar, ...]  # a list is a gradient over the layers
