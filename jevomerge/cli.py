@@ -1,4 +1,4 @@
-"""The command line: `jevomerge evolve | merge | evaluate | export | report | compare | plan`."""
+"""The command line: `jevomerge evolve | merge | evaluate | export | report | compare | plan | translate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jevomerge.errors import FitnessError, InputError
+from jevomerge.run.mergekit_flags import add_flags, read_size
 
 if TYPE_CHECKING:
     from jevomerge.devices.schema import MeshShape
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--explain", action="store_true", help="only print which inputs and coefficients make each tensor"
     )
+    add_flags(merge)
 
     evaluate = command(
         "evaluate",
@@ -126,6 +128,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one line for each slice of that chip, from CHIP:SHAPE on, and each members_per_device",
     )
+
+    translate = command(
+        "translate",
+        "print the config of a mergekit-evolve run as one of ours",
+        "Print the YAML of a run that searches what a config of mergekit-evolve does, for `jevomerge evolve`; its "
+        "comments say what differs.",
+    )
+    translate.add_argument("config", help="mergekit-evolve's YAML")
     return top
 
 
@@ -181,14 +191,18 @@ def read_mesh(text: str) -> MeshShape:
 
 def run_merge(args: argparse.Namespace) -> None:
     """`jevomerge merge`."""
-    if args.out is None and not args.explain:
+    out = args.out or args.out_path
+    if out is None and not args.explain:
         raise InputError("merge: give the folder to write, OUT, or --explain")
+    shard_bytes = None if args.out_shard_size is None else read_size(args.out_shard_size)
     reading(args.recipe)
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.merge import explain, merge_folder
 
+    for note in args.ignored:
+        Terminal().note(note)
     if not args.explain:
-        merge_folder(args.recipe, args.out, observer=Terminal())
+        merge_folder(args.recipe, out, seed=args.random_seed, shard_bytes=shard_bytes, observer=Terminal())
         return
     for line in explain(args.recipe):
         Terminal().line(line)
@@ -244,6 +258,14 @@ def run_plan(args: argparse.Namespace) -> None:
     plan(args.config, args.topology, args.sweep, observer=Terminal())
 
 
+def run_translate(args: argparse.Namespace) -> None:
+    """`jevomerge translate`."""
+    reading(args.config)
+    from jevomerge.run.translate import translate
+
+    print(translate(args.config), end="")
+
+
 COMMANDS = {
     "evolve": run_evolve,
     "merge": run_merge,
@@ -252,6 +274,7 @@ COMMANDS = {
     "report": run_report,
     "compare": run_compare,
     "plan": run_plan,
+    "translate": run_translate,
 }
 
 

@@ -195,6 +195,13 @@ class Recipe(Strict):
         """The models it names."""
         return {m.model for s in self.stack for m in s.sources} | {s.base_model for s in self.stack if s.base_model}
 
+    @property
+    def mentioned(self) -> set[str | None]:
+        """All models it names, those that lend a token or a tokenizer too, without their revisions and adapters."""
+        found = set[str | None]()
+        rename_models(self.model_dump(), lambda _, name: found.add(_head(name)) or name)
+        return found
+
     def with_models(self, paths: Mapping[str, str]) -> Recipe:
         """The recipe with the models named in `paths` read from there."""
 
@@ -257,12 +264,13 @@ def read_recipe(given: Given) -> Recipe:
 
 
 def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Recipe]:
-    """The documents of a recipe: every one but the last has a `name`, by which later ones use its result.
+    """The documents of a recipe in the order of their use; all but one have a `name`, by which others use their result.
 
-    A recipe that was read before is the only document.
+    The last is the one without a name, or else the last of the file that no other uses. A recipe that was read before
+    is the only document.
 
     Raises:
-        InputError: for a name that is missing, doubled, or also a folder.
+        InputError: for a name that is missing, doubled, or also a folder, and for documents that need each other.
     """
     if isinstance(given, Recipe):
         return [given]
@@ -271,19 +279,35 @@ def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Rec
     else:
         mappings = [given] if isinstance(given, Mapping) else given
         documents, folder = [(plain(data), Origin()) for data in mappings], Path()
+    names = [data["name"] for data, _ in documents if isinstance(data.get("name"), str)]
     stages: list[Recipe] = []
     for data, origin in documents:
-        names = [s.name for s in stages if s.name is not None]
         recipe = validate(Recipe, anchor_recipe(data, folder, names), origin).with_origin(origin)
-        if recipe.name is None and len(stages) < len(documents) - 1:
-            raise InputError(f"{origin.at()}a document that others follow needs a `name`")
+        if recipe.name is None and any(s.name is None for s in stages):
+            raise InputError(f"{origin.at()}a second document without a `name`; only the last result may have none")
         if (name := recipe.name) is not None and len(documents) > 1:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise InputError(f"{origin.at('name')}`{name}` must be of letters, digits, dots and dashes")
-            if name in names or (folder / name).exists() or Path(name).exists():
+            if names.count(name) > 1 or (folder / name).exists() or Path(name).exists():
                 raise InputError(f"{origin.at('name')}`{name}` is taken already; choose another name")
         stages.append(recipe)
-    return stages
+    return _in_order(stages) if len(stages) > 1 else stages
+
+
+def _in_order(stages: Sequence[Recipe]) -> list[Recipe]:
+    """Every document behind those whose results it uses, the final one last."""
+    needs = [stage.mentioned & {s.name for s in stages} for stage in stages]
+    used = set[str | None]().union(*needs)
+    final = [s for s in stages if s.name is None] or [s for s in stages if s.name not in used][-1:]
+    ordered: list[Recipe] = []
+    while len(ordered) < len(stages):
+        done = {s.name for s in ordered}
+        ready = [s for s, need in zip(stages, needs, strict=True) if s not in ordered and need <= done]
+        if not ready:
+            stuck = next(s for s in stages if s not in ordered)
+            raise InputError(f"{stuck.origin.at('name')}`{stuck.name}` and other documents need each other's results")
+        ordered.append(next((s for s in ready if s not in final), ready[0]))
+    return ordered
 
 
 def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
