@@ -253,7 +253,8 @@ def abstract_leaf(
 
 
 def _leaf_dtype(places: Sequence[tuple[Source, str]]) -> np.dtype[Any]:
-    return functools.reduce(np.promote_types, {checkpoint.tensors[name].dtype for checkpoint, name in places})
+    found = {checkpoint.tensors[name].dtype for checkpoint, name in places}
+    return found.pop() if len(found) == 1 else functools.reduce(np.promote_types, found, np.dtype(np.float32))
 
 
 def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tuple[slice, ...]) -> np.ndarray:

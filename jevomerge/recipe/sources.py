@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Checkpoint, abstract_leaf, read_leaf
 from jevomerge.devices.mesh import put
 from jevomerge.errors import InputError
@@ -149,7 +147,8 @@ class Sources:
         if wanted := self.recipe.out_dtype or self.recipe.dtype:
             return "float32" if wanted == "float64" else wanted
         merged = [c for p in self.parts for c in (*p.checkpoints, p.base) if c is not None]
-        return functools.reduce(np.promote_types, {NUMPY[DTYPES[c.dtype()]] for c in merged}).name
+        found = {c.dtype() for c in merged}
+        return found.pop() if len(found) == 1 else "float32"  # which holds both kinds of half precision
 
     @property
     def files(self) -> dict[str, Any]:

@@ -224,12 +224,12 @@ def test_random_recipes(models, tmp_path):
         for tensor in found:
             if found[tensor].dtype != given[tensor].dtype and recipe["merge_method"] != "arcee_fusion":
                 wrong.append((name, recipe["merge_method"], tensor, found[tensor].dtype, given[tensor].dtype))
-            if ("tokenizer" in recipe or "tokenizer_source" in recipe) and ("embed" in tensor or "lm_head" in tensor):
-                a, b, c = (rows(f, tensor, t) for f, t in zip(
-                    (ours / name, theirs / name, (exact if half else theirs) / name), (found, given, reference), strict=True
-                ))  # fmt: skip
-            else:
-                a, b, c = (x[tensor].astype(np.float32) for x in (found, given, reference))
+            spoken = recipe.keys() & {"tokenizer", "tokenizer_source"} and ("embed" in tensor or "lm_head" in tensor)
+            arrays = []
+            for folder, tensors in ((ours, found), (theirs, given), (exact if half else theirs, reference)):
+                values = rows(folder / name, tensor, tensors) if spoken else tensors[tensor]
+                arrays.append(values.astype(np.float32))
+            a, b, c = arrays
             if a.shape != b.shape:
                 wrong.append((name, recipe["merge_method"], tensor, a.shape, b.shape))
             elif half and (further := np.abs(a - c).mean() - np.abs(b - c).mean()) > 1e-9:

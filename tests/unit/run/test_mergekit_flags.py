@@ -10,35 +10,15 @@ from jevomerge.errors import InputError
 from jevomerge.run.mergekit_flags import read_size
 
 MODELS = Path(__file__).parents[2] / "data" / "parity" / "models"
-SWITCHES = [
-    "--allow-crimes",
-    "--unsafe-truncate-embeddings",
-    "--cuda",
-    "--low-cpu-memory",
-    "--copy-tokenizer",
-    "--clone-tensors",
-    "--lazy",
-    "--trust-remote-code",
-    "--lazy-unpickle",
-    "--write-model-card",
-    "--safe-serialization",
-    "--quiet",
-    "--read-to-gpu",
-    "--multi-gpu",
-    "--async-write",
+SWITCHES = [  # as `mergekit-yaml --help` and `mergekit-multi --help` list them
+    *("--allow-crimes", "--unsafe-truncate-embeddings", "--trust-remote-code", "--cuda", "--low-cpu-memory"),
+    *("--read-to-gpu", "--multi-gpu", "--copy-tokenizer", "--write-model-card", "--safe-serialization"),
+    *("--clone-tensors", "--lazy-unpickle", "--lazy", "--quiet", "--async-write"),
 ]
 VALUES = [
-    "--transformers-cache",
-    "--lora-merge-cache",
-    "--lora-merge-dtype",
-    "--device",
-    "--num-threads",
-    "-j",
-    "--write-threads",
-    "--intermediate-dir",
-    "-I",
+    *("--transformers-cache", "--lora-merge-cache", "--lora-merge-dtype", "--device"),
+    *("--num-threads", "-j", "--write-threads", "--intermediate-dir", "-I"),
 ]
-HEEDED = ("--random-seed", "--out-shard-size", "--out-path")
 
 
 @pytest.fixture
