@@ -199,7 +199,12 @@ class Recipe(Strict):
     def mentioned(self) -> set[str | None]:
         """All models it names, those that lend a token or a tokenizer too, without their revisions and adapters."""
         found = set[str | None]()
-        rename_models(self.model_dump(), lambda _, name: found.add(_head(name)) or name)
+
+        def note(_: str, name: str) -> str:
+            found.add(_head(name))
+            return name
+
+        rename_models(self.model_dump(), note)
         return found
 
     def with_models(self, paths: Mapping[str, str]) -> Recipe:

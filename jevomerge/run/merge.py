@@ -69,7 +69,7 @@ def merge_folder(
             last = stage is stages[-1]
             target = out if last else work / str(stage.name)
             label = stage.name or out.name
-            options = {"recipe": text, "title": label, "shard_bytes": shard_bytes}
+            options: dict[str, Any] = {"recipe": text, "title": label, "shard_bytes": shard_bytes}
             progress = observer.tensors(f"{label}: merged")
             merge_to_folder(sources, sources.coefficients, target, **options, progress=progress)
     return out
