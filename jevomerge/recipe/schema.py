@@ -289,7 +289,7 @@ def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Rec
     for data, origin in documents:
         recipe = validate(Recipe, anchor_recipe(data, folder, names), origin).with_origin(origin)
         if recipe.name is None and any(s.name is None for s in stages):
-            raise InputError(f"{origin.at()}a second document without a `name`; only the last result may have none")
+            raise InputError(f"{origin.at()}it needs a `name`: only one document, the last result, may have none")
         if (name := recipe.name) is not None and len(documents) > 1:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise InputError(f"{origin.at('name')}`{name}` must be of letters, digits, dots and dashes")

@@ -103,7 +103,7 @@ def test_documents_come_in_any_order():
 def test_documents_that_cannot_be_ordered():
     with pytest.raises(InputError, match="need each other's results"):
         read_stages(documents(("one", ["two", A]), ("two", ["one", A]), (None, ["one", B])))
-    with pytest.raises(InputError, match="second document without a `name`"):
+    with pytest.raises(InputError, match="needs a `name`: only one document"):
         read_stages(documents((None, [A, B]), (None, [A, B])))
     with pytest.raises(InputError, match="`one` is taken already"):
         read_stages(documents(("one", [A, B]), ("one", [A, B]), (None, ["one", B])))
