@@ -1,6 +1,6 @@
 """What the check of every written tensor for NaN and infinity costs: merges to disk with it and without it, in turns.
 
-    python experiments/bench_merge/finite.py        # writes finite.json; README.md says what came out
+    python experiments/bench_merge/finite.py        # writes finite.json
 
 One process; three sources of random numbers with SmolLM2-135M's matrices in eight layers. Seconds of the CPU, and, of the
 same merges, those spent in the check itself.
