@@ -2,8 +2,8 @@
 
     python experiments/bench_merge/finite.py        # writes finite.json
 
-One process; three sources of random numbers with SmolLM2-135M's matrices in eight layers. Seconds of the CPU, and, of the
-same merges, those spent in the check itself.
+One process; three sources of random numbers with SmolLM2-135M's matrices in eight layers. Seconds of the CPU, and,
+of the same merges, those spent in the check itself.
 """
 
 import contextlib
@@ -49,6 +49,18 @@ def one(recipe: dict, out: Path, check: object) -> float:
     return time.process_time() - begin
 
 
+def make(folder: Path, dtype: str, seed: int) -> None:
+    """A model of random numbers."""
+    model, rng = read_model(SHAPE, "config.json"), np.random.default_rng(seed)
+    shapes = {spec.path: spec.shape for spec in model.specs}
+    stored = safetensors_file.NUMPY[safetensors_file.DTYPES[dtype]]
+    folder.mkdir()
+    write_model(
+        folder, {"config.json": SHAPE}, model.specs, dtype,
+        lambda name, path, at: rng.standard_normal(shapes[path], np.float32).astype(stored),
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = make_parser(__doc__, __file__, "finite.json")
     parser.add_argument("--rounds", type=int, default=9)
@@ -56,15 +68,9 @@ def main() -> None:
     for dtype in ("float32", "bfloat16"):
         with contextlib.ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="finite-")))
-            model, rng, listed = read_model(SHAPE, "config.json"), np.random.default_rng(0), []
+            listed = []
             for i in range(3):
-                (work / f"source{i}").mkdir()
-                write_model(
-                    work / f"source{i}", {"config.json": SHAPE}, model.specs, dtype,
-                    lambda name, path, at: rng.standard_normal(
-                        next(s for s in model.specs if s.path == path).shape, np.float32
-                    ).astype(safetensors_file.NUMPY[safetensors_file.DTYPES[dtype]]),
-                )  # fmt: skip
+                make(work / f"source{i}", dtype, i)
                 listed.append({"model": str(work / f"source{i}"), "parameters": {"weight": 0.2 + 0.1 * i}})
             recipe = {"merge_method": "linear", "models": listed, "dtype": dtype}
             one(recipe, work / "first", real)  # compiles
