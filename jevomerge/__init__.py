@@ -45,6 +45,7 @@ _HOME = {
     "jevomerge.run.merge": ("explain", "merge_folder"),
     "jevomerge.run.plan": ("plan",),
     "jevomerge.run.report": ("report",),
+    "jevomerge.run.translate": ("translate",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)

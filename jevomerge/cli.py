@@ -1,4 +1,4 @@
-"""The command line: `jevomerge evolve | merge | evaluate | export | report | compare | plan`."""
+"""The command line: `jevomerge evolve | merge | evaluate | export | report | compare | plan | translate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jevomerge.errors import FitnessError, InputError
+from jevomerge.run.mergekit_flags import add_flags, read_size
 
 if TYPE_CHECKING:
     from jevomerge.devices.schema import MeshShape
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--explain", action="store_true", help="only print which inputs and coefficients make each tensor"
     )
+    add_flags(merge)
 
     evaluate = command(
         "evaluate",
@@ -126,6 +128,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one line for each slice of that chip, from CHIP:SHAPE on, and each members_per_device",
     )
+
+    translate = command(
+        "translate",
+        "print the config of a mergekit-evolve run as one of ours",
+        "Print the YAML of a run that searches what a config of mergekit-evolve does, for `jevomerge evolve`; its "
+        "comments say what differs.",
+    )
+    translate.add_argument("config", help="mergekit-evolve's YAML")
     return top
 
 
@@ -141,7 +151,7 @@ def run_evolve(args: argparse.Namespace) -> None:
     if args.resume:
         if args.seed is not None or args.output:
             raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
-        args.folder = Path(args.resume)
+        args.folder = Path(os.path.expanduser(args.resume))
         if not (args.folder / "config.yaml").exists():
             raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
     if args.process_id in (None, 0):
@@ -165,7 +175,7 @@ def run_evolve(args: argparse.Namespace) -> None:
     if args.mesh is not None:
         config = config.model_copy(update={"mesh": read_mesh(args.mesh)})
     if not args.resume:
-        args.folder = Path(args.output or Path("runs") / config.name)
+        args.folder = Path(os.path.expanduser(args.output)) if args.output else Path("runs") / config.name
     observer = PageWriter(Terminal()) if first() else SILENT
     evolve_config(config, args.folder, observer, resume=args.resume is not None)
 
@@ -181,14 +191,18 @@ def read_mesh(text: str) -> MeshShape:
 
 def run_merge(args: argparse.Namespace) -> None:
     """`jevomerge merge`."""
-    if args.out is None and not args.explain:
+    out = args.out or args.out_path
+    if out is None and not args.explain:
         raise InputError("merge: give the folder to write, OUT, or --explain")
+    shard_bytes = None if args.out_shard_size is None else read_size(args.out_shard_size)
     reading(args.recipe)
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.merge import explain, merge_folder
 
+    for note in args.ignored:
+        Terminal().note(note)
     if not args.explain:
-        merge_folder(args.recipe, args.out, observer=Terminal())
+        merge_folder(args.recipe, out, seed=args.random_seed, shard_bytes=shard_bytes, observer=Terminal())
         return
     for line in explain(args.recipe):
         Terminal().line(line)
@@ -244,6 +258,14 @@ def run_plan(args: argparse.Namespace) -> None:
     plan(args.config, args.topology, args.sweep, observer=Terminal())
 
 
+def run_translate(args: argparse.Namespace) -> None:
+    """`jevomerge translate`."""
+    reading(args.config)
+    from jevomerge.run.translate import translate
+
+    print(translate(args.config), end="")
+
+
 COMMANDS = {
     "evolve": run_evolve,
     "merge": run_merge,
@@ -252,6 +274,7 @@ COMMANDS = {
     "report": run_report,
     "compare": run_compare,
     "plan": run_plan,
+    "translate": run_translate,
 }
 
 

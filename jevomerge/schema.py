@@ -14,10 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from jevomerge.errors import InputError
 
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"],
-    BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
-]
+without_torch = BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name)
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], without_torch]
 Location = tuple[Any, ...]  # of a value in a file: ("models", 0, "parameters")
 Given = str | Path | Mapping[str, Any]  # a YAML file, or what one would hold
 
@@ -38,6 +36,7 @@ class Origin:
     path: Path | None = None
     lines: Mapping[Location, int] = dataclasses.field(default_factory=dict)
     prefix: Location = ()
+    holders: frozenset[str] = frozenset()  # top-level keys whose values define anchors
 
     def inside(self, *where: Any) -> Origin:
         """The origin of what stands at `where`."""
@@ -103,7 +102,8 @@ def load_yaml(path: Path) -> list[tuple[dict[str, Any], Origin]]:
         documents = [(d, n) for d, n in zip(yaml.safe_load_all(text), nodes, strict=True) if d is not None]
         if not documents or not all(isinstance(d, dict) for d, _ in documents):
             raise InputError(f"{path} must be a mapping of keys to values")
-        return [(d, Origin(path, _lines(n, path))) for d, n in documents]
+        held = _holders(text)
+        return [(d, Origin(path, _lines(n, path), holders=held)) for d, n in documents]
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
 
@@ -153,8 +153,30 @@ def _lines(node: Any, path: Path) -> dict[Location, int]:
     return lines
 
 
+def _holders(text: str) -> frozenset[str]:
+    """The top-level keys of YAML documents under which there are anchors (`&name`)."""
+    found, depth, key, in_value = set[str](), 0, "", True
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+            continue
+        if depth == 1 and isinstance(event, yaml.NodeEvent):
+            in_value = not in_value
+            key = key if in_value else getattr(event, "value", "")
+        if in_value and depth and isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.anchor:
+            found.add(key)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth, in_value = depth + 1, in_value or depth == 0
+    return frozenset(found)
+
+
 def validate(schema: type[Schema], data: Any, origin: Origin) -> Schema:
-    """`data` as `schema`, or one `InputError` that lists every problem with its line."""
+    """`data` as `schema`, or one `InputError` that lists every problem with its line.
+
+    A key that is not known is none of the schema's where it only holds anchors for others, such as `x-defaults: &x`.
+    """
+    if isinstance(data, dict) and not origin.prefix:
+        data = {k: v for k, v in data.items() if k in schema.model_fields or k not in origin.holders}
     try:
         return schema.model_validate(data)
     except pydantic.ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,20 @@ def merged_licence(licences: Sequence[str | None]) -> str:
     return strictest.pop() if len(strictest) == 1 else "other"
 
 
+def verbatim(text: str) -> str:
+    """A name as Markdown that shows it as it is: in backticks unless it is of letters, digits and a few marks."""
+    text = " ".join(text.split())
+    if re.fullmatch(r"(?!www)\w+([ ./+-]{1,3}\w+)*", text) and not re.search(r"(^|[ ./+-])_|_([ ./+-]|$)|www\.", text):
+        return text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}"
+
+
+def row(*cells: str) -> str:
+    """A line of a table; a bar would end a cell even in backticks."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def model_card(
     title: str,
     recipe: str,
@@ -47,16 +62,17 @@ def model_card(
         "library_name": "transformers",
         "tags": ["merge", "jevomerge"],
     }
-    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {title}", ""]
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {verbatim(title)}", ""]
     lines += ["Merged with jevomerge.", ""]
     if scores:
         columns = list(next(iter(scores.values())))
-        lines += ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        lines += [f"| {name} | " + " | ".join(f"{row[c]:.4f}" for c in columns) + " |" for name, row in scores.items()]
+        lines += [row("model", *map(verbatim, columns)), "|---" * (len(columns) + 1) + "|"]
+        lines += [row(verbatim(name), *(f"{values[c]:.4f}" for c in columns)) for name, values in scores.items()]
         lines += [""]
     lines += ["| source | licence |", "|---|---|"]
-    lines += [f"| {origin} | {licence or 'not stated'} |" for origin, licence in origins]
+    lines += [row(verbatim(origin), verbatim(licence or "not stated")) for origin, licence in origins]
     if front["license"] == "other":
         lines += ["", "The sources' licences differ or are not all known: all of them apply, read each."]
-    lines += ["", "Recipe (`jevomerge merge recipe.yaml OUT` makes the same weights):", "", "```yaml"]
-    return "\n".join([*lines, recipe.strip(), "```", ""])
+    lines += ["", "Recipe (`jevomerge merge recipe.yaml OUT` makes the same weights):", ""]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
+    return "\n".join([*lines, f"{fence}yaml", recipe.strip(), fence, ""])

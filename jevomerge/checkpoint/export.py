@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jevomerge.checkpoint.files import expanded
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, stream_safetensors
 from jevomerge.checkpoint.source import INDEX, WEIGHTS, Source
 from jevomerge.errors import InputError
@@ -21,12 +22,13 @@ from jevomerge.models.model import Model
 from jevomerge.models.specs import ParamSpec, flatten, tensor_names
 
 SHARD_BYTES = 5 * 10**9
+LONGEST_NAME = 200  # bytes; with what `scratch_folder` adds, below the 255 of most file systems
 
 
 @contextlib.contextmanager
 def export_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write into that appears as `path` only when the `with` block ends well."""
-    path = Path(path)
+    path = expanded(path)
     refuse_existing(path)
     with scratch_folder(path) as folder:
         yield folder
@@ -38,13 +40,15 @@ def export_folder(path: str | Path) -> Iterator[Path]:
 def scratch_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` for what is not finished, removed at the end.
 
-    It is locked while its process lives; those that killed processes left behind are removed here.
+    It is locked while its process lives; those that killed processes left behind are removed here, and nothing that
+    has another name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+    prefix = f".{path.name}.partial-jevomerge-"
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*"):
         with contextlib.suppress(BlockingIOError), _locked(stale):
             shutil.rmtree(stale)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     folder.chmod(0o755)
     with _locked(folder):
         try:
@@ -64,9 +68,23 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Output never overwrites anything."""
-    if path.exists():
-        raise InputError(f"{path} exists already and is not overwritten; choose another name or remove it")
+    """Output never overwrites anything, and goes where it can be written: both are found before the work.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    if os.path.lexists(path):
+        what = "exists already" if path.exists() else "is a link to nothing"
+        raise InputError(f"{path} {what} and is not overwritten; choose another name or remove it")
+    new = [path]
+    while not os.path.lexists(parent := new[-1].absolute().parent):
+        new.append(parent)
+    if too_long := [p.name for p in new if len(os.fsencode(p.name)) > LONGEST_NAME]:
+        raise InputError(f"{path}: {too_long[0][:40]}... has more than {LONGEST_NAME} bytes; choose a shorter name")
+    if not parent.is_dir():
+        raise InputError(f"{path} cannot be made, for {parent} is not a folder; choose another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be made, for nothing may be written in {parent}; choose another place")
 
 
 def write_model(
@@ -75,6 +93,7 @@ def write_model(
     specs: Sequence[ParamSpec],
     dtype: str,
     tensor: Callable[[str, str, tuple[int, ...]], Any] | None,
+    shard_bytes: int | None = None,
 ) -> None:
     """Write a model's weights, and JSON files such as config.json, into `folder`.
 
@@ -85,9 +104,10 @@ def write_model(
         dtype: of the weights: float32, bfloat16 or float16.
         tensor: (name, leaf path, where in the leaf) -> that tensor, called once per tensor in file order; None: the
             files have headers and holes.
+        shard_bytes: how large a file of weights may be, unless one tensor is larger; None: SHARD_BYTES.
 
     Raises:
-        InputError: if the disk has no room, before anything is written.
+        InputError: if the disk has no room, before anything is written, and for values that are not finite.
     """
     itemsize = NUMPY[DTYPES[dtype]].itemsize
     where = {name: (spec.path, at) for name, spec, at in tensor_names(specs)}
@@ -106,7 +126,7 @@ def write_model(
 
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > SHARD_BYTES:
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > (shard_bytes or SHARD_BYTES):
             shards.append([])
         shards[-1].append(name)
     shard_files = [WEIGHTS] if len(shards) == 1 else [
@@ -130,7 +150,14 @@ def write_model(
 def copy_tokenizer(folder: Path, source: Source) -> None:
     """Copy what goes with a model's weights: its tokenizer's files, and generation_config.json."""
     for path in source.beside():
-        shutil.copyfile(path, folder / path.name)
+        copy_beside(path, source.folder, folder)
+
+
+def copy_beside(path: Path, source: Path, folder: Path) -> None:
+    """Copy a file of the folder `source` to the same place in `folder`."""
+    target = folder / path.relative_to(source)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, target)
 
 
 def write_whole(path: Path, params: dict[str, Any], model: Model, tokenizer: Any | None) -> None:

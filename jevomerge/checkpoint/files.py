@@ -56,6 +56,11 @@ def resolve(reference: str) -> Path:
         ) from error
 
 
+def expanded(path: str | Path) -> Path:
+    """A path that a user gave: `~` is the home folder, as shells have it."""
+    return Path(os.path.expanduser(path))
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The file has either its old content or all of `text`, whenever the machine stops."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jevomerge.errors import InputError
+from jevomerge.errors import InputError, NotFinite
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that models are written in
 # The dtypes that are read: of weights the floating ones, of buffers that are ignored any.
@@ -28,6 +28,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
 FLOATING = ("F64", "F32", "BF16", "F16")
 LONGEST_HEADER = 100_000_000  # bytes, by the format
 ALIGNMENT = 64  # what XLA asks of host memory that it is to use in place
+BLOCK = 1 << 18  # elements that stay in a core's cache while they are looked at twice
 
 
 class StoredTensor(NamedTuple):
@@ -121,7 +122,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def stream_safetensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensor: Callable[[str], Any]
 ) -> None:
-    """Write a file, holding a single tensor in memory at a time; a `tensor` that is None stays a hole, zeros."""
+    """Write a file, holding a single tensor in memory at a time; a `tensor` that is None stays a hole, zeros.
+
+    Raises:
+        NotFinite: naming the first tensor with NaN or infinity.
+    """
     itemsize = NUMPY[DTYPES[dtype]].itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -139,6 +144,12 @@ def stream_safetensors(
             array = np.asarray(array)
             if array.shape != shape or array.dtype.name != dtype:
                 raise ValueError(f"{name}: got {array.dtype} {array.shape}, planned {dtype} {shape}")
+            if not all_finite(array):
+                wider = "write bfloat16 or float32 (`out_dtype`), or " if dtype == "float16" else ""
+                raise NotFinite(
+                    f"{name} of the merged model has values that are too large for {dtype}, or none at all (NaN); "
+                    f"{wider}bring its weights, their sum, lambda or scales closer to 1"
+                )
             left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             while left:  # Linux writes at most 2 GiB at once
                 left = left[file.write(left) :]
@@ -152,8 +163,11 @@ def all_finite(array: np.ndarray) -> bool:
     Floating-point numbers are ordered like their bits, negative ones like their bits without a sign: two maxima
     of integers tell, at the speed of memory and without a temporary array.
     """
-    size = array.dtype.itemsize
+    size, flat = array.dtype.itemsize, array.reshape(-1)
     infinity = np.array(np.inf, array.dtype)
-    largest = array.view(f"i{size}").max(initial=0)
-    smallest = array.view(f"u{size}").max(initial=0)
-    return bool(largest < infinity.view(f"i{size}") and smallest < (-infinity).view(f"u{size}"))
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        largest, smallest = block.view(f"i{size}").max(), block.view(f"u{size}").max()
+        if largest >= infinity.view(f"i{size}") or smallest >= (-infinity).view(f"u{size}"):
+            return False
+    return True

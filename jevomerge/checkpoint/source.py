@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+import yaml
 from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import read_json, resolve, split_adapter
@@ -30,6 +31,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of them, beside chat_template.jinja
 
 
 class Source(Protocol):
@@ -213,7 +215,9 @@ class Checkpoint:
 
     def beside(self) -> Iterator[Path]:
         """Files that go with its weights: those of its tokenizer, and generation_config.json with ids of that."""
-        return (p for name in (*TOKENIZER_FILES, "generation_config.json") if (p := self.folder / name).exists())
+        names = (*TOKENIZER_FILES, "generation_config.json")
+        yield from (p for name in names if (p := self.folder / name).exists())
+        yield from sorted(self.folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
 
     def fingerprint(self) -> dict[str, Any]:
         """Which files its weights are, and how large: enough to notice another revision or model."""
@@ -267,7 +271,8 @@ def abstract_leaf(
 
 
 def _leaf_dtype(places: Sequence[tuple[Source, str]]) -> np.dtype[Any]:
-    return functools.reduce(np.promote_types, {checkpoint.tensors[name].dtype for checkpoint, name in places})
+    found = {checkpoint.tensors[name].dtype for checkpoint, name in places}
+    return found.pop() if len(found) == 1 else functools.reduce(np.promote_types, found, np.dtype(np.float32))
 
 
 def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tuple[slice, ...]) -> np.ndarray:
@@ -292,6 +297,11 @@ def licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.exists():
         return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
-    found = re.search(r"^license:\s*['\"]?([^\s'\"]+)", front[1], re.MULTILINE) if front else None
-    return found[1].lower() if found else None
+    front = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        values = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:  # the card of somebody else: no reason to stop
+        return None
+    found = values.get("license") if isinstance(values, dict) else None
+    names = [str(name).strip().lower() for name in (found if isinstance(found, list) else [found]) if name]
+    return ", ".join(names) or None

@@ -16,6 +16,7 @@ an entry point in the group "jevomerge.fitness". A resumed run takes the functio
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -203,6 +204,8 @@ class ByFolder(AsGiven):
 
         def read(numbers: Sequence[int], outputs: Sequence[Sequence[Any]]) -> list[tuple[float, float]]:
             [[folder]] = outputs
+            if folder is None:
+                return [(math.nan, 0.0)]
             return [(float(np.mean(as_scores(self.called(folder), self.called, None, self.bounds))), 0.0)]
 
         return of_examples([Numbered(self.called.name, "", 0)], read)

@@ -76,11 +76,11 @@ def pool_magnitudes(prepared: list[tuple[list[Magnitudes], int]]) -> list[list[M
 
 
 def trim(delta: Array, coefficients: Coefficients, prepared: Magnitudes, key: Array) -> tuple[Array, Array]:
-    """Keep the density * size largest elements (TIES, algorithm 1, step 1: trim)."""
+    """Keep the density * size largest elements, at least one (TIES, algorithm 1, step 1: trim)."""
     density = coefficients["density"]
-    kept = whole(density, prepared.size)
+    kept = jnp.maximum(whole(density, prepared.size), 1.0)
     large = jnp.abs(delta) >= look_up(prepared.table, prepared.size, kept)
-    return (large & (kept >= 1)) | (density >= 1), density
+    return (large & (density > 0)) | (density >= 1), density
 
 
 def breadcrumbs(delta: Array, coefficients: Coefficients, prepared: Magnitudes, key: Array) -> tuple[Array, Array]:

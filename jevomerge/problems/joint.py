@@ -33,6 +33,8 @@ from jevomerge.problems.path import (
 from jevomerge.problems.problem import Baseline, Candidates, Instance
 from jevomerge.problems.stack import Stack
 from jevomerge.problems.weights import Merged, WeightProblem
+from jevomerge.recipe.schema import seen_from
+from jevomerge.recipe.write import write_recipe
 from jevomerge.strategies.paths import make_path_strategy
 from jevomerge.strategies.schema import Search
 from jevomerge.strategies.strategy import Strategy
@@ -117,7 +119,10 @@ class JointProblem:
         with scratch_folder(out.with_name(f"{out.name}.merge")) as work:
             self.weights.export(weights, work / MERGED)
             models = (str(work / MERGED), *self.path.models)
-            PathProblem(self.path.model_copy(update={"models": models, "start": ()})).export(path, out, **options)
+            sources, coefficients = self.weights.sources, self.weights.coefficients(weights)
+            before = f"name: {MERGED}\n{write_recipe(sources, coefficients, seen_from(out))}---\n"
+            problem = PathProblem(self.path.model_copy(update={"models": models, "start": ()}))
+            problem.export(path, out, names={models[0]: MERGED}, before=before, **options)
 
     def reopen(self, folder: Path) -> Checkpoint:
         """What `export` wrote."""

@@ -11,13 +11,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from jax import Array
 from jax.sharding import Mesh
 from scipy.special import ndtri
 
 from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.export import copy_tokenizer, export_folder, write_model
-from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, all_finite
+from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, describe, distinct, encode, express_path, hops_of, slices_of
@@ -28,6 +29,7 @@ from jevomerge.models.model import Language
 from jevomerge.models.route import Route, Scaling
 from jevomerge.problems.problem import Baseline, Candidates, Instance, Score
 from jevomerge.problems.stack import Stack
+from jevomerge.recipe.schema import seen_from
 from jevomerge.schema import Notes
 from jevomerge.strategies.paths import make_path_strategy
 from jevomerge.strategies.schema import Search
@@ -98,8 +100,20 @@ class PathProblem:
         title: str | None = None,
         score: Score | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        names: Mapping[str, str] | None = None,
+        before: str = "",
     ) -> None:
-        """Write the path of a genome as an ordinary model, its scales folded into the weights."""
+        """Write the path of a genome as an ordinary model, its scales folded into the weights.
+
+        Args:
+            genome: (n,).
+            out: a folder that does not exist yet.
+            title: of the model card, by default the folder's name.
+            score: as for `merge_to_folder`.
+            progress: called with (tensors written, tensors in all).
+            names: {path of a model: what the recipe calls it}, and
+            before: the recipe's documents that make those.
+        """
         path = express_path(self.space, jnp.asarray(genome, jnp.float32))
         folding = self.stack.model.fold(path, self.path.scale)
         like = self.checkpoints[0]
@@ -113,9 +127,10 @@ class PathProblem:
             (folder / "path.txt").write_text(text)
             recipe = f"# model:layer and the scale of its input, hop by hop\n{text}"
             if all(hop.scale == 1 for hop in hops):
-                references = {c.name: c.reference for c in self.checkpoints}
+                called = seen_from(out, names)
+                references = {c.name: called(c.reference) for c in self.checkpoints}
                 slices = [(references[model], first, last) for model, first, last in slices_of(hops)]
-                recipe = passthrough(slices, dtype)
+                recipe = before + passthrough(slices, dtype)
                 (folder / "recipe.yaml").write_text(recipe)
             card = model_card(title or out.name, recipe, self.checkpoints, score(folder) if score else None)
             (folder / "README.md").write_text(card)
@@ -161,10 +176,10 @@ def path_start(space: PathSpace, path: PathSearch, names: Mapping[str, str], sig
 
 def passthrough(slices: list[tuple[str, int, int]], dtype: str) -> str:
     """The mergekit recipe of a path with unit scales."""
-    lines = ["merge_method: passthrough", f"dtype: {dtype}", "slices:"]
-    for model, first, last in slices:
-        lines += ["  - sources:", f"      - {{model: {model}, layer_range: [{first}, {last}]}}"]
-    return "\n".join(lines) + "\n"
+    stack = [{"sources": [{"model": model, "layer_range": [first, last]}]} for model, first, last in slices]
+    recipe = {"merge_method": "passthrough", "dtype": dtype, "slices": stack}
+    text: str = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return text
 
 
 def write_folded(
@@ -187,12 +202,7 @@ def write_folded(
         layer = at[0] if at else None
         block = None if layer is None else folding.blocks[layer]
         with np.errstate(over="ignore"):
-            array = folding.tensor(path, layer, read(path, block)).astype(NUMPY[DTYPES[dtype]])
-        if not all_finite(array):
-            raise InputError(
-                f"{name} is too large for {dtype} when the scales are folded into it; "
-                "bound the scales closer to 1" + (" or write bfloat16" if dtype == "float16" else "")
-            )
+            array: np.ndarray = folding.tensor(path, layer, read(path, block)).astype(NUMPY[DTYPES[dtype]])
         return array
 
     ordinary = model.resized([model.kinds[block] for block in folding.blocks])

@@ -123,8 +123,8 @@ class WeightProblem:
         """That of the recipe: one of the sources', or one that is made of theirs; models in memory have none."""
         if isinstance(self.sources.like, InMemory):
             return None
-        if self.sources.alignment is None:
-            return load_tokenizer(self.sources.like.folder)
+        if self.sources.alignment is None and self.sources.templates is None:
+            return load_tokenizer(self.sources.lender.folder)
         with tempfile.TemporaryDirectory(prefix="jevomerge-") as folder:
             write_beside_weights(Path(folder), self.sources)
             for name, values in self.sources.files.items():  # config.json names the tokenizer's class

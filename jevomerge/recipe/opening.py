@@ -91,6 +91,9 @@ class Opening:
         for (where, model), checkpoint in zip(listed, opened, strict=True):
             if checkpoint is not None:
                 depth = len(checkpoint.model.kinds)
+                if layered.whole and model.layer_range not in (None, (0, depth)):
+                    what = "chooses no layers under `models`, which are merged whole; write `slices`"
+                    problems.add((*where, "layer_range"), what)
                 ranges.append(model.layer_range or (0, depth))
                 if ranges[-1][1] > depth:
                     problems.add(

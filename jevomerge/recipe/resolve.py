@@ -57,6 +57,24 @@ def resolve(
     return coefficients
 
 
+def check_sums(method: MergeMethod, tensors: Sequence[Tensor], coefficients: Coefficients, notes: Notes) -> None:
+    """Weights that add up to 0 where models are averaged: what they make is no mixture of them."""
+    if method.base == "required" or "weight" not in [p.name for p in method.parameters]:
+        return
+    empty = []
+    for tensor in tensors:
+        table = coefficients[tensor.spec.path]["weight"]
+        weights = (table[tensor.at] if tensor.at else table)[: len(tensor.part.inputs)]
+        if abs(weights.sum()) <= 1e-6 * np.abs(weights).sum():
+            empty.append(tensor.name)
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        notes.add(
+            f"the weights of {empty[0]}{more} add up to 0: {method.name} makes no mixture of the models there; "
+            "mind gradients, whose first value the embeddings, the last norm and the head have"
+        )
+
+
 def check_names(recipe: Recipe, method: MergeMethod, searched: Sequence[str], problems: Problems, notes: Notes) -> None:
     """Parameters that the method does not have: those of other methods to `notes`, unheard-of ones to `problems`."""
     known = [p.name for p in method.parameters]

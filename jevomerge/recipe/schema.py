@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
 
+from jevomerge.checkpoint.files import split_adapter
 from jevomerge.errors import InputError
 from jevomerge.methods.registry import SEMANTICS
-from jevomerge.schema import Dtype, Given, Location, Origin, Strict, anchor, load_given, load_yaml, plain, validate
+from jevomerge.schema import (
+    Given,
+    Location,
+    Origin,
+    Strict,
+    anchor,
+    load_given,
+    load_yaml,
+    plain,
+    validate,
+    without_torch,
+)
 from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
 MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
+SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "y", "t"), True),
+    **dict.fromkeys(("false", "no", "off", "n", "f"), False),
+}
+LARGEST = 3.4028234e38  # of what coefficients are computed in, float32
 Scalar = bool | int | float
 Value = Scalar | tuple[Scalar, ...]  # a list is a gradient over the layers
+
+
+RecipeDtype = Annotated[Literal["float32", "bfloat16", "float16", "float64"], without_torch]
 
 
 class Conditional(Strict):
@@ -31,9 +52,11 @@ class Conditional(Strict):
 def _scalar(value: Any) -> Scalar:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = float(value)
-    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+            value = SWITCHES[value.lower()] if value.lower() in SWITCHES else float(value)
+    if not isinstance(value, (bool, int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{value!r} is not a number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{value:g} is larger than float32 can hold")
     return value
 
 
@@ -135,8 +158,8 @@ class Recipe(Strict):
     modules: dict[str, RecipeModule] = Field(default_factory=dict)
     base_model: Reference | None = None
     parameters: Parameters = Field(default_factory=dict)
-    dtype: Dtype | None = None
-    out_dtype: Dtype | None = None
+    dtype: RecipeDtype | None = None
+    out_dtype: RecipeDtype | None = None
     tokenizer_source: Reference | None = None  # union | base | a model
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None  # auto | a name | jinja
@@ -172,19 +195,26 @@ class Recipe(Strict):
         """The models it names."""
         return {m.model for s in self.stack for m in s.sources} | {s.base_model for s in self.stack if s.base_model}
 
+    @property
+    def mentioned(self) -> set[str | None]:
+        """All models it names, those that lend a token or a tokenizer too, without their revisions and adapters."""
+        found = set[str | None]()
+
+        def note(_: str, name: str) -> str:
+            found.add(_head(name))
+            return name
+
+        rename_models(self.model_dump(), note)
+        return found
+
     def with_models(self, paths: Mapping[str, str]) -> Recipe:
         """The recipe with the models named in `paths` read from there."""
 
-        def visit(value: Any, key: str = "") -> Any:
-            if isinstance(value, dict):
-                return {k: visit(v, k) for k, v in value.items()}
-            if isinstance(value, (list, tuple)):
-                return [visit(v) for v in value]
-            if key in MODEL_KEYS and isinstance(value, str) and (head := _head(value)) in paths:
-                return paths[head] + value[len(head) :]
-            return value
+        def found(_: str, name: str) -> str:
+            head = _head(name)
+            return paths.get(head, head) + name[len(head) :]
 
-        return Recipe.model_validate(visit(self.model_dump())).with_origin(self.origin)
+        return Recipe.model_validate(rename_models(self.model_dump(), found)).with_origin(self.origin)
 
     @property
     def stack(self) -> list[Layered]:
@@ -239,12 +269,13 @@ def read_recipe(given: Given) -> Recipe:
 
 
 def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Recipe]:
-    """The documents of a recipe: every one but the last has a `name`, by which later ones use its result.
+    """The documents of a recipe in the order of their use; all but one have a `name`, by which others use their result.
 
-    A recipe that was read before is the only document.
+    The last is the one without a name, or else the last of the file that no other uses. A recipe that was read before
+    is the only document.
 
     Raises:
-        InputError: for a name that is missing, doubled, or also a folder.
+        InputError: for a name that is missing, doubled, or also a folder, and for documents that need each other.
     """
     if isinstance(given, Recipe):
         return [given]
@@ -253,35 +284,72 @@ def read_stages(given: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[Rec
     else:
         mappings = [given] if isinstance(given, Mapping) else given
         documents, folder = [(plain(data), Origin()) for data in mappings], Path()
+    names = [data["name"] for data, _ in documents if isinstance(data.get("name"), str)]
     stages: list[Recipe] = []
     for data, origin in documents:
-        names = [s.name for s in stages if s.name is not None]
         recipe = validate(Recipe, anchor_recipe(data, folder, names), origin).with_origin(origin)
-        if recipe.name is None and len(stages) < len(documents) - 1:
-            raise InputError(f"{origin.at()}a document that others follow needs a `name`")
+        if recipe.name is None and any(s.name is None for s in stages):
+            raise InputError(f"{origin.at()}it needs a `name`: only one document, the last result, may have none")
         if (name := recipe.name) is not None and len(documents) > 1:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise InputError(f"{origin.at('name')}`{name}` must be of letters, digits, dots and dashes")
-            if name in names or (folder / name).exists() or Path(name).exists():
+            if names.count(name) > 1 or (folder / name).exists() or Path(name).exists():
                 raise InputError(f"{origin.at('name')}`{name}` is taken already; choose another name")
         stages.append(recipe)
-    return stages
+    return _in_order(stages) if len(stages) > 1 else stages
+
+
+def _in_order(stages: Sequence[Recipe]) -> list[Recipe]:
+    """Every document behind those whose results it uses, the final one last."""
+    needs = [stage.mentioned & {s.name for s in stages} for stage in stages]
+    used = set[str | None]().union(*needs)
+    final = [s for s in stages if s.name is None] or [s for s in stages if s.name not in used][-1:]
+    ordered: list[Recipe] = []
+    while len(ordered) < len(stages):
+        done = {s.name for s in ordered}
+        ready = [s for s, need in zip(stages, needs, strict=True) if s not in ordered and need <= done]
+        if not ready:
+            stuck = next(s for s in stages if s not in ordered)
+            raise InputError(f"{stuck.origin.at('name')}`{stuck.name}` and other documents need each other's results")
+        ordered.append(next((s for s in ready if s not in final), ready[0]))
+    return ordered
 
 
 def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
     """A recipe's mapping with the paths of its models made absolute; the names in `stages` stay as they are."""
 
-    def visit(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {k: visit(v, k) for k, v in value.items() if v is not None}  # a key without a value is not given
-        if isinstance(value, list):
-            return [visit(v) for v in value]
-        if key in MODEL_KEYS and isinstance(value, str) and value:
-            words = ("union", "base") if key in ("source", "tokenizer_source") else ()
-            return value if _head(value) in stages or value in words else anchor_model(value, folder)
-        return value
+    def found(key: str, name: str) -> str:
+        words = ("union", "base") if key in ("source", "tokenizer_source") else ()
+        return name if _head(name) in stages or name in words else anchor_model(name, folder)
 
-    return visit(data)
+    return rename_models(data, found)
+
+
+def rename_models(value: Any, rename: Callable[[str, str], str], key: str = "") -> Any:
+    """A recipe's mapping with `rename(key, name)` for every name of a model; a key without a value is not given."""
+    if isinstance(value, dict):
+        return {k: rename_models(v, rename, k) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [rename_models(v, rename) for v in value]
+    return rename(key, value) if key in MODEL_KEYS and isinstance(value, str) and value else value
+
+
+def seen_from(folder: str | Path, names: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """What a recipe in `folder` calls a model: one on this machine by its path from there, which is nobody's secret.
+
+    `names`: {path: what those are called}.
+    """
+    here = Path(folder).resolve()
+
+    def called(part: str) -> str:
+        if names and part in names:
+            return names[part]
+        if not Path(part).is_absolute():
+            return part
+        path = os.path.relpath(part, here)
+        return path if path.startswith(".") else f"./{path}"  # or it might be the name of a model on the hub
+
+    return lambda reference: "+".join(called(part) for part in split_adapter(reference) if part is not None)
 
 
 def _head(reference: str) -> str:

@@ -18,11 +18,12 @@ from jevomerge.models.model import Language
 from jevomerge.models.specs import shardings, unflatten
 from jevomerge.recipe.opening import Opener, Opening
 from jevomerge.recipe.parts import Part, Tensor, by_leaf, lay_out
-from jevomerge.recipe.resolve import check_names, resolve
+from jevomerge.recipe.resolve import check_names, check_sums, resolve
 from jevomerge.recipe.schema import Recipe
 from jevomerge.schema import Notes, Problems
-from jevomerge.tokenizers.chat import chat_template
-from jevomerge.tokenizers.vocabulary import Alignment, align, special_ids
+from jevomerge.tokenizers.chat import chat_template, template_of, templates_of, turn_end
+from jevomerge.tokenizers.load import model_ends
+from jevomerge.tokenizers.vocabulary import Alignment, align, read_tokenizer, special_ids, token_names
 
 
 class Sources:
@@ -31,13 +32,16 @@ class Sources:
     Attributes:
         method: the merge method.
         checkpoints: every model of the recipe, once.
-        like: the one that lends what is not merged: config.json, tokenizer, generation config.
+        like: the one that lends what is not merged, config.json.
+        lender: the one that lends the tokenizer, its special tokens and the generation config: the recipe's
+            `tokenizer_source`, else `like`.
         parts: the slices.
         model: the merged model.
         specs: its parameter table.
         tensors: all of its tensors in file order.
         alignment: of the vocabularies, if the recipe asks for one that is not trivial.
-        chat_template: the text to store, None for whatever the tokenizer has.
+        templates: the chat templates to store by name, None for whatever the tokenizer has.
+        turn_end: the id that their answers end with, if that is a token of the tokenizer.
         coefficients: {path: {parameter: (..., [N])}}, behind the leading axes of the leaf; with slices of fewer models
             than others, the columns beyond are zero.
         notes: what a user should hear but need not change.
@@ -71,25 +75,60 @@ class Sources:
             self.specs = self.model.specs
             self.tensors: list[Tensor] = lay_out(self.specs, self.parts)
             self.coefficients = resolve(recipe, self.method, self.tensors, searched, problems)
+            if "weight" not in searched:
+                check_sums(self.method, self.tensors, self.coefficients, self.notes)
+            if "float64" in (recipe.dtype, recipe.out_dtype):
+                self.notes.add("float64: merges are computed in float32 here, and written in nothing wider")
         problems.refuse()
 
     def _align(self, opening: Opening, problems: Problems) -> None:
         """One vocabulary and one chat template."""
         recipe = self.recipe
         self.alignment: Alignment | None = None
-        try:
-            self.chat_template = chat_template(recipe.chat_template, self.checkpoints)
-        except InputError as error:
-            problems.add(("chat_template",), str(error))
+        self.lender = self.like
         if recipe.spec is not None:
             where = "tokenizer" if recipe.tokenizer is not None else "tokenizer_source"
             try:
                 base = None if recipe.base_model is None else self.checkpoints.index(self.like)
                 alignment = align(self.checkpoints, base, recipe.spec)
-                self.alignment = None if alignment.identity else alignment
+                self.alignment = None if alignment.identity and alignment.tokenizer is None else alignment
+                self.lender = alignment.like
             except InputError as error:
                 problems.add((where,), str(error))
+        else:
+            self._check_vocabularies(opening, problems)
+        try:
+            text = chat_template(recipe.chat_template, self.checkpoints)
+        except InputError as error:
+            problems.add(("chat_template",), str(error))
             return
+        self._end_turns(text)
+
+    def _end_turns(self, text: str | None) -> None:
+        """What goes with the chat template `text`: others of its owner's, and the token that answers end with."""
+        self.templates: dict[str, str] | None = None
+        self.turn_end: int | None = None
+        vocabulary = self.lender.vocabulary() if self.alignment is None else self.alignment.vocabulary
+        if text is not None:
+            owners = [c for c in self.checkpoints if template_of(c) == text]
+            self.templates = {**templates_of(owners[0] if owners else self.lender), "default": text}
+            data = (self.alignment and self.alignment.tokenizer) or read_tokenizer(self.lender, "tokenizer.json")
+            added = [t["content"] for t in data.get("added_tokens", [])]
+            roles = read_tokenizer(self.lender, "tokenizer_config.json")
+            names = {k: v["content"] if isinstance(v, dict) else v for k, v in roles.items() if k.endswith("_token")}
+            if (token := turn_end(text, added, {k: v for k, v in names.items() if isinstance(v, str)})) is not None:
+                self.turn_end = (vocabulary or {}).get(token)
+        ends = {c.name: token_names(c, model_ends(c.folder)) for c in self.checkpoints if c.vocabulary() is not None}
+        if len(set(ends.values())) > 1:
+            told = "; ".join(f"{name}: {' '.join(tokens) or 'nothing'}" for name, tokens in ends.items())
+            self.notes.add(
+                f"the models end texts with different tokens ({told}); the merged one with those of {self.lender.name}"
+                + ("" if self.turn_end is None else " and the one that its chat template's answers end with")
+                + "; `tokenizer_source` and `chat_template` say whose"
+            )
+
+    def _check_vocabularies(self, opening: Opening, problems: Problems) -> None:
+        """Without a word on how to align them, they must be one."""
         vocabularies = [(c, v) for c in self.checkpoints if (v := c.vocabulary()) is not None]
         for other, vocabulary in vocabularies[1:]:
             first, expected = vocabularies[0]
@@ -106,19 +145,33 @@ class Sources:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the merged model: the recipe's, else that of the base or first source."""
-        return self.recipe.out_dtype or self.recipe.dtype or self.like.dtype()
+        """The dtype of the merged model: the recipe's, else the one that holds the numbers of all sources."""
+        if wanted := self.recipe.out_dtype or self.recipe.dtype:
+            return "float32" if wanted == "float64" else wanted
+        merged = [c for p in self.parts for c in (*p.checkpoints, p.base) if c is not None]
+        found = {c.dtype() for c in merged}
+        return found.pop() if len(found) == 1 else "float32"  # which holds both kinds of half precision
 
     @property
     def files(self) -> dict[str, Any]:
         """The JSON files of the merged model, its special tokens those of its vocabulary."""
-        return {name: {**values, **self.special_ids(values)} for name, values in self.model.files.items()}
+        theirs = self.lender.model.files
+        return {
+            name: {k: v for k, v in values.items() if not k.endswith("_token_id")} | self.special_ids(theirs[name])
+            for name, values in self.model.files.items()
+        }
 
     def special_ids(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The `*_token_id` entries of a configuration of `like`, for the merged model's vocabulary."""
-        if self.alignment is None:
-            return {}
-        return special_ids(self.alignment, config, self.checkpoints.index(self.like))
+        """The `*_token_id` entries of a configuration of `lender`, for the merged model's vocabulary."""
+        ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+        if self.alignment is not None:
+            ids = special_ids(self.alignment, config, self.checkpoints.index(self.lender))
+        if self.turn_end is not None:
+            ends = ids.get("eos_token_id")
+            ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+            if self.turn_end not in ends:
+                ids["eos_token_id"] = [*ends, self.turn_end] if ends else self.turn_end
+        return ids
 
     @property
     def names(self) -> list[str]:

@@ -20,13 +20,14 @@ import numpy as np
 
 from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.export import copy_tokenizer, export_folder, refuse_existing, write_model
-from jevomerge.checkpoint.files import read_json
+from jevomerge.checkpoint.files import expanded, read_json
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.recipe.parts import Tensor
 from jevomerge.recipe.resolve import Coefficients
+from jevomerge.recipe.schema import seen_from
 from jevomerge.recipe.sources import Sources
 from jevomerge.recipe.write import write_recipe
-from jevomerge.tokenizers.chat import write_chat_template
+from jevomerge.tokenizers.chat import write_chat_templates
 from jevomerge.tokenizers.vocabulary import write_tokenizer
 
 
@@ -37,6 +38,7 @@ def merge_to_folder(
     *,
     title: str | None = None,
     recipe: str | None = None,
+    shard_bytes: int | None = None,
     score: Callable[[Path], Mapping[str, Mapping[str, float]]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -47,11 +49,13 @@ def merge_to_folder(
         coefficients: {path: {parameter: (..., [N])}}.
         out: a folder that does not exist yet.
         title: of the model card, by default the folder's name.
-        recipe: the text to keep as recipe.yaml, by default `write_recipe(sources, coefficients)`.
+        recipe: the text to keep as recipe.yaml, by default `write_recipe`'s.
+        shard_bytes: as for `write_model`.
         score: called with the folder when its weights are written, gives {model: {column: score}} for the card.
         progress: called with (tensors written, tensors in all).
     """
-    refuse_existing(Path(out))
+    out = expanded(out)
+    refuse_existing(out)
     method = sources.method
     for checkpoint in sources.checkpoints:
         checkpoint.check_head()
@@ -84,27 +88,27 @@ def merge_to_folder(
         progress(i + 1, len(sources.tensors))
         return array
 
-    text = recipe or write_recipe(sources, coefficients)
+    text = recipe or write_recipe(sources, coefficients, seen_from(out))
     with export_folder(out) as folder:
-        write_model(folder, sources.files, sources.specs, sources.dtype, following)
+        write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes)
         write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text)
-        card = model_card(title or Path(out).name, text, sources.checkpoints, score(folder) if score else None)
+        card = model_card(title or out.name, text, sources.checkpoints, score(folder) if score else None)
         (folder / "README.md").write_text(card)
 
 
 def write_beside_weights(folder: Path, sources: Sources) -> None:
     """The merged model's tokenizer, chat template and generation config."""
     if sources.alignment is None:
-        copy_tokenizer(folder, sources.like)
+        copy_tokenizer(folder, sources.lender)
     else:
         write_tokenizer(folder, sources.alignment)
-        if (path := sources.like.folder / "generation_config.json").exists():
-            values = read_json(path)
-            values |= sources.special_ids(values)
-            (folder / path.name).write_text(json.dumps(values, indent=2) + "\n")
-    if sources.chat_template is not None:
-        write_chat_template(folder, sources.chat_template)
+    if (path := folder / "generation_config.json").exists():
+        values = read_json(path)
+        if (told := values | sources.special_ids(values)) != values:
+            path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if sources.templates is not None:
+        write_chat_templates(folder, sources.templates)
 
 
 def write_hollow(folder: Path, sources: Sources) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,15 @@ from jevomerge.methods.method import Parameter
 from jevomerge.methods.registry import MERGEKIT
 from jevomerge.recipe.parts import Part, Tensor
 from jevomerge.recipe.resolve import Coefficients
+from jevomerge.recipe.schema import rename_models
 from jevomerge.recipe.sources import Sources
 
 
-def write_recipe(sources: Sources, coefficients: Coefficients) -> str:
-    """The YAML that reads back as exactly these coefficients; its first line says what mergekit makes of it."""
+def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[[str], str] = str) -> str:
+    """The YAML that reads back as exactly these coefficients; its first line says what mergekit makes of it.
+
+    `called`: what it calls a model, such as `schema.seen_from(folder)`; by default as the recipe did.
+    """
     recipe, method = sources.recipe, sources.method
     out: dict[str, Any] = {"merge_method": method.name}
     if sources.plain:
@@ -44,6 +48,7 @@ def write_recipe(sources: Sources, coefficients: Coefficients) -> str:
     given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template"})
     out |= {key: value for key, value in given.items() if value is not None}
     out |= {"semantics": recipe.semantics, "seed": recipe.seed}
+    out = rename_models(out, lambda _, name: called(name))
     text = yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     return f"# {_in_mergekit(sources)}\n{text}"
 
@@ -123,7 +128,9 @@ def explain(sources: Sources) -> Iterator[str]:
     yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
     for checkpoint in sources.checkpoints:
         roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
-        roles += ["lends config.json and tokenizer" if checkpoint is sources.like else ""]
+        lent = {"config.json": sources.like, "tokenizer": sources.lender}
+        lent_here = " and ".join(what for what, lender in lent.items() if lender is checkpoint)
+        roles += [f"lends {lent_here}" if lent_here else ""]
         yield f"  {checkpoint.name}: {checkpoint.reference}" + "".join(f" ({r})" for r in roles if r)
     if sources.alignment is not None:
         yield from (f"  {line}" for line in sources.alignment.explain())

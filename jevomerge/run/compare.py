@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.files import expanded, write_atomically
 from jevomerge.reports.compare import Entry, compare_page, make_entries, read_runs
 from jevomerge.reports.page import check_replaceable
 
@@ -23,8 +23,8 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
     Raises:
         InputError: for a folder that is no run, fewer than two runs, or a file in the way that is no report.
     """
-    page = Path(output)
+    page = expanded(output)
     check_replaceable(page)
-    entries = make_entries(read_runs(runs))
+    entries = make_entries(read_runs([expanded(run) for run in runs]))
     write_atomically(page, compare_page(entries))
     return entries

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jevomerge.checkpoint.export import refuse_existing
-from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.files import expanded, write_atomically
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
@@ -44,9 +44,10 @@ def evaluate(
         InputError: for whatever is wrong with the task, its data or the model.
     """
     if json is not None:
-        refuse_existing(Path(json))
-        if not Path(json).parent.is_dir():
-            raise InputError(f"--json: {Path(json).parent} is not a folder")
+        json = expanded(json)
+        refuse_existing(json)
+        if not json.parent.is_dir():
+            raise InputError(f"--json: {json.parent} is not a folder")
     tasks, checkpoint = read_tasks(task), Checkpoint(str(model))
     for note in checkpoint.notes:
         observer.note(note)
@@ -56,7 +57,7 @@ def evaluate(
     else:
         result["results"] = by_harness(tasks, checkpoint, split, observer)
     if json is not None:
-        write_atomically(Path(json), dumps(result) + "\n")
+        write_atomically(expanded(json), dumps(result) + "\n")
     return result
 
 

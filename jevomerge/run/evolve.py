@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jevomerge.checkpoint.files import expanded
 from jevomerge.checkpoint.memory import InMemory
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.config import RunConfig, StagedConfig, read_config
@@ -89,7 +90,7 @@ def evolve(
     if held:
         data = {**data, "recipe": _listing(data.get("recipe"), list(held))}
     run = read_config(data, tuple(held))
-    folder = Path(output) if output is not None else Path("runs") / run.name
+    folder = expanded(output) if output is not None else Path("runs") / run.name
     values = evolve_config(run, folder, observer or PageWriter(Terminal()), resume=resume, opener=_opener(held))
     if isinstance(run, RunConfig):
         return Result(folder, values, model)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jevomerge.checkpoint.export import refuse_existing
+from jevomerge.checkpoint.files import expanded
 from jevomerge.config import read_run
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
@@ -29,7 +31,8 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
     Raises:
         InputError: for a genome that the run does not have, or models that are not there any more.
     """
-    run, out = Path(run), Path(out)
+    run, out = expanded(run), expanded(out)
+    refuse_existing(out)
     records = read_archive(run / "evaluations.jsonl")
     if genome == "best":
         path = run / "result.json"

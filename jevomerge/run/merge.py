@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jevomerge.checkpoint.export import refuse_existing, scratch_folder
+from jevomerge.checkpoint.files import expanded
 from jevomerge.observers.observer import SILENT, Observer
-from jevomerge.recipe.schema import Recipe, read_stages
+from jevomerge.recipe.schema import Recipe, read_stages, seen_from
 from jevomerge.recipe.sources import Sources
 from jevomerge.recipe.to_folder import merge_to_folder, write_hollow
 from jevomerge.recipe.write import explain as explain_sources
@@ -23,13 +24,20 @@ from jevomerge.schema import Given
 
 
 def merge_folder(
-    recipe: Given | Sequence[Mapping[str, Any]] | Recipe, out: str | Path, *, observer: Observer = SILENT
+    recipe: Given | Sequence[Mapping[str, Any]] | Recipe,
+    out: str | Path,
+    *,
+    seed: int | None = None,
+    shard_bytes: int | None = None,
+    observer: Observer = SILENT,
 ) -> Path:
     """Merge by a recipe, one tensor in memory at a time; of several documents only the last one's result is kept.
 
     Args:
         recipe: mergekit's YAML, or what it holds: a mapping, or of several documents a list of them.
         out: the folder to write; it must not exist.
+        seed: of random masks, instead of the recipe's.
+        shard_bytes: how large a file of weights may be, unless one tensor is larger; None: 5 GB.
         observer: is told notes and how far the merge is.
 
     Returns:
@@ -38,27 +46,32 @@ def merge_folder(
     Raises:
         InputError: for whatever is wrong with the recipe or its models, before anything is written.
     """
-    stages, out = read_stages(recipe), Path(out)
+    stages, out = read_stages(recipe), expanded(out)
     refuse_existing(out)
+    if seed is not None:
+        stages = [stage.model_copy(update={"seed": seed}) for stage in stages]
     for sources in rehearse(stages):
         for note in sources.notes:
             observer.note(note)
     if len(stages) == 1:
-        merge_to_folder(sources, sources.coefficients, out, progress=observer.tensors("merged"))
+        progress = observer.tensors("merged")
+        merge_to_folder(sources, sources.coefficients, out, shard_bytes=shard_bytes, progress=progress)
         return out
     with scratch_folder(out) as work:
         text = ""
         for stage in stages:
             sources = Sources(stage.with_models(_paths(stages, work)))
             text += "---\n" if text else ""
-            text += (f"name: {stage.name}\n" if stage.name else "") + write_recipe(sources, sources.coefficients)
-            for name, path in _paths(stages, work).items():
-                text = text.replace(path, name)
+            called = seen_from(out, {path: name for name, path in _paths(stages, work).items()})
+            text += (f"name: {stage.name}\n" if stage.name else "") + write_recipe(
+                sources, sources.coefficients, called
+            )
             last = stage is stages[-1]
             target = out if last else work / str(stage.name)
             label = stage.name or out.name
+            options: dict[str, Any] = {"recipe": text, "title": label, "shard_bytes": shard_bytes}
             progress = observer.tensors(f"{label}: merged")
-            merge_to_folder(sources, sources.coefficients, target, recipe=text, title=label, progress=progress)
+            merge_to_folder(sources, sources.coefficients, target, **options, progress=progress)
     return out
 
 

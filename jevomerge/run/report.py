@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jevomerge.checkpoint.files import expanded
 from jevomerge.reports.page import write_report
 
 
@@ -20,4 +21,4 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     Raises:
         InputError: for a folder that is no run, or a file in the way that is no report.
     """
-    return write_report(run, output)
+    return write_report(expanded(run), None if output is None else expanded(output))

@@ -9,12 +9,18 @@ import collections
 import difflib
 import json
 import re
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jevomerge.checkpoint.files import read_json
-from jevomerge.checkpoint.source import Source
+from jevomerge.checkpoint.source import MORE_TEMPLATES, Source
 from jevomerge.errors import InputError
+
+if TYPE_CHECKING:
+    import jinja2
 
 # Stanford Alpaca's prompt; a system message takes the place of its first paragraph.
 ALPACA = """\
@@ -79,8 +85,9 @@ def chat_template(setting: str | None, checkpoints: Sequence[Source]) -> str | N
     if setting is None:
         return None
     if setting == "auto":
-        counts = collections.Counter(text for c in checkpoints if (text := template_of(c)))
-        return max(counts, key=counts.__getitem__, default=None)
+        found = [text for c in checkpoints if (text := template_of(c))]
+        counts = collections.Counter(text.strip() for text in found)
+        return max(found, key=lambda text: counts[text.strip()], default=None)
     if setting in TEMPLATES:
         return TEMPLATES[setting]
     if "{" not in setting:
@@ -88,31 +95,68 @@ def chat_template(setting: str | None, checkpoints: Sequence[Source]) -> str | N
         close = difflib.get_close_matches(setting, known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"it is one of {', '.join(known)} or jinja"
         raise InputError(f"`{setting}` is not known; {hint}")
-    import jinja2.sandbox  # imported late: only jinja in a recipe needs it
+    import jinja2
 
-    # As transformers compiles it, which also knows a `generation` block.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        environment.from_string(re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", setting))
+        _compiled(setting)
     except jinja2.TemplateError as error:
         raise InputError(f"not valid jinja: {error}") from None
     return setting
 
 
+def _compiled(text: str) -> jinja2.Template:
+    """A template as transformers compiles it, which also knows a `generation` block."""
+    import jinja2.sandbox  # imported late: only a recipe's `chat_template` needs it
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"strftime_now": time.strftime}
+    return environment.from_string(re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text))
+
+
+def turn_end(template: str, tokens: Iterable[str], roles: Mapping[str, str]) -> str | None:
+    """Which of `tokens` an assistant's turn ends with; None if it is none of them, or the template wants more.
+
+    `roles`: the tokenizer's "bos_token", "eos_token", ... by name.
+    """
+    answer = "an answer of its own"
+    chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = _compiled(template).render(messages=chat, add_generation_prompt=False, **roles)
+    except Exception:  # whatever it does: it says nothing of how it ends
+        return None
+    _, found, rest = text.rpartition(answer)
+    return max((t for t in tokens if found and rest.lstrip().startswith(t)), key=len, default=None)
+
+
 def template_of(checkpoint: Source) -> str | None:
-    """A checkpoint's own chat template, found where transformers looks: chat_template.jinja, then the config."""
+    """A checkpoint's own chat template, the default one if it has several."""
+    return templates_of(checkpoint).get("default")
+
+
+def templates_of(checkpoint: Source) -> dict[str, str]:
+    """A checkpoint's chat templates by name, found where transformers looks: in files of their own, then the config."""
+    files = sorted(checkpoint.folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
+    found = {path.stem: path.read_text(encoding="utf-8") for path in files}
     if (path := checkpoint.folder / "chat_template.jinja").exists():
-        return path.read_text(encoding="utf-8")
+        found = {"default": path.read_text(encoding="utf-8")} | found
     path = checkpoint.folder / "tokenizer_config.json"
-    found = read_json(path).get("chat_template") if path.exists() else None
-    if isinstance(found, list):  # several templates, by name
-        found = {t["name"]: t["template"] for t in found}.get("default")
-    return found
+    if found or not path.exists() or not (given := read_json(path).get("chat_template")):
+        return found
+    return {t["name"]: t["template"] for t in given} if isinstance(given, list) else {"default": given}
 
 
-def write_chat_template(folder: Path, text: str) -> None:
-    """Store a template beside the tokenizer's files in `folder`, where transformers 5 and older readers look."""
-    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
-    if (path := folder / "tokenizer_config.json").exists():
-        config = read_json(path) | {"chat_template": text}
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_chat_templates(folder: Path, templates: Mapping[str, str]) -> None:
+    """Store templates, of which one is the "default", in `folder`, where transformers 5 and older readers look."""
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+    for name, text in templates.items():
+        path = folder / ("chat_template.jinja" if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    several = [{"name": name, "template": text} for name, text in templates.items()]
+    given = several if len(several) > 1 else templates["default"]
+    for file, value in (("tokenizer_config.json", given), ("chat_template.json", templates["default"])):
+        if (path := folder / file).exists():
+            config = read_json(path) | {"chat_template": value}
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

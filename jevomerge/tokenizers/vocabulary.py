@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from jevomerge.checkpoint.export import copy_beside
 from jevomerge.checkpoint.files import read_json
-from jevomerge.checkpoint.source import TOKENIZER_FILES, Source
+from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
 from jevomerge.schema import Strict
 
@@ -144,15 +144,20 @@ def align(checkpoints: Sequence[Source], base: int | None, spec: TokenizerSpec) 
     vocabularies = [_vocabulary(c) for c in checkpoints]
     rows = [c.model.vocab_size for c in checkpoints]
     like = base or 0 if spec.source in ("union", "base") else _index(checkpoints, spec.source, "tokenizer source")
-    output = dict(vocabularies[like])
+    if spec.source == "union":  # of the tokens that are more than a name: some model has a row for them
+        known = set(spec.tokens).union(*(_rows(v, n) for v, n in zip(vocabularies, rows, strict=True)))
+        united = [{t: i for t, i in v.items() if t in known} for v in vocabularies]
+    else:
+        united = vocabularies
+    output = dict(united[like])
     # In the order of the models and their ids, so that equal recipes give equal tokenizers.
-    further = (v for v in vocabularies if spec.source == "union")
+    further = (v for v in united if spec.source == "union")
     end = max(output.values()) + 1
     for token in (*(t for v in further for t in sorted(v, key=v.__getitem__)), *spec.tokens):
         if token not in output:
             output[token], end = end, end + 1
     nothing_to_do = not spec.tokens and not spec.pad_to_multiple_of and len(set(rows)) == 1
-    if nothing_to_do and all(v == output for v in vocabularies):
+    if nothing_to_do and all(v == output for v in united):
         own = np.tile(np.arange(rows[0]), (len(rows), 1))  # spare rows, if any, stay
     else:
         multiple = spec.pad_to_multiple_of or 1
@@ -182,6 +187,23 @@ def _vocabulary(checkpoint: Source) -> dict[str, int]:
             "one with `transformers`: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     return vocabulary
+
+
+def read_tokenizer(checkpoint: Source, file: str) -> dict[str, Any]:
+    """One of the tokenizer's files; empty without it."""
+    path = checkpoint.folder / file
+    return read_json(path) if path.exists() else {}
+
+
+def token_names(checkpoint: Source, ids: Iterable[int]) -> tuple[str, ...]:
+    """The tokens of a model with these ids, in order of their names."""
+    names = {i: token for token, i in (checkpoint.vocabulary() or {}).items()}
+    return tuple(sorted({names.get(i, str(i)) for i in ids}))
+
+
+def _rows(vocabulary: Mapping[str, int], rows: int) -> set[str]:
+    """The tokens of a model of so many rows that have one."""
+    return {token for token, row in vocabulary.items() if row < rows}
 
 
 def _index(checkpoints: Sequence[Source], model: str, what: str) -> int:
@@ -225,7 +247,7 @@ def _extended(
     output: Mapping[str, int],
     union: bool,
 ) -> dict[str, Any] | None:
-    """The tokenizer.json of model `like` with all tokens of `output`, None if it has them already.
+    """The tokenizer.json of model `like` with the tokens of `output`, None if it has just these.
 
     Added tokens of other models stay added (and special) ones. The rest of a union's tokens go into the BPE
     vocabulary, and the merges that make them behind the merges that there are: the union of a tokenizer and an
@@ -233,27 +255,27 @@ def _extended(
     """
     ours = vocabularies[like]
     data = read_json(checkpoints[like].folder / "tokenizer.json")
-    added = {t["content"]: t for t in data.get("added_tokens", [])}
-    merges = _merges(data["model"])
-    before, ordinary = len(added), set[str]()
+    added = {t["content"]: t for t in data.get("added_tokens", []) if t["content"] in output}
+    merges = {pair: None for pair in _merges(data["model"]) if {*pair, "".join(pair)} <= output.keys()}
+    before, ordinary, left_out = len(added), set[str](), ours.keys() - output.keys()
     for i, checkpoint in enumerate(checkpoints):
         theirs = data if i == like else read_json(checkpoint.folder / "tokenizer.json")
         entries = {t["content"]: t for t in theirs.get("added_tokens", [])}
         for token, entry in entries.items():
             if token in output and token not in added and (token not in ours or (union and entry.get("special"))):
                 added[token] = entry | {"id": output[token]}
-        if union and (new := vocabularies[i].keys() - ours.keys() - entries.keys()):
+        if union and (new := (vocabularies[i].keys() & output.keys()) - ours.keys() - entries.keys()):
             _check_union(checkpoints[like], data, checkpoint, theirs, min(new))
             ordinary |= new
-            merges |= _merges(theirs["model"])
+            merges |= {pair: None for pair in _merges(theirs["model"]) if "".join(pair) in output}
     for token, new_id in output.items():
         if token not in ours and token not in added and token not in ordinary:
             flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
             added[token] = {"id": new_id, "content": token, **flags}
-    if len(added) == before and not ordinary:
+    if len(added) == before and not ordinary and not left_out:
         return None
     model = dict(data["model"])
-    if ordinary:
+    if "merges" in model:
         model["merges"] = [list(pair) for pair in merges]
     if isinstance(model.get("vocab"), dict):  # added tokens too: loaders number those that are not in it afresh
         model["vocab"] = dict(sorted(output.items(), key=lambda item: item[1]))
@@ -286,18 +308,30 @@ def _check_union(a: Source, ours: Mapping[str, Any], b: Source, theirs: Mapping[
 def write_tokenizer(folder: Path, alignment: Alignment) -> None:
     """Write the output tokenizer's files into `folder`: copies of one model's, extended where tokens were appended."""
     for path in alignment.like.beside():
-        if path.name in TOKENIZER_FILES and (alignment.tokenizer is None or path.name not in OLD_FILES):
-            shutil.copyfile(path, folder / path.name)
+        if alignment.tokenizer is None or path.name not in OLD_FILES:
+            copy_beside(path, alignment.like.folder, folder)
     if alignment.tokenizer is None:
         return
     (folder / "tokenizer.json").write_text(
         json.dumps(alignment.tokenizer, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    path = folder / "tokenizer_config.json"
-    if path.exists() and (decoder := (config := read_json(path)).get("added_tokens_decoder")) is not None:
-        for token in alignment.tokenizer["added_tokens"]:
-            decoder.setdefault(str(token["id"]), {k: v for k, v in token.items() if k != "id"})
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (path := folder / name).exists():
+            continue
+        config = {role: token for role, token in read_json(path).items() if not _lost(role, token, alignment)}
+        if (decoder := config.get("added_tokens_decoder")) is not None:
+            known = {
+                str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in alignment.tokenizer["added_tokens"]
+            }
+            config["added_tokens_decoder"] = known | {i: t for i, t in decoder.items() if i in known}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _lost(role: str, token: Any, alignment: Alignment) -> bool:
+    """Whether an entry such as `pad_token` names a token that was left out; loaders would add it, without a row."""
+    name = token.get("content") if isinstance(token, dict) else token
+    ours = alignment.vocabularies[alignment.checkpoints.index(alignment.like)]
+    return role.endswith("_token") and isinstance(name, str) and name in ours and name not in alignment.vocabulary
 
 
 def special_ids(alignment: Alignment, config: Mapping[str, Any], like: int) -> dict[str, Any]:
@@ -311,7 +345,7 @@ def special_ids(alignment: Alignment, config: Mapping[str, Any], like: int) -> d
     tokens = {i: token for token, i in alignment.vocabularies[like].items()}
 
     def new_id(key: str, value: Any) -> Any:
-        if alignment.identity or value is None:
+        if value is None or (alignment.identity and alignment.tokenizer is None):
             return value
         ids = [alignment.vocabulary.get(tokens.get(i, "")) for i in (value if isinstance(value, list) else [value])]
         if found := [i for i in ids if i is not None]:

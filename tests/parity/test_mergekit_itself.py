@@ -77,7 +77,7 @@ def test_mergekit_makes_the_model_of_a_genome(name, trained, tmp_path):
         path = tmp_path / "ours" / "recipe.yaml"
         path.write_text(path.read_text().replace("\ndtype: float32", "\ndtype: float64"))
     command = [str(MERGEKIT_YAML), str(tmp_path / "ours" / "recipe.yaml"), str(tmp_path / "theirs")]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path / "ours")  # the recipe's paths are from there
     ours, theirs = (load_file(tmp_path / x / "model.safetensors") for x in ("ours", "theirs"))
     assert ours.keys() == theirs.keys() - {"lm_head.weight"}  # tied
     for tensor, values in ours.items():

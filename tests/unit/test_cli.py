@@ -13,6 +13,7 @@ COMMANDS = {
     "report": ["report", "a.yaml"],
     "compare": ["compare", "a.yaml", "b.yaml"],
     "plan": ["plan", "a.yaml"],
+    "translate": ["translate", "a.yaml"],
 }
 SLOW = ("jax", "numpy", "pydantic", "rich", "yaml", "transformers", "matplotlib")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jevomerge.errors import NotFinite
 from jevomerge.fitness.batches import Layout
 from jevomerge.models.model import Language
 from jevomerge.problems.problem import Instance
@@ -48,9 +49,12 @@ class Folder:
         """(1,) nothing."""
         return jnp.zeros(layout.rows)
 
-    def read(self, outputs: Sequence[np.ndarray], folder: Callable[[], Path]) -> list[Path]:
-        """Where the model lies, until it has been scored."""
-        return [folder() for _ in outputs[0]]
+    def read(self, outputs: Sequence[np.ndarray], folder: Callable[[], Path]) -> list[Path | None]:
+        """Where the model lies, until it has been scored; None if it cannot be written, not being finite."""
+        try:
+            return [folder() for _ in outputs[0]]
+        except NotFinite:
+            return [None]
 
     def spent(self, examples: Sequence[Any], batch: None, outputs: Sequence[np.ndarray]) -> Mapping[str, int]:
         """No tokens that are known of."""

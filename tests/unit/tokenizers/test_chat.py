@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
-from jevomerge.tokenizers.chat import TEMPLATES, chat_template, template_of, write_chat_template
+from jevomerge.tokenizers.chat import TEMPLATES, chat_template, template_of, write_chat_templates
 
 MODELS = Path(__file__).parents[2] / "data" / "tokenizers" / "models"
 
@@ -66,7 +66,7 @@ WITHOUT_SYSTEM = {
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_known_formats(editable, abc, name):
     folder = editable / "a"  # whose tokens are <s> and </s>
-    write_chat_template(folder, chat_template(name, abc))
+    write_chat_templates(folder, {"default": chat_template(name, abc)})
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def render(chat, prompt):
