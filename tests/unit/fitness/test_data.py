@@ -1,7 +1,5 @@
 """Answers, examples, batches: the host side of fitness."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,12 +7,12 @@ from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
 from jevomerge.fitness.answers.extract import extract_answer, is_correct
 from jevomerge.fitness.batches import Example
-from jevomerge.fitness.data import read_rows, refuse_overlap
+from jevomerge.fitness.data import refuse_overlap
 from jevomerge.fitness.outcome import over_tasks
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import make_batches
-from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.fitness.schema import Task
 from jevomerge.tokenizers.load import load_tokenizer
 
 
@@ -112,29 +110,6 @@ def test_rows_fit_the_search_and_not_the_heldout_split():
 def test_overlap_is_refused():
     with pytest.raises(InputError, match="1 of 2 held-out"):
         refuse_overlap("t", examples([1, 2, 3], [1, 1, 1]), [*examples([1], [1]), Example("new", "x", [1], [1])])
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_rows_are_read_in_order_and_sliced(suffix, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"q": f"問{i}", "a": i} for i in range(10)]
-    path = tmp_path / f"d.{suffix}"
-    if suffix == "jsonl":
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    assert read_rows(DataSource(path=str(path)), "t") == rows
-    assert read_rows(DataSource(path=str(path), rows=(2, 9), limit=3), "t") == rows[2:5]
-
-
-def test_missing_and_empty_data(tmp_path):
-    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
-        read_rows(DataSource(path=str(tmp_path / "none.jsonl")), "task t, search")
-    (tmp_path / "one.jsonl").write_text('{"q": 1}\n')
-    with pytest.raises(InputError, match="has no rows"):
-        read_rows(DataSource(path=str(tmp_path / "one.jsonl"), rows=(1, 5)), "task t, search")
 
 
 def test_tasks_count_by_their_weights():

@@ -24,9 +24,10 @@ from jevomerge.fitness.answers import language
 from jevomerge.fitness.answers.extract import extract_answer, grade, is_correct
 from jevomerge.fitness.answers.language import probability
 from jevomerge.fitness.answers.rouge import rouge_l_ja
-from jevomerge.fitness.data import load_examples, read_rows
+from jevomerge.fitness.data import load_examples
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.ready import make_ready
+from jevomerge.fitness.rows import read_rows
 from jevomerge.fitness.schema import DataSource, Task, read_tasks
 from jevomerge.tokenizers.load import load_tokenizer
 
