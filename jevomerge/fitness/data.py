@@ -34,8 +34,8 @@ def load_examples(task: Task, split: str, tokenizer: Any) -> tuple[list[Row], li
             Example(
                 prompt,
                 answer,
-                tokenizer(prompt)["input_ids"],
-                tokenizer(answer, add_special_tokens=False)["input_ids"] + end,
+                tokenizer(prompt, verbose=False)["input_ids"],  # whether it is too long is asked later
+                tokenizer(answer, verbose=False, add_special_tokens=False)["input_ids"] + end,
             )
         )
         if not answer.strip():

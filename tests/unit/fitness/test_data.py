@@ -1,5 +1,7 @@
 """Answers, examples, batches: the host side of fitness."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,15 @@ def test_last_number(text, number):
 
 @pytest.mark.parametrize(
     ("text", "reference", "correct"),
-    [("so 1,000", "1000", True), ("7.0", "#### 7", True), ("-5", "5", False), ("", "5", False), ("x", "y", False)],
+    [
+        ("so 1,000", "1000", True),
+        ("7.0", "#### 7", True),
+        ("-5", "5", False),
+        ("", "5", False),
+        ("x", "y", False),
+        ("9007199254740992", "9007199254740993", False),
+        ("1" * 400, "2" * 400, False),
+    ],
 )
 def test_numbers_compare_by_value(text, reference, correct):
     assert is_correct(task(extract="last_number"), text, reference) is correct
@@ -51,6 +61,43 @@ def test_pattern_takes_the_group_of_the_last_match():
     assert is_correct(t, "式は3+4=7個です。", "式は3+4=7個です。")
     assert not is_correct(t, " We get 3+4=7 eggs.", "式は3+4=7個です。")  # right number, wrong language
     assert not is_correct(t, "式は3+4=8個です。", "式は3+4=7個です。")
+
+
+PIECES = [
+    "a",
+    "b",
+    "1",
+    r"\d",
+    r"\w",
+    ".",
+    "[ab]",
+    "[^a]",
+    r"\s",
+    "答",
+    "(a)",
+    "(?:b|1)",
+    "(a|b)",
+    r"\b",
+    "^",
+    "$",
+    "(?=a)",
+]
+TIMES = ["", "", "*", "+", "?", "{2}", "{1,2}", "*?", "+?"]
+
+
+def test_patterns_find_what_re_finds():
+    rng, tried = np.random.default_rng(0), 0
+    for _ in range(400):
+        pattern = "".join(rng.choice(PIECES) + rng.choice(TIMES) for _ in range(rng.integers(1, 5)))
+        text = "".join(rng.choice(list("ab1 答=\n"), 12))
+        try:
+            found = re.findall(pattern, text)
+        except re.error:
+            continue
+        last = "" if not found else found[-1] if isinstance(found[-1], str) else found[-1][0]
+        assert extract_answer(task(pattern=pattern), text) == last.strip()
+        tried += 1
+    assert tried > 200
 
 
 def test_exact_and_stop():
