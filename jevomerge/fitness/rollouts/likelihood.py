@@ -147,10 +147,10 @@ def check_lengths(model: Language, examples: Sequence[Example], room: int = 0) -
     most = model.max_length
     length, prompt = max((len(e.prompt_tokens) + (room or len(e.answer_tokens)), e.prompt) for e in examples)
     if most is not None and length - 1 > most:  # the last token is not read
-        new = f", {room} of them new (max_new_tokens)" if room else ""
+        less = f" or lower max_new_tokens ({room})" if room else ""
         raise InputError(
-            f"a text of {length} tokens{new} is longer than the {most} that the model takes (max_position_embeddings): "
-            f"shorten it or leave it out; it begins with {prompt[:60]!r}"
+            f"a text of up to {length} tokens is longer than the model takes, {most} (max_position_embeddings): "
+            f"shorten the prompt, leave it out{less}; it begins with {prompt[:60]!r}"
         )
 
 
