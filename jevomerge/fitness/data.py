@@ -9,7 +9,7 @@ from typing import Any
 from jevomerge.errors import InputError
 from jevomerge.fitness.batches import Example
 from jevomerge.fitness.rows import Row, read_rows
-from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.fitness.schema import DataSource, OwnScore, Task
 from jevomerge.fitness.task import Document
 from jevomerge.fitness.template import render
 
@@ -38,7 +38,7 @@ def load_examples(task: Task, split: str, tokenizer: Any) -> tuple[list[Row], li
                 tokenizer(answer, verbose=False, add_special_tokens=False)["input_ids"] + end,
             )
         )
-        if not answer.strip():
+        if not examples[-1].answer_tokens or not (answer.strip() or isinstance(task.score, OwnScore)):
             raise InputError(f"{place}: the answer is empty")
         if not examples[-1].prompt_tokens:
             raise InputError(f"{place}: the prompt is empty; put some text into the template")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def _read(source: DataSource) -> Sequence[Row]:
     kind = path.suffix.lower()
     if source.columns is not None and kind not in SEPARATORS:
         raise ValueError("`columns` are those of a local .tsv or .csv file")
-    if not path.exists():
+    if not os.path.exists(path):
         if kind in FILES or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source.path):
             raise FileNotFoundError("it does not exist")
         return _hub(source)
@@ -116,7 +117,7 @@ def _parsed(text: str, line: int | None = None) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"line {(line or 1) + error.lineno - 1}, column {error.colno}: {error.msg}") from None
     except RecursionError:
-        raise ValueError(f"{place}lists in lists without end") from None
+        raise ValueError(f"{place}nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{place}{error}") from None
 

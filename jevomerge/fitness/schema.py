@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -379,7 +380,7 @@ class Suite(Strict):
 def read_tasks(path: str | Path) -> tuple[AnyTask, ...]:
     """The YAML of a task or of a suite of them; data paths are relative to it."""
     path = Path(path)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not os.path.exists(path):
         named = f"`harness: {{task: {path.name}}}`"
         raise InputError(f"{path} does not exist; a task of lm-evaluation-harness is named in a YAML file: {named}")
     data, origin = load_one(path)
@@ -413,5 +414,5 @@ def _anchor_task(data: Any, folder: Path) -> None:
     for key in ("search", "heldout") if isinstance(data, dict) else ():
         if isinstance(data.get(key), str):
             data[key] = anchor(data[key], folder)
-        elif isinstance(data.get(key), dict):
-            data[key]["path"] = anchor(data[key].get("path"), folder)
+        elif isinstance(data.get(key), dict) and "path" in data[key]:
+            data[key]["path"] = anchor(data[key]["path"], folder)

@@ -19,12 +19,12 @@ FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # question, choices[0], me
 class Number(float):
     """A number of a data file, whose text is its spelling there: 2.50 stays 2.50."""
 
+    spelled: str
+
     def __new__(cls, spelled: str) -> Number:  # noqa: D102
         self = super().__new__(cls, spelled)
         self.spelled = spelled
         return self
-
-    spelled: str
 
     def __str__(self) -> str:
         return self.spelled

@@ -154,7 +154,7 @@ BAD = [
     ("d.jsonl", '{"a": 1}\n{"a": 1, "a": 2}', "line 2: `a` is given twice"),
     ("d.jsonl", '{"a": "x\ty"}', "line 1, column 9: Invalid control character"),
     ("d.jsonl", '{"a": 1}\n5\n', "line 2: a row is an object, {field: value}, not int"),
-    ("d.jsonl", '{"a": ' + "[" * 100_000, "line 1: lists in lists without end"),
+    ("d.jsonl", '{"a": ' + "[" * 100_000, "line 1: nested too deeply"),
     ("d.jsonl", '{"a": ' + "1" * 5000 + "}", "line 1: Exceeds the limit"),
     ("d.jsonl", b'{"a": 1}\n{"a": "\xe9"}', "line 2: byte 0xe9 is not UTF-8"),
     ("d.jsonl", '{"a": 1}'.encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
@@ -200,7 +200,16 @@ def test_what_is_no_file(tmp_path):
     for name in ("d.csv", "d.json", "."):
         with pytest.raises(InputError, match="it is no file; name one with the rows in it"):
             rows_of(tmp_path / name)
-    for path in (tmp_path / "none.jsonl", "none.jsonl", tmp_path / "none", "a/b/c", "../none", "owner/name.parquet"):
+    for path in (
+        tmp_path / "none.jsonl",
+        "none.jsonl",
+        tmp_path / "none",
+        "a/b/c",
+        "../none",
+        "owner/name.parquet",
+        "x" * 300,
+        "a\0b",
+    ):
         with pytest.raises(InputError, match="cannot be read: it does not exist"):
             rows_of(path)
     with pytest.raises(InputError, match=r"those of a local \.tsv or \.csv file"):
