@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -222,6 +223,6 @@ def anchor(value: Any, folder: Path) -> Any:
     """A path that exists, beside the file or from the working directory, made absolute; hub names stay."""
     if isinstance(value, str):
         for path in (folder / value, Path(value)):
-            if path.exists():
+            if os.path.exists(path):  # Path.exists has errors of its own, such as for long names
                 return str(path.resolve())
     return value

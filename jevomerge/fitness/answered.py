@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jevomerge.fitness.answers.extract import grade, other_criteria
+from jevomerge.errors import InputError
+from jevomerge.fitness.answers.extract import NUMBERS, extract_answer, grade, other_criteria
 from jevomerge.fitness.answers.language import check_language
+from jevomerge.fitness.batches import Example
 from jevomerge.fitness.data import load_examples
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
@@ -32,11 +34,26 @@ class Answered(AsGiven):
     def material(self, split: str) -> Material:
         """The rows of a split as examples."""
         _, examples = load_examples(self.given, split, self.tokenizer)
+        for example in examples:
+            self._check(split, example)
 
         def read(numbers: Sequence[int], outputs: Sequence[Sequence[Any]]) -> list[tuple[float, float]]:
             return [self._score(o, examples[d].answer) for d, (o,) in zip(numbers, outputs, strict=True)]
 
         return of_examples(examples, read)
+
+    def _check(self, split: str, example: Example) -> None:
+        """Refuse an answer that no text can give, and a pattern that comes to no end with texts like these."""
+        try:
+            for text in (example.prompt, example.answer):
+                found = extract_answer(self.given, text)
+        except InputError as error:
+            raise InputError(f"task {self.name}, {split}: {error}") from None
+        if self.given.extract in NUMBERS and not found:
+            raise InputError(
+                f"task {self.name}, {split}: the answer {example.answer!r} has no number, which extract: "
+                f"{self.given.extract} needs"
+            )
 
     def _score(self, output: Any, answer: str) -> tuple[float, float]:
         """The score of an example, and what breaks ties."""

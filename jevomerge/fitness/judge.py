@@ -227,7 +227,7 @@ class Judge:
         }
         tokens = np.zeros((len(genomes), len(Tokens._fields)), int)
         stopped: list[Stopped | None] = [None] * len(genomes)
-        failure: Exception | None = None
+        failure: FitnessError | InputError | None = None
         apart = several(self.mesh)
         chosen = {task.name: self.chosen(task, split, subset) for task in self.tasks}
         started = (
@@ -243,7 +243,7 @@ class Judge:
                         tokens[m] += count_tokens(task.rollout, examples, batch, own)
                     made_of = {m: task.rollout.read(own, folders[m]) for m, own in local.items()}
                     found[task.name].add(rows, made_of)
-            except FitnessError as error:
+            except (FitnessError, InputError) as error:
                 failure = failure or error
                 if not apart:  # other processes wait for what is computed with them
                     raise
@@ -295,8 +295,8 @@ def scoring(task: Ready) -> Iterator[None]:
     """What goes wrong in the block has to do with this task."""
     try:
         yield
-    except FitnessError as error:
-        raise FitnessError(f"task {task.name}: {error}") from error
+    except (FitnessError, InputError) as error:
+        raise type(error)(f"task {task.name}: {error}") from error
     except Exception as error:
         raise FitnessError(f"task {task.name}: {type(error).__name__}: {error}") from error
 

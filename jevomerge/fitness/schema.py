@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_serializer, field_validator, model_validator
 
+from jevomerge.errors import InputError
+from jevomerge.fitness.template import check_template
 from jevomerge.schema import Strict, anchor, load_one, validate
+
+
+def _window(value: tuple[int, int]) -> tuple[int, int]:
+    start, stop = value
+    if not 0 <= start < stop:
+        raise ValueError(f"[{start}, {stop}] are no rows: it is [start, stop), and the first row is 0")
+    return value
+
+
+Window = Annotated[tuple[int, int], AfterValidator(_window)]  # [start, stop)
+Template = Annotated[str, AfterValidator(check_template)]
 
 
 class DataSource(Strict):
@@ -22,7 +36,7 @@ class DataSource(Strict):
     columns: tuple[str, ...] | None = None  # of a TSV or CSV file whose first line is not their names
     name: str | None = None  # of a hub dataset's configuration
     split: str = "train"  # of a hub dataset
-    rows: tuple[int, int] | None = None  # [start, stop): only these rows
+    rows: Window | None = None  # only these rows
     limit: int | None = Field(None, gt=0)  # at most so many of them
 
 
@@ -105,8 +119,8 @@ class Task(Strict):
     name: str
     search: DataSource  # what evolution sees
     heldout: DataSource  # what it never sees; scored once, at the end
-    prompt: str  # a template over the example's fields: "Q: {question}\nA:"
-    answer: str  # likewise
+    prompt: Template  # over the example's fields: "Q: {question}\nA:"
+    answer: Template  # likewise
     score: Score = "likelihood"
     extract: Extractor | None = None
     pattern: str | None = None  # or a regular expression whose first group, at its last match, is the answer
@@ -179,8 +193,10 @@ class Task(Strict):
     def _compiles(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"not a regular expression: {error}") from None
+        if value is not None and re.search(r"(?<!\\)\{[a-z]", value):
+            raise ValueError("write \\{ for a brace before a letter: `regex`, which bounds the time, has a use for it")
         return value
 
     @model_validator(mode="after")
@@ -211,7 +227,7 @@ class HarnessRows(Strict):
     """Documents of a task of lm-evaluation-harness."""
 
     split: str | None = None  # of its data set; None: the one that the harness scores
-    rows: tuple[int, int] | None = None  # [start, stop): only these documents
+    rows: Window | None = None  # only these documents
     limit: int | None = Field(None, gt=0)  # at most so many of them
 
 
@@ -364,6 +380,9 @@ class Suite(Strict):
 def read_tasks(path: str | Path) -> tuple[AnyTask, ...]:
     """The YAML of a task or of a suite of them; data paths are relative to it."""
     path = Path(path)
+    if not path.suffix and not os.path.exists(path):
+        named = f"`harness: {{task: {path.name}}}`"
+        raise InputError(f"{path} does not exist; a task of lm-evaluation-harness is named in a YAML file: {named}")
     data, origin = load_one(path)
     if "tasks" in data:
         for task in data["tasks"] if isinstance(data["tasks"], list) else ():
@@ -395,5 +414,5 @@ def _anchor_task(data: Any, folder: Path) -> None:
     for key in ("search", "heldout") if isinstance(data, dict) else ():
         if isinstance(data.get(key), str):
             data[key] = anchor(data[key], folder)
-        elif isinstance(data.get(key), dict):
-            data[key]["path"] = anchor(data[key].get("path"), folder)
+        elif isinstance(data.get(key), dict) and "path" in data[key]:
+            data[key]["path"] = anchor(data[key]["path"], folder)

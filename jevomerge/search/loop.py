@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jevomerge.devices.hosts import first, on_first, together
-from jevomerge.errors import FitnessError
+from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.observers.observer import Observer
 from jevomerge.problems.problem import Candidates
@@ -176,8 +176,8 @@ class Evaluator:
         try:
             with self.watchdog.watching(f"{where}: not scored within search.time_limit, {limit} s"):
                 [scores] = self.judge.members(self.candidates, genomes, subset, cut)
-        except FitnessError as error:
-            raise FitnessError(f"{where}: {error}") from error
+        except (FitnessError, InputError) as error:
+            raise type(error)(f"{where}: {error}") from error
         seconds = (time.perf_counter() - began) / len(group)
         return [self._record(m, s, seconds, subset) for m, s in zip(group, scores, strict=True)]
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
+import regex
+
+from jevomerge.errors import InputError
 from jevomerge.fitness.answers.language import probability
 from jevomerge.fitness.answers.rouge import rouge_l_ja
 from jevomerge.fitness.schema import Task
@@ -13,6 +17,7 @@ NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 # "1,000" as 0, "-5" as 5 and "1/2" as 2.
 SAKANA = re.compile(r"\d*\.?\d+")
 NUMBERS = {"last_number": NUMBER, "sakana": SAKANA}
+SECONDS = 2  # that a pattern may take for one text; a good one takes a millionth
 
 
 def before_stop(task: Task, text: str) -> str:
@@ -23,10 +28,20 @@ def before_stop(task: Task, text: str) -> str:
 
 
 def extract_answer(task: Task, text: str) -> str:
-    """The answer in `text`, "" if there is none; `text` ends before the task's first stop string."""
+    """The answer in `text`, "" if there is none; `text` ends before the task's first stop string.
+
+    Raises:
+        InputError: for a pattern that does not come to an end.
+    """
     text = before_stop(task, text)
     if task.pattern is not None:
-        found = re.findall(task.pattern, text)
+        try:
+            found = regex.findall(task.pattern, text, timeout=SECONDS)
+        except TimeoutError:
+            raise InputError(
+                f"pattern: `{task.pattern}` takes more than {SECONDS} s for a text of {len(text)} letters, for there "
+                "are too many ways to match it: leave out repetitions of what can match the same"
+            ) from None
         last = found[-1] if found else ""
         return (last if isinstance(last, str) else last[0]).strip()
     if task.extract in NUMBERS:
@@ -40,7 +55,7 @@ def is_correct(task: Task, text: str, reference: str) -> bool:
     answer = extract_answer(task, text)
     if task.extract in NUMBERS:
         numbers = NUMBER.findall(before_stop(task, reference))  # the right one, whatever the text is read by
-        return answer != "" and numbers != [] and _number(answer) == _number(numbers[-1])
+        return answer != "" and numbers != [] and _number(task, answer) == _number(task, numbers[-1])
     if task.pattern is not None:
         # A reference is either a whole answer text or the bare answer.
         expected = extract_answer(task, reference) or reference.strip()
@@ -67,8 +82,7 @@ def other_criteria(task: Task) -> dict[str, Task]:
     return {n: t for n, t in (ways | anyhow).items() if t is not task}
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return None
+def _number(task: Task, text: str) -> float | Decimal:
+    """Exactly, or as the paper's evaluation has it."""
+    text = text.replace(",", "")
+    return float(text) if task.extract == "sakana" else Decimal(text)

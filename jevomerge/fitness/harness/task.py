@@ -23,6 +23,7 @@ from jevomerge.fitness.batches import Example
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import Rollout
+from jevomerge.fitness.rows import choose
 from jevomerge.fitness.schema import Harness, HarnessRows, HarnessTask
 from jevomerge.fitness.task import Document, Material
 from jevomerge.tokenizers.load import padding
@@ -163,10 +164,7 @@ class LoadedTask:
                 raise InputError(f"split: `{rows.split}` is none of {', '.join(task.dataset)}")
             task.set_config(key="test_split", value=rows.split)
         try:
-            everything = range(len(task.eval_docs))
-            wanted = everything[slice(*(rows.rows or (None,)))][: rows.limit]
-            if not wanted:
-                raise InputError(f"no documents (rows: {rows.rows}, limit: {rows.limit}) of {len(everything)}")
+            wanted = choose(len(task.eval_docs), rows.rows, rows.limit)
             with quiet():
                 task.build_all_requests(
                     samples=wanted,

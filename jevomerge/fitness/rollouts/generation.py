@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest
-from jevomerge.fitness.rollouts.likelihood import check_tokens
+from jevomerge.fitness.rollouts.likelihood import check_lengths, check_tokens
 from jevomerge.models.model import Language, apply, unembed
 from jevomerge.problems.problem import Instance
 from jevomerge.tokenizers.load import ends_of_text, padding
@@ -119,8 +119,9 @@ class Generation:
         ends_of_text(self.tokenizer)
 
     def check(self, model: Language, examples: Sequence[Example]) -> None:
-        """Raise InputError for a token that the model does not have."""
+        """Raise InputError for tokens that the model does not have, and texts longer than it takes."""
         check_tokens(model, examples)
+        check_lengths(model, examples, room=self.max_new_tokens)
 
     def layouts(
         self,

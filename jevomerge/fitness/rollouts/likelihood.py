@@ -74,8 +74,9 @@ class Likelihood:
     writes = False
 
     def check(self, model: Language, examples: Sequence[Example]) -> None:
-        """Raise InputError for a token that the model does not have."""
+        """Raise InputError for tokens that the model does not have, and texts longer than it takes."""
         check_tokens(model, examples)
+        check_lengths(model, examples)
 
     def layouts(
         self,
@@ -138,6 +139,18 @@ def check_tokens(model: Language, examples: Sequence[Example]) -> None:
         raise InputError(
             f"token {top} is outside the model's vocabulary of {model.vocab_size}; "
             "tokenizer and weights do not belong together"
+        )
+
+
+def check_lengths(model: Language, examples: Sequence[Example], room: int = 0) -> None:
+    """Raise InputError for a text that, with `room` for more tokens, is longer than the model takes."""
+    most = model.max_length
+    length, prompt = max((len(e.prompt_tokens) + (room or len(e.answer_tokens)), e.prompt) for e in examples)
+    if most is not None and length - 1 > most:  # the last token is not read
+        less = f" or lower max_new_tokens ({room})" if room else ""
+        raise InputError(
+            f"a text of up to {length} tokens is longer than the model takes, {most} (max_position_embeddings): "
+            f"shorten the prompt, leave it out{less}; it begins with {prompt[:60]!r}"
         )
 
 

@@ -1,6 +1,6 @@
 """Answers, examples, batches: the host side of fitness."""
 
-import json
+import re
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
 from jevomerge.fitness.answers.extract import extract_answer, is_correct
 from jevomerge.fitness.batches import Example
-from jevomerge.fitness.data import read_rows, refuse_overlap
+from jevomerge.fitness.data import refuse_overlap
 from jevomerge.fitness.outcome import over_tasks
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import make_batches
-from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.fitness.schema import Task
 from jevomerge.tokenizers.load import load_tokenizer
 
 
@@ -42,7 +42,15 @@ def test_last_number(text, number):
 
 @pytest.mark.parametrize(
     ("text", "reference", "correct"),
-    [("so 1,000", "1000", True), ("7.0", "#### 7", True), ("-5", "5", False), ("", "5", False), ("x", "y", False)],
+    [
+        ("so 1,000", "1000", True),
+        ("7.0", "#### 7", True),
+        ("-5", "5", False),
+        ("", "5", False),
+        ("x", "y", False),
+        ("9007199254740992", "9007199254740993", False),
+        ("1" * 400, "2" * 400, False),
+    ],
 )
 def test_numbers_compare_by_value(text, reference, correct):
     assert is_correct(task(extract="last_number"), text, reference) is correct
@@ -53,6 +61,43 @@ def test_pattern_takes_the_group_of_the_last_match():
     assert is_correct(t, "式は3+4=7個です。", "式は3+4=7個です。")
     assert not is_correct(t, " We get 3+4=7 eggs.", "式は3+4=7個です。")  # right number, wrong language
     assert not is_correct(t, "式は3+4=8個です。", "式は3+4=7個です。")
+
+
+PIECES = [
+    "a",
+    "b",
+    "1",
+    r"\d",
+    r"\w",
+    ".",
+    "[ab]",
+    "[^a]",
+    r"\s",
+    "答",
+    "(a)",
+    "(?:b|1)",
+    "(a|b)",
+    r"\b",
+    "^",
+    "$",
+    "(?=a)",
+]
+TIMES = ["", "", "*", "+", "?", "{2}", "{1,2}", "*?", "+?"]
+
+
+def test_patterns_find_what_re_finds():
+    rng, tried = np.random.default_rng(0), 0
+    for _ in range(400):
+        pattern = "".join(rng.choice(PIECES) + rng.choice(TIMES) for _ in range(rng.integers(1, 5)))
+        text = "".join(rng.choice(list("ab1 答=\n"), 12))
+        try:
+            found = re.findall(pattern, text)
+        except re.error:
+            continue
+        last = "" if not found else found[-1] if isinstance(found[-1], str) else found[-1][0]
+        assert extract_answer(task(pattern=pattern), text) == last.strip()
+        tried += 1
+    assert tried > 200
 
 
 def test_exact_and_stop():
@@ -112,29 +157,6 @@ def test_rows_fit_the_search_and_not_the_heldout_split():
 def test_overlap_is_refused():
     with pytest.raises(InputError, match="1 of 2 held-out"):
         refuse_overlap("t", examples([1, 2, 3], [1, 1, 1]), [*examples([1], [1]), Example("new", "x", [1], [1])])
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_rows_are_read_in_order_and_sliced(suffix, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"q": f"問{i}", "a": i} for i in range(10)]
-    path = tmp_path / f"d.{suffix}"
-    if suffix == "jsonl":
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    assert read_rows(DataSource(path=str(path)), "t") == rows
-    assert read_rows(DataSource(path=str(path), rows=(2, 9), limit=3), "t") == rows[2:5]
-
-
-def test_missing_and_empty_data(tmp_path):
-    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
-        read_rows(DataSource(path=str(tmp_path / "none.jsonl")), "task t, search")
-    (tmp_path / "one.jsonl").write_text('{"q": 1}\n')
-    with pytest.raises(InputError, match="has no rows"):
-        read_rows(DataSource(path=str(tmp_path / "one.jsonl"), rows=(1, 5)), "task t, search")
 
 
 def test_tasks_count_by_their_weights():

@@ -24,9 +24,10 @@ from jevomerge.fitness.answers import language
 from jevomerge.fitness.answers.extract import extract_answer, grade, is_correct
 from jevomerge.fitness.answers.language import probability
 from jevomerge.fitness.answers.rouge import rouge_l_ja
-from jevomerge.fitness.data import load_examples, read_rows
+from jevomerge.fitness.data import load_examples
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.ready import make_ready
+from jevomerge.fitness.rows import read_rows
 from jevomerge.fitness.schema import DataSource, Task, read_tasks
 from jevomerge.tokenizers.load import load_tokenizer
 
@@ -183,7 +184,7 @@ def judge_of(task, folder):
 def test_other_criteria_are_reported_beside_the_score(stories260k, tmp_path):
     (tmp_path / "h.tsv").write_text("".join(f"{q}\t{a}\n" for q, a in PROBLEMS))
     source = {"path": str(tmp_path / "h.tsv"), "columns": ["question", "answer_number"]}
-    judge = judge_of(paper_task(search=source, heldout=source), stories260k)
+    judge = judge_of(paper_task(search=source, heldout=source, max_new_tokens=100), stories260k)
     texts = ["答えは18ドルです。", "The answer is 3.", "利益は70,000ドルです。"]
     both = np.array([released(t, a) for t, (_, a) in zip(texts, PROBLEMS, strict=True)]).mean(axis=0)
     assert judge.also({"gsm8k_ja": texts}, "heldout") == {

@@ -93,7 +93,7 @@ def test_rows_and_splits(stories260k):
         ({"harness": {"include_path": "nowhere"}}, "nowhere is not a folder"),
         ({"search": None}, "to be a fitness it needs `search`"),
         ({"search": {"split": "dev"}}, "`dev` is none of train, test"),
-        ({"search": {"rows": [50, 60]}}, "no documents"),
+        ({"search": {"rows": [50, 60]}}, r"rows: \[50, 60\] of 10 rows"),
         ({"search": {"split": "test"}}, "10 of 10 held-out examples are also in the search split"),
     ],
 )
