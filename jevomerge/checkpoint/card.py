@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -32,13 +32,21 @@ def merged_licence(licences: Sequence[str | None]) -> str:
     return strictest.pop() if len(strictest) == 1 else "other"
 
 
+class Scoring(NamedTuple):
+    """What a card says of how good a model is."""
+
+    scores: Mapping[str, Mapping[str, float]]  # {model: {column: score}}
+    notes: Sequence[str] = ()  # sentences
+
+
 def model_card(
     title: str,
     recipe: str,
     sources: Sequence[Source],
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The text of README.md: front matter, scores, sources with their licences, and the recipe as YAML."""
+    """The text of README.md: front matter, scores and notes, sources with their licences, and the recipe as YAML."""
     # A model that occurs with several adapters is listed once.
     origins = list(dict.fromkeys(origin for source in sources for origin in source.origins()))
     front: dict[str, Any] = {
@@ -54,6 +62,7 @@ def model_card(
         lines += ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         lines += [f"| {name} | " + " | ".join(f"{row[c]:.4f}" for c in columns) + " |" for name, row in scores.items()]
         lines += [""]
+    lines += [line for note in notes for line in (note, "")]
     lines += ["| source | licence |", "|---|---|"]
     lines += [f"| {origin} | {licence or 'not stated'} |" for origin, licence in origins]
     if front["license"] == "other":

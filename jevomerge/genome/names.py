@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Layers(NamedTuple):
@@ -28,10 +28,10 @@ class Point(NamedTuple):
     """
 
     number: int  # from 1
-    count: int
+    of: int  # how many there are
 
     def __str__(self) -> str:
-        return f"point {self.number} of {self.count}"
+        return f"point {self.number} of {self.of}"
 
 
 class GeneName(NamedTuple):
@@ -65,12 +65,13 @@ class GeneName(NamedTuple):
     def parse(cls, text: str) -> GeneName:
         """The name that is printed so; a filter called "head ..." alone is taken for the place."""
         group, *source, parameter = text.split("/")
-        found = re.fullmatch(r"(embedding|head|layers? (\d+)(?:-(\d+))?|point (\d+) of (\d+))?(?:^|$| )(.*)", group)
-        text, first, last, number, count, part = found.groups() if found else ("", *[None] * 4, group)
-        place: Layers | Point | str = text or ""
-        if first is not None:
-            place = Layers(int(first), int(last or first))
-        elif number is not None:
-            place = Point(int(number), int(count))
-        part = "" if group == "model" else part
-        return cls(place, part, "/".join(source), parameter)
+        layers = r"layers? (?P<first>\d+)(?:-(?P<last>\d+))?"
+        places = rf"(?P<place>embedding|head|{layers}|point (?P<number>\d+) of (?P<of>\d+))?"
+        found = re.fullmatch(rf"{places}(?:^|$| )(?P<part>.*)", group)
+        at: dict[str, Any] = found.groupdict() if found else {"place": "", "part": group, "first": None, "number": None}
+        place: Layers | Point | str = at["place"] or ""
+        if at["first"] is not None:
+            place = Layers(int(at["first"]), int(at["last"] or at["first"]))
+        elif at["number"] is not None:
+            place = Point(int(at["number"]), int(at["of"]))
+        return cls(place, "" if group == "model" else at["part"], "/".join(source), parameter)

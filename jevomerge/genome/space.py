@@ -106,7 +106,9 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
                 places, part, share = group_of(rows[row], genes[name])
                 texts = [str(GeneName(place, part, source, name)) for place in places]
                 ends = [names.setdefault(text, len(names)) for text in texts]
-                where[row, i] = ends[0] if share == 0 else BETWEEN - between.setdefault((*ends, share), len(between))
+                where[row, i] = (
+                    ends[0] if share == 0 else BETWEEN - between.setdefault((ends[0], ends[1], share), len(between))
+                )
             index[spec.path][name] = where.reshape(fixed.shape)
     last = len(names) + len(constants)
 

@@ -6,6 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+BEST = "evolved merge"
+
+
+def outcome_name(source: str | None) -> str:
+    """What tables call the outcome of a search; `source`: the model that no candidate was better than, if so."""
+    return BEST if source is None else f"the result: {source}"
+
 
 class Observer:
     """Whoever watches a command, here without showing anything; see `observers.terminal` and `observers.trackers`."""

@@ -163,6 +163,11 @@ def notes(entries: Sequence[Entry]) -> list[str]:
         found.append(
             f"{', '.join(estimated)}: the curves are of estimates from anchors, the scores in the table are not"
         )
+    for e in entries:
+        if e.record.result is not None and (source := e.record.result["best"].get("source")) is not None:
+            found.append(
+                f"{e.name}: no candidate is better than {source} on the search split; its scores are {source}'s"
+            )
     if others := [e.name for e in entries if not e.alike]:
         found.append(
             f"{', '.join(others)}: judged by other tasks or held-out examples than {entries[0].name}, so scores are no "

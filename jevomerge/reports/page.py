@@ -105,6 +105,7 @@ def run_page(record: Run, paths: Paths | None) -> str:
         name=record.config.name,
         record=record,
         headline=headline(record),
+        notes=record.result.get("notes", []) if record.result else [],  # not in runs of earlier versions
         searched=searched(record, paths),
         judged=judged_by(record.config),
         paths=paths,

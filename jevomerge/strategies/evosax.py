@@ -15,7 +15,7 @@ Of evosax 0.3.2, and what is done about it:
   (`_balanced`; the slow test of an ellipsoid at P = 100 fails without it).
 - Separable CMA-ES learns n variances at the rate that is safe for n (n + 1) / 2 covariances (`_separable_rates`).
 - PSO. evosax draws one pair of numbers for all genes of a particle, which then hardly leaves the line to the best:
-  1e-3 of a sphere of 6 is out of its reach. Here each gene has its own, with Clerc and Kennedy's constants (`_swarmed`).
+  1e-3 of a sphere of 6 is out of its reach. Here each gene has its own pair, with Clerc's constants (`_swarmed`).
 - Precision. Up to 256 genes all is float64, beyond that float32; always on the host CPU, under evosax's own
   promotion rules, and without touching the program's settings.
 

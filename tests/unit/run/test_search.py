@@ -1,0 +1,146 @@
+"""What a search comes to: the sources and their average compete, and it is said whether anything was gained."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jevomerge as jm
+from jevomerge.cli import main
+from jevomerge.observers.observer import Observer
+
+X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+TREES = {name: {"w": np.full((3, 2), value, np.float32)} for name, value in {"base": 0, "a": 1, "b": -0.5}.items()}
+
+
+class Listener(Observer):
+    """Keeps the notes."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def likeness(wanted):
+    """A fitness that is highest where all weights are `wanted`."""
+    return lambda model, params: (
+        -jnp.sum((model.apply(params, X) - X @ np.full((3, 2), wanted, np.float32)) ** 2, axis=1)
+    )
+
+
+def evolve(folder, wanted, weights, listener=None, **options):
+    given = {
+        "models": TREES,
+        "model": jm.own_model(lambda params, x: x @ params["w"], TREES["base"]),
+        "recipe": {"merge_method": "task_arithmetic", "base_model": "base"},
+        "genome": {"weight": weights},
+        "fitness": likeness(wanted),
+        "search": {"evaluations": 12, "population": 6},
+        "observer": listener or Listener(),
+        "output": folder / "run",
+    }
+    return jm.evolve(**(given | options))
+
+
+def test_a_source_that_no_candidate_beats_is_the_result(tmp_path):
+    result = evolve(tmp_path, 1.0, [0.1, 0.4])
+    best = result.values["best"]
+    assert best["source"] == "a"
+    assert {split: best[split] for split in ("search", "heldout")} == result.scores["a"]
+    np.testing.assert_array_equal(result.params["w"], TREES["a"]["w"])
+    top = int(np.argmax(result.archive.fitness))
+    assert best["evaluation"] == top
+    assert best["candidate"] == result.archive.fitness[top] < best["search"]
+    assert result.genome["model/a/weight"] == pytest.approx(0.1 + 0.3 * result.archive.genome[top, 0], abs=1e-6)
+    said = result.values["notes"][0]
+    assert said.startswith("Nothing was gained: on the search split the best candidate scores")
+    assert said.endswith("so this is a itself.")
+    assert said in (result.folder / "best" / "README.md").read_text()
+    assert json.loads((result.folder / "heldout.json").read_text())["best"]["source"] == "a"
+
+
+def test_so_is_their_average(tmp_path):
+    result = evolve(tmp_path, 0.25, [0.6, 1])
+    assert result.values["best"]["source"] == "plain average"
+    np.testing.assert_allclose(result.params["w"], 0.25)
+    assert result.scores["best"]["search"] == max(row["search"] for row in result.scores.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_result_is_never_worse_than_what_was_there(seed, tmp_path):
+    """A start that is a source, and float16 results of float32 sources, whose rounding may cost what was gained."""
+    rng = np.random.default_rng(seed)
+    models = {name: {"w": rng.normal(size=(3, 2)).astype(np.float32)} for name in TREES}
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base", "dtype": "float16"}
+    search = {"evaluations": 6, "population": 6, "start": ["sources"]}
+    target = X @ models["a"]["w"]
+    result = evolve(
+        tmp_path, 0, [0, 1], models=models, recipe=recipe, search=search, seed=seed,
+        fitness=lambda model, params: -jnp.sum((model.apply(params, X) - target) ** 2, axis=1),
+    )  # fmt: skip
+    assert result.scores["best"]["search"] == max(row["search"] for row in result.scores.values()) == 0
+    np.testing.assert_array_equal(result.params["w"], models["a"]["w"])
+
+
+def test_a_run_that_ends_while_it_exports_a_source_comes_to_the_same(tmp_path):
+    whole = evolve(tmp_path, 1.0, [0.1, 0.4])
+    killed = tmp_path / "killed"
+    shutil.copytree(whole.folder, killed, ignore=shutil.ignore_patterns("result.json"))
+    again = evolve(tmp_path, 1.0, [0.1, 0.4], output=killed, resume=True)
+    differing = ("seconds",)
+    assert {k: v for k, v in again.values.items() if k not in differing} == {
+        k: v for k, v in whole.values.items() if k not in differing
+    }
+    assert (killed / "best" / "README.md").read_text() == (whole.folder / "best" / "README.md").read_text()
+
+
+def test_a_gain_is_said_to_be_one(tmp_path):
+    result = evolve(tmp_path, 0.3, [0, 1])
+    assert "source" not in result.values["best"]
+    assert result.values["notes"][0].startswith("On the search split this scores +")
+    assert result.values["notes"][1] == "Nothing is held out: on other examples it may be otherwise."
+    assert result.values["ran_on"].keys() >= {"processor", "devices", "jax"}
+
+
+@pytest.mark.parametrize(
+    ("search", "few", "whole"),
+    [({"evaluations": 30, "population": 7}, False, True), ({"evaluations": 7, "population": 7}, True, False)],
+)
+def test_what_the_budget_is_worth_is_said_before_and_after(search, few, whole, tmp_path):
+    listener = Listener()
+    result = evolve(tmp_path, 0.3, [0, 1], listener, search=search)
+    for notes in (listener.notes, result.values["notes"]):
+        assert any("7 are few for 2 genes" in note for note in notes) == few
+        assert any("30 are 4 whole generations of 7: 28 evaluations" in note for note in notes) == whole
+    assert result.values["evaluations"] == search["evaluations"] // 7 * 7
+
+
+def test_export_best_writes_the_source_again(siblings, tmp_path):
+    """Of text models: candidates have little of `back`, which alone is the better half; the terminal says so."""
+    text = (siblings / "run.yaml").read_text().replace("weight: {range: [0, 1], layers_per_group: 2}", "weight: [0, 1]")
+    recipe = text.replace("merge_method: linear", "merge_method: task_arithmetic\n  base_model: front")
+    recipe = (
+        recipe.replace("    - model: front\n", "")
+        .replace("range: [0, 1]", "range: [0, 0.1]")
+        .replace("[0, 1]", "[0, 0.1]")
+    )
+    (siblings / "worse.yaml").write_text(recipe.replace("evaluations: 120", "evaluations: 8, population: 4"))
+    run = tmp_path / "run"
+    assert main(["evolve", str(siblings / "worse.yaml"), "--output", str(run), "--debug"]) == 0
+    best = json.loads((run / "result.json").read_text())["best"]
+    assert best["source"] == "back"
+    original = (siblings / "back" / "model.safetensors").read_bytes()
+    assert main(["export", str(run), "--genome", "best", str(tmp_path / "again"), "--debug"]) == 0
+    from safetensors.numpy import load
+
+    expected = load(original)
+    for folder in (run / "best", tmp_path / "again"):
+        found = load((folder / "model.safetensors").read_bytes())
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+    assert "the result: back" in (run / "report.html").read_text()
