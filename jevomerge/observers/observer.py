@@ -42,5 +42,8 @@ class Observer:
     def stages_finished(self, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         """All stages of a config are finished; their outcomes by name, in the folder that has theirs in it."""
 
+    def seeds_finished(self, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+        """The runs of all seeds are finished; their outcomes by the names of their folders, in that of all."""
+
 
 SILENT = Observer()  # for programs, and for all processes of a run but the first
