@@ -6,11 +6,16 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import jevomerge as jm
 from jevomerge.cli import main
+from jevomerge.genome.schema import Gene, PathSearch
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.terminal import Terminal
+from jevomerge.problems.kinds import make_problem
+from jevomerge.recipe.schema import Recipe
+from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.reports.writer import PageWriter
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -118,6 +123,32 @@ def test_what_the_budget_is_worth_is_said_before_and_after(search, few, whole, t
     assert result.values["evaluations"] == search["evaluations"] // 7 * 7
 
 
+def test_a_front_has_its_points_where_a_source_is_the_best(tmp_path):
+    goals = {"much": 1.0, "more": 1.2}
+    result = evolve(
+        tmp_path, 0, [0.1, 0.4], search={"strategy": "nsga2", "evaluations": 12, "population": 6, "finalists": 2},
+        fitness=None, tasks=[{"name": n, "score": {"function": likeness(w), "of": "params"}} for n, w in goals.items()],
+    )  # fmt: skip
+    assert result.values["best"]["source"] == "a"
+    exported = [point["export"] for point in result.values["front"] if "export" in point]
+    assert f"front/evaluation_{result.values['best']['evaluation']}" in exported
+    assert all((result.folder / name / "model.safetensors").exists() for name in exported)
+    assert "best" not in exported
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_model_of_a_path_is_written_as_it_is(joint, siblings, tmp_path):
+    front, back = (str(siblings / name) for name in ("front", "back"))
+    path = PathSearch(models=(back,) if joint else (front, back), repeats=1)
+    recipe = Recipe.model_validate({"merge_method": "linear", "models": [{"model": front}]}) if joint else None
+    problem = make_problem(recipe, {"weight": Gene(range=(0, 1))} if joint else {}, path, 0.5, 1 / 6)
+    for name in ("front", "back"):
+        merge = problem.merge_of(name)
+        merge_to_folder(merge, merge.coefficients, tmp_path / name)
+        found, expected = (load_file(f / name / "model.safetensors") for f in (tmp_path, siblings))
+        assert all(np.array_equal(found[tensor], values) for tensor, values in expected.items())
+
+
 def test_export_best_writes_the_source_again(siblings, tmp_path):
     """Of text models: candidates have little of `back`, which alone is the better half; the terminal says so."""
     text = (siblings / "run.yaml").read_text().replace("weight: {range: [0, 1], layers_per_group: 2}", "weight: [0, 1]")
@@ -132,13 +163,10 @@ def test_export_best_writes_the_source_again(siblings, tmp_path):
     assert main(["evolve", str(siblings / "worse.yaml"), "--output", str(run), "--debug"]) == 0
     best = json.loads((run / "result.json").read_text())["best"]
     assert best["source"] == "back"
-    original = (siblings / "back" / "model.safetensors").read_bytes()
+    expected = load_file(siblings / "back" / "model.safetensors")
     assert main(["export", str(run), "--genome", "best", str(tmp_path / "again"), "--debug"]) == 0
-    from safetensors.numpy import load
-
-    expected = load(original)
     for folder in (run / "best", tmp_path / "again"):
-        found = load((folder / "model.safetensors").read_bytes())
+        found = load_file(folder / "model.safetensors")
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             np.testing.assert_array_equal(found[name], values, err_msg=name)
