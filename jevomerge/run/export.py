@@ -31,7 +31,7 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
         InputError: for a genome that the run does not have, or models that are not there any more.
     """
     run, out, source = Path(run), Path(out), None
-    records = read_archive(run / "evaluations.jsonl")
+    config, records = read_run(run / "config.yaml"), read_archive(run / "evaluations.jsonl")
     if genome == "best":
         path = run / "result.json"
         if not path.exists():
@@ -42,7 +42,7 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
         number = int(genome)
     else:
         raise InputError(f"--genome: `{genome}` is neither `best` nor a number")
-    setup = set_up(read_run(run / "config.yaml"))
+    setup = set_up(config)
     if source is not None:
         merge = setup.problem.merge_of(source)
         merge_to_folder(merge, merge.coefficients, out, progress=observer.tensors("merged"))
