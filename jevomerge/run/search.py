@@ -217,8 +217,7 @@ def export_best(
         exports.write_baseline(source)
     best = exports.scored["best"]
     front = export_front(setup, exports, found, source, observer) if setup.strategy.several_goals else None
-    heldout = heldout_of(setup.judge, baselines, exports.scored, source)
-    record_heldout(folder, heldout)
+    record_heldout(folder, heldout_of(setup.judge, baselines, exports.scored, source))
     refiner = refiner_of(setup, candidates)
     spent = {  # beside what each evaluation took
         "gradients": Tokens(0, 0) if refiner is None else refiner.tokens(found.records),
