@@ -239,11 +239,13 @@ def run_compare(args: argparse.Namespace) -> None:
     """`jevomerge compare`."""
     reading(", ".join(args.runs))
     from jevomerge.observers.terminal import Terminal
-    from jevomerge.reports.compare import notes, table
+    from jevomerge.reports.compare import notes, spreads, table
     from jevomerge.run.compare import compare
 
     terminal, entries = Terminal(), compare(args.runs, args.output)
     terminal.table(table(entries))
+    for line in spreads(entries):
+        terminal.line(line)
     for note in notes(entries):
         terminal.note(note)
     terminal.line(f"Page: {args.output}")

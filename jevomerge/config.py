@@ -47,6 +47,9 @@ class Judging(Strict):
 
     tasks: tuple[AnyTask, ...] = Field(min_length=1)
     seed: int = 0
+    seeds: int = Field(
+        1, gt=0, le=1000
+    )  # so many runs, with this seed and those that follow it, in folders of their own
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
     members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
@@ -59,6 +62,11 @@ class Judging(Strict):
         if len(set(trackers)) < len(trackers):
             raise ValueError("give each tracker once")
         return trackers
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders of the runs that it is made of, in that of all; of one run none."""
+        return [f"seed_{self.seed + k}" for k in range(self.seeds)] if self.seeds > 1 else []
 
 
 class RunConfig(Stage, Judging):
@@ -79,6 +87,11 @@ class StagedConfig(Judging):
             if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
                 raise ValueError(f"stage names are folders, each its own: `{name}` will not do")
         return stages
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders of the seeds, or those of the stages."""
+        return super().parts or [stage.name for stage in self.stages]
 
     def run_of(self, stage: Stage, winners: Mapping[str, str]) -> RunConfig:
         """A stage as a run, with the winners of earlier stages, {name: folder}, in place of their names."""
@@ -133,9 +146,12 @@ def read_run(given: Given) -> RunConfig:
     """One run, from YAML.
 
     Raises:
-        InputError: also for several stages, each of which has a run folder of its own.
+        InputError: also for several stages or seeds, each of which has a run folder of its own.
     """
     config = read_config(given)
+    if config.seeds > 1:
+        what = config.name if isinstance(given, Mapping) else given
+        raise InputError(f"{what} has {config.seeds} seeds: name the folder of one, such as seed_{config.seed}")
     if isinstance(config, StagedConfig):
         what = config.name if isinstance(given, Mapping) else given
         raise InputError(f"{what} has stages: {', '.join(s.name for s in config.stages)}; name the folder of one")

@@ -104,7 +104,7 @@ def one_run(bench: Bench, work: Path, arm: str, seed: int) -> dict[str, Any]:
     for end in ENDS:
         prefix = Archive(None)  # as it was then
         prefix.learn([r for r in records if r["generation"] < end], 0)
-        best, _ = choose(setup, bench.candidates, prefix)
+        best = choose(setup, bench.candidates, prefix).record
         scored = sum("copy_of" not in r for r in prefix.records) * count
         finalists = 0 if count == SIZE else setup.config.search.finalists * SIZE
         found["ends"][str(end)] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -47,13 +47,21 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
+class Scoring(NamedTuple):
+    """What a card says of how good a model is."""
+
+    scores: Mapping[str, Mapping[str, float]]  # {model: {column: score}}
+    notes: Sequence[str] = ()  # sentences
+
+
 def model_card(
     title: str,
     recipe: str,
     sources: Sequence[Source],
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The text of README.md: front matter, scores, sources with their licences, and the recipe as YAML."""
+    """The text of README.md: front matter, scores and notes, sources with their licences, and the recipe as YAML."""
     # A model that occurs with several adapters is listed once.
     origins = list(dict.fromkeys(origin for source in sources for origin in source.origins()))
     front: dict[str, Any] = {
@@ -69,6 +77,7 @@ def model_card(
         lines += [row("model", *map(verbatim, columns)), "|---" * (len(columns) + 1) + "|"]
         lines += [row(verbatim(name), *(f"{values[c]:.4f}" for c in columns)) for name, values in scores.items()]
         lines += [""]
+    lines += [line for note in notes for line in (note, "")]
     lines += ["| source | licence |", "|---|---|"]
     lines += [row(verbatim(origin), verbatim(licence or "not stated")) for origin, licence in origins]
     if front["license"] == "other":

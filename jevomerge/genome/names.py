@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Layers(NamedTuple):
@@ -20,6 +20,20 @@ class Layers(NamedTuple):
         return f"layers {self.first}-{self.last}" if self.last > self.first else f"layer {self.first}"
 
 
+class Point(NamedTuple):
+    """A control point of what is interpolated over depth: the first is at the first layer, the last at the last.
+
+    >>> str(Point(2, 5))
+    'point 2 of 5'
+    """
+
+    number: int  # from 1
+    of: int  # how many there are
+
+    def __str__(self) -> str:
+        return f"point {self.number} of {self.of}"
+
+
 class GeneName(NamedTuple):
     """Which coefficients a gene is: where, of which tensors, for which source, and which parameter of the method.
 
@@ -29,7 +43,7 @@ class GeneName(NamedTuple):
     'head/lambda'
     """
 
-    place: Layers | str = ""  # or "embedding" or "head"; "": wherever the part is
+    place: Layers | Point | str = ""  # or "embedding" or "head"; "": wherever the part is
     part: str = ""  # "mlp", "self_attn.q_proj", a filter on tensors' names, "rest"; "": everything in the place
     source: str = ""  # "": it is one for all sources
     parameter: str = ""
@@ -42,7 +56,7 @@ class GeneName(NamedTuple):
     @property
     def order(self) -> tuple[int, int]:
         """From the embedding through the layers to the head."""
-        return (1, self.place.first) if isinstance(self.place, Layers) else (2 if self.place == "head" else 0, 0)
+        return (2 if self.place == "head" else 0, 0) if isinstance(self.place, str) else (1, self.place[0])
 
     def __str__(self) -> str:
         return "/".join(filter(None, (self.group, self.source, self.parameter)))
@@ -51,8 +65,13 @@ class GeneName(NamedTuple):
     def parse(cls, text: str) -> GeneName:
         """The name that is printed so; a filter called "head ..." alone is taken for the place."""
         group, *source, parameter = text.split("/")
-        found = re.fullmatch(r"(embedding|head|layers? (\d+)(?:-(\d+))?)?(?:^|$| )(.*)", group)
-        place, first, last, part = found.groups() if found else ("", None, None, group)
-        layers = None if first is None else Layers(int(first), int(last or first))
-        part = "" if group == "model" else part
-        return cls(layers or place or "", part, "/".join(source), parameter)
+        layers = r"layers? (?P<first>\d+)(?:-(?P<last>\d+))?"
+        places = rf"(?P<place>embedding|head|{layers}|point (?P<number>\d+) of (?P<of>\d+))?"
+        found = re.fullmatch(rf"{places}(?:^|$| )(?P<part>.*)", group)
+        at: dict[str, Any] = found.groupdict() if found else {"place": "", "part": group, "first": None, "number": None}
+        place: Layers | Point | str = at["place"] or ""
+        if at["first"] is not None:
+            place = Layers(int(at["first"]), int(at["last"] or at["first"]))
+        elif at["number"] is not None:
+            place = Point(int(at["number"]), int(at["of"]))
+        return cls(place, "" if group == "model" else at["part"], "/".join(source), parameter)

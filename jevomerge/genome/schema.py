@@ -17,6 +17,7 @@ class Gene(Strict):
 
     range: tuple[float, float] | None = None  # None: the parameter's own domain
     layers_per_group: int | None = Field(None, gt=0)  # None: one value for all layers
+    smooth: int | None = Field(None, ge=2)  # instead: values at so many points of depth, lines between them
     by: Literal["component", "tensor"] | tuple[str, ...] | None = None
     # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; a list of filters: a
     # tensor belongs to the first that its name contains, else to the rest
@@ -39,6 +40,12 @@ class Gene(Strict):
         if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
             raise ValueError("give at least one filter, each once")
         return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Gene:
+        if self.smooth is not None and self.layers_per_group is not None:
+            raise ValueError("`layers_per_group` and `smooth` both say how it varies over depth: leave one of them out")
+        return self
 
 
 class PathSlice(Strict):

@@ -1,13 +1,15 @@
 """The parameter space: a vector in the unit box <-> the coefficients of a merge.
 
 A gene is (group, source, parameter). Groups are the whole model, or the embedding, every k layers and the
-head, and each of these by component, by tensor or by filters on tensor names. `express` is pure: a map from
-the unit box to the genes' ranges, then a gather, so every coefficient of the recipe that is not a gene is
-simply a constant in the vector that is gathered from.
+head, and each of these by component, by tensor or by filters on tensor names. With `smooth` the layers have
+control points instead, and what lies between two of them is on the line that joins them, as in mergekit's
+gradients. `express` is pure: a map from the unit box to the genes' ranges, then a gather, so every coefficient
+of the recipe that is not a gene is simply a constant in the vector that is gathered from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
-from jevomerge.genome.names import GeneName, Layers
+from jevomerge.genome.names import GeneName, Layers, Point
 from jevomerge.genome.schema import Gene
 from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.sources import Sources
@@ -33,7 +35,9 @@ class Space:
     high: Array  # (n,)
     levels: Array  # (n,) how many values a gene can take, 0 for a continuous one
     constants: Array  # (c,)
-    index: dict[str, dict[str, Array]]  # {path: {parameter: ([L,][N,]) int32 into genes ++ constants}}
+    ends: Array  # (b, 2) int32, the genes between which each of b interpolated coefficients lies
+    share: Array  # (b,) how much of the way from the first to the second
+    index: dict[str, dict[str, Array]]  # {path: {parameter: ([L,][N,]) int32 into genes ++ constants ++ interpolated}}
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "group/source/parameter"
 
     def values(self, genome: np.ndarray) -> dict[str, float]:
@@ -43,7 +47,9 @@ class Space:
 
 def express(space: Space, genome: Array) -> dict[str, dict[str, Array]]:
     """(n,) genome in the unit box -> {path: {parameter: ([L,][N,]) float32}}; differentiable in continuous genes."""
-    pool = jnp.concatenate([_decode(space, genome.astype(jnp.float32), jnp), space.constants])
+    genes = _decode(space, genome.astype(jnp.float32), jnp)
+    between = (1 - space.share) * genes[space.ends[:, 0]] + space.share * genes[space.ends[:, 1]]
+    pool = jnp.concatenate([genes, space.constants, between])
     return jax.tree.map(lambda index: pool[index], space.index)
 
 
@@ -77,11 +83,14 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
         _check_range(name, parameters[name].kind, bounds[name])
         if gene.layers_per_group is not None and not any(spec.stack for spec in sources.specs):
             raise InputError(f"genome: `{name}`: layers_per_group: the models have no layers; leave it out")
+        if gene.smooth is not None:
+            _check_smooth(name, parameters[name].kind, gene.smooth, sources)
         for text in gene.by if isinstance(gene.by, tuple) else ():
             if not any(text in t.name for t in sources.tensors):
                 raise InputError(f"genome: `{name}`: the filter `{text}` matches no tensor")
     names: dict[str, int] = {}
     constants: dict[float, int] = {}
+    between: dict[tuple[int, int, float], int] = {}
     index: dict[str, dict[str, np.ndarray]] = {}
     for spec, rows in by_leaf(sources.tensors).items():
         index[spec.path] = {}
@@ -89,14 +98,25 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
             fixed = sources.coefficients[spec.path][name]
             where = np.empty((len(rows), width if parameter.per_model else 1), np.int32)
             for (row, i), value in np.ndenumerate(fixed.reshape(where.shape)):
-                if name in genes:
-                    source = rows[row].part.checkpoints[i].name if parameter.per_model else ""
-                    full = str(GeneName(*group_of(rows[row], genes[name]), source, name))
-                    where[row, i] = names.setdefault(full, len(names))
-                else:
-                    # Negative for now: constants come after the genes, whose number is not known yet.
+                # Negative for now: these come after the genes, whose number is not known yet.
+                if name not in genes:
                     where[row, i] = -1 - constants.setdefault(float(value), len(constants))
+                    continue
+                source = rows[row].part.checkpoints[i].name if parameter.per_model else ""
+                places, part, share = group_of(rows[row], genes[name])
+                texts = [str(GeneName(place, part, source, name)) for place in places]
+                ends = [names.setdefault(text, len(names)) for text in texts]
+                where[row, i] = (
+                    ends[0] if share == 0 else BETWEEN - between.setdefault((ends[0], ends[1], share), len(between))
+                )
             index[spec.path][name] = where.reshape(fixed.shape)
+    last = len(names) + len(constants)
+
+    def place(i: np.ndarray) -> Array:
+        return jnp.asarray(
+            np.where(i <= BETWEEN, last + BETWEEN - i, np.where(i < 0, len(names) - 1 - i, i)), jnp.int32
+        )
+
     searched = [GeneName.parse(name).parameter for name in names]
     ranges = np.array([bounds[name] for name in searched], np.float32).reshape(-1, 2)
     discrete = np.array([parameters[name].kind != "float" for name in searched], bool)
@@ -105,9 +125,22 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
         high=jnp.asarray(ranges[:, 1]),
         levels=jnp.asarray(np.where(discrete, ranges[:, 1] - ranges[:, 0] + 1, 0), jnp.float32),
         constants=jnp.asarray(list(constants), jnp.float32),
-        index=jax.tree.map(lambda i: jnp.asarray(np.where(i < 0, len(names) - 1 - i, i), jnp.int32), index),
+        ends=jnp.asarray(np.array([pair for *pair, _ in between], np.int32).reshape(-1, 2)),
+        share=jnp.asarray([share for *_, share in between], jnp.float32),
+        index=jax.tree.map(place, index),
         names=tuple(names),
     )
+
+
+BETWEEN = -(2**30)  # of the interpolated coefficients, while they are counted
+
+
+def _check_smooth(name: str, kind: str, points: int, sources: Sources) -> None:
+    layers = min((spec.leading[0] for spec in sources.specs if spec.stack), default=0)
+    if kind != "float":
+        raise InputError(f"genome: `{name}`: smooth: nothing lies between on and off, or whole numbers; leave it out")
+    if points > layers:
+        raise InputError(f"genome: `{name}`: smooth: {points} points are more than the {layers} layers; give fewer")
 
 
 def _check_range(name: str, kind: str, bounds: tuple[float, float]) -> None:
@@ -199,15 +232,30 @@ UNCHANGED = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0, "lambda": 1.0}
 
 
 def _of_recipe(space: Space, numbers: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
-    """(n,) what a recipe has for the genes, the mean over each one's group."""
-    total, count = np.zeros(len(space.names)), np.zeros(len(space.names))
+    """(n,) what a recipe has for the genes: the mean over each one's group, control points by least squares."""
+    genes, ends = len(space.names), np.asarray(space.ends)
+    first = genes + len(space.constants)  # of what is interpolated
+    total, count = np.zeros(first + len(ends)), np.zeros(first + len(ends))
     for path, parameters in space.index.items():
         for name, index in parameters.items():
-            at = np.asarray(index)
-            mask = at < len(space.names)
-            np.add.at(total, at[mask], numbers[path][name][mask])
-            np.add.at(count, at[mask], 1)
-    return total / count
+            np.add.at(total, np.asarray(index), numbers[path][name])
+            np.add.at(count, np.asarray(index), 1)
+    mean = total / np.maximum(count, 1)
+    values = mean[:genes]
+    if not len(ends):
+        return values
+    points, rows = np.unique(ends), np.arange(len(ends))
+    lines, share = np.zeros((len(ends), genes)), np.asarray(space.share, np.float64)
+    lines[rows, ends[:, 0]], lines[rows, ends[:, 1]] = 1 - share, share
+    weights = np.concatenate([np.eye(genes)[points], lines])[:, points]
+    wanted = np.concatenate([points, first + rows])
+    often = np.sqrt(count[wanted])
+    found = np.linalg.lstsq(often[:, None] * weights, often * mean[wanted])[0]
+    # A point that no layer is at may be beyond all numbers of the recipe, but it stays in the range if these do.
+    low, high = (bound[points] for bound in _bounds(space))
+    known = np.where(weights > 0, mean[wanted][:, None], np.nan)
+    values[points] = np.clip(found, np.fmin(low, np.nanmin(known, 0)), np.fmax(high, np.nanmax(known, 0)))
+    return values
 
 
 def _bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
@@ -222,20 +270,30 @@ def _encode(space: Space, values: np.ndarray) -> np.ndarray:
     return np.clip(genome, 0, 1)
 
 
-def group_of(tensor: Tensor, gene: Gene) -> tuple[Layers | str, str]:
-    """The place and the part of a `GeneName` for the group that a tensor is in."""
+def group_of(tensor: Tensor, gene: Gene) -> tuple[list[Layers | Point | str], str, float]:
+    """The place and the part of the `GeneName` of the group that a tensor is in.
+
+    Returns:
+        its place, or the two control points that it lies between; the part; how much of the way it is from the first
+        point to the second.
+    """
     spec, layer = tensor.spec, tensor.layer
-    place: Layers | str = ""
-    part = ""
+    places: list[Layers | Point | str] = [""]
+    part, share = "", 0.0
+    deep = gene.layers_per_group is not None or gene.smooth is not None
     if gene.layers_per_group is not None and layer is not None:
         first = layer - layer % gene.layers_per_group
-        place = Layers(first, min(first + gene.layers_per_group, spec.leading[0]) - 1)
-    elif spec.role != "block" and (gene.layers_per_group is not None or gene.by in ("component", "tensor")):
-        place = spec.role
+        places = [Layers(first, min(first + gene.layers_per_group, spec.leading[0]) - 1)]
+    elif gene.smooth is not None and layer is not None:
+        exact = round(layer / (spec.leading[0] - 1) * (gene.smooth - 1), 9)  # 7 / 25 * 25 is not 7
+        share = exact % 1
+        places = [Point(i + 1, gene.smooth) for i in range(int(exact), math.ceil(exact) + 1)]
+    elif spec.role != "block" and (deep or gene.by in ("component", "tensor")):
+        places = [spec.role]
     if isinstance(gene.by, tuple):
         part = next((f for f in gene.by if f in tensor.name), "rest")
     elif gene.by == "component" and spec.role == "block":
         part = spec.component
     elif gene.by == "tensor":
         part = spec.path.removeprefix(f"{spec.block}.").removesuffix(".weight")
-    return place, part
+    return places, part, share

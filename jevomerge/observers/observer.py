@@ -6,6 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+BEST = "evolved merge"
+
+
+def outcome_name(source: str | None) -> str:
+    """What tables call the outcome of a search; `source`: the model that no candidate was better than, if so."""
+    return BEST if source is None else f"the result: {source}"
+
 
 class Observer:
     """Whoever watches a command, here without showing anything; see `observers.terminal` and `observers.trackers`."""
@@ -34,6 +41,9 @@ class Observer:
 
     def stages_finished(self, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         """All stages of a config are finished; their outcomes by name, in the folder that has theirs in it."""
+
+    def seeds_finished(self, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+        """The runs of all seeds are finished; their outcomes by the names of their folders, in that of all."""
 
 
 SILENT = Observer()  # for programs, and for all processes of a run but the first

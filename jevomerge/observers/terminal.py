@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from jevomerge.observers.observer import Observer
+from jevomerge.observers.observer import Observer, outcome_name
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 WIDTH = 200  # letters of a table where there is no terminal
@@ -112,14 +112,17 @@ class Terminal(Observer):
         """The table of who scored what, and where the result is."""
         self._stop()
         average = {} if result["average"] is None else {"plain average": result["average"]}
-        rows = {**result["sources"], **average, "evolved merge": result["best"]}
+        outcome = outcome_name(result["best"].get("source"))
+        rows = {**result["sources"], **average, outcome: result["best"]}
         table = Table(
             "model", "search", "held-out", title=f"{result['evaluations']} evaluations, {result['seconds']:.0f} s"
         )
         for name, row in rows.items():
-            style = "bold" if name == "evolved merge" else None
+            style = "bold" if name == outcome else None
             table.add_row(name, f"{row['search']:.4f}", f"{row['heldout']:.4f}", style=style)
         self.console.print(table)
+        for note in result.get("notes", ()):  # not in runs of earlier versions
+            self.line(note)
         self.console.print(f"Merged model: {folder / result['export']}", soft_wrap=True)
         if front := result.get("front"):
             names = [point["export"] for point in front if "export" in point]

@@ -28,12 +28,14 @@ from jevomerge.problems.path import (
     path_space,
     path_start,
     slots_of,
+    unchanged,
     with_slots,
 )
-from jevomerge.problems.problem import Baseline, Candidates, Instance
+from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance
 from jevomerge.problems.stack import Stack
 from jevomerge.problems.weights import Merged, WeightProblem
 from jevomerge.recipe.schema import seen_from
+from jevomerge.recipe.sources import Sources
 from jevomerge.recipe.write import write_recipe
 from jevomerge.strategies.paths import make_path_strategy
 from jevomerge.strategies.schema import Search
@@ -104,6 +106,12 @@ class JointProblem:
         known = {baseline.name for baseline in merged}
         yield from merged
         yield from (Baseline(c.name, c.model, c.load) for c in self.others if c.name not in known)
+
+    def merge_of(self, baseline: str) -> Sources:
+        """One of the merge's, or one of the other models, unchanged."""
+        if baseline == AVERAGE or baseline in self.weights.sources.names:
+            return self.weights.merge_of(baseline)
+        return unchanged(next(c for c in self.others if c.name == baseline))
 
     def tokenizer(self) -> Any:
         """That of the merge."""

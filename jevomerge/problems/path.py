@@ -19,7 +19,7 @@ from scipy.special import ndtri
 from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.export import copy_tokenizer, export_folder, write_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.source import Checkpoint, Source
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, describe, distinct, encode, express_path, hops_of, slices_of
 from jevomerge.genome.schema import PathSearch
@@ -29,7 +29,8 @@ from jevomerge.models.model import Language
 from jevomerge.models.route import Route, Scaling
 from jevomerge.problems.problem import Baseline, Candidates, Instance, Score
 from jevomerge.problems.stack import Stack
-from jevomerge.recipe.schema import seen_from
+from jevomerge.recipe.schema import Recipe, RecipeModel, seen_from
+from jevomerge.recipe.sources import Sources
 from jevomerge.schema import Notes
 from jevomerge.strategies.paths import make_path_strategy
 from jevomerge.strategies.schema import Search
@@ -84,6 +85,10 @@ class PathProblem:
         """Each model as it lies in its files."""
         return (Baseline(c.name, c.model, c.load) for c in self.checkpoints)
 
+    def merge_of(self, baseline: str) -> Sources:
+        """One of the models, unchanged."""
+        return unchanged(next(c for c in self.checkpoints if c.name == baseline))
+
     def tokenizer(self) -> Any:
         """That of model A."""
         return load_tokenizer(self.checkpoints[0].folder)
@@ -132,7 +137,7 @@ class PathProblem:
                 slices = [(references[model], first, last) for model, first, last in slices_of(hops)]
                 recipe = before + passthrough(slices, dtype)
                 (folder / "recipe.yaml").write_text(recipe)
-            card = model_card(title or out.name, recipe, self.checkpoints, score(folder) if score else None)
+            card = model_card(title or out.name, recipe, self.checkpoints, *(score(folder) if score else ()))
             (folder / "README.md").write_text(card)
         progress(1, 1)
 
@@ -143,6 +148,14 @@ class PathProblem:
     def hollow(self, out: Path) -> bool:
         """How many layers a path will have is not known before it is found."""
         return False
+
+
+def unchanged(checkpoint: Source) -> Sources:
+    """The recipe of a model as it is."""
+    models = (RecipeModel(model=checkpoint.reference),)
+    return Sources(
+        Recipe.model_validate({"merge_method": "passthrough", "models": models, "dtype": checkpoint.dtype()})
+    )
 
 
 def folded_as(path: PathSearch, first: Language, dtype: str, hops: int | None) -> tuple[Language, str]:

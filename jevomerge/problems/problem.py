@@ -9,7 +9,7 @@ passes of a candidate (a merge), `model` its model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from jevomerge.checkpoint.card import Scoring
 from jevomerge.checkpoint.source import Source
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language, Layer, as_stored
@@ -27,7 +28,8 @@ from jevomerge.schema import Notes
 from jevomerge.strategies.schema import Search
 from jevomerge.strategies.strategy import Strategy
 
-Score = Callable[[Path], Mapping[str, Mapping[str, float]]]  # an exported folder -> {model: {column: score}}
+Score = Callable[[Path], Scoring]  # an exported folder -> what its card says of how good it is
+AVERAGE = "plain average"  # what that of the sources is called
 
 
 class Problem(Protocol):
@@ -71,6 +73,9 @@ class Problem(Protocol):
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """The models that candidates are compared with: of a merge of whole models their average, and all sources."""
+
+    def merge_of(self, baseline: str) -> Sources:
+        """The merge that writes a baseline, by its name or `AVERAGE`, as it was scored."""
 
     def tokenizer(self) -> Any | None:
         """The tokenizer that the exported model will have; None: it has none."""

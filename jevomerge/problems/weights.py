@@ -25,10 +25,10 @@ from jevomerge.methods.registry import get_method
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
 from jevomerge.models.specs import shardings, unflatten
-from jevomerge.problems.problem import Baseline, Candidates, Instance
+from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.resolve import Coefficients
-from jevomerge.recipe.schema import Recipe
+from jevomerge.recipe.schema import Recipe, RecipeModel
 from jevomerge.recipe.sources import Sources
 from jevomerge.recipe.to_folder import merge_to_folder, write_beside_weights, write_hollow
 from jevomerge.strategies.registry import make_strategy
@@ -49,6 +49,7 @@ class WeightProblem:
 
         The search starts at `mean` of all ranges; None: at the recipe's own numbers, which then are all there.
         """
+        self._opener = opener
         self.sources = Sources(recipe, searched=() if mean is None else tuple(genome), opener=opener)
         self.merge = Merge(self.sources.method, self.sources.dtype)
         self.space: Space = make_space(self.sources, genome)
@@ -118,6 +119,19 @@ class WeightProblem:
         where = unflatten(shardings(mesh, self.sources.specs))
         make = jax.jit(build, static_argnums=0, out_shardings=where)
         return make(merge, Bank(bank.sources, None, nothing, bank.keys, bank.specs), equal)
+
+    def merge_of(self, baseline: str) -> Sources:
+        """All of one source, in its own dtype, or equal parts of all."""
+        part, recipe = self.sources.parts[0], self.sources.recipe
+        shares = [float(baseline in (AVERAGE, c.name)) for c in part.checkpoints]
+        models = [
+            RecipeModel(model=m.model, parameters={"weight": share})
+            for m, share in zip(part.inputs, shares, strict=True)
+        ]
+        own = [c.dtype() for c in part.checkpoints if c.name == baseline]
+        changes: dict[str, Any] = {"merge_method": "linear", "models": tuple(models), "slices": (), "modules": {}}
+        changes |= {"parameters": {}, "out_dtype": own[0] if own else self.sources.dtype}
+        return Sources(recipe.model_copy(update=changes), opener=self._opener)
 
     def tokenizer(self) -> Any | None:
         """That of the recipe: one of the sources', or one that is made of theirs; models in memory have none."""

@@ -11,14 +11,14 @@ import concurrent.futures
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jevomerge.checkpoint.card import model_card
+from jevomerge.checkpoint.card import Scoring, model_card
 from jevomerge.checkpoint.export import copy_tokenizer, export_folder, refuse_existing, write_model
 from jevomerge.checkpoint.files import expanded, read_json
 from jevomerge.methods.bank import Merge, merge_tensor
@@ -39,7 +39,7 @@ def merge_to_folder(
     title: str | None = None,
     recipe: str | None = None,
     shard_bytes: int | None = None,
-    score: Callable[[Path], Mapping[str, Mapping[str, float]]] | None = None,
+    score: Callable[[Path], Scoring] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the merge of `sources` with `coefficients` as a Hugging Face folder `out`.
@@ -51,7 +51,7 @@ def merge_to_folder(
         title: of the model card, by default the folder's name.
         recipe: the text to keep as recipe.yaml, by default `write_recipe`'s.
         shard_bytes: as for `write_model`.
-        score: called with the folder when its weights are written, gives {model: {column: score}} for the card.
+        score: called with the folder when its weights are written, gives what the card says of how good it is.
         progress: called with (tensors written, tensors in all).
     """
     out = expanded(out)
@@ -93,7 +93,7 @@ def merge_to_folder(
         write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes)
         write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text)
-        card = model_card(title or out.name, text, sources.checkpoints, score(folder) if score else None)
+        card = model_card(title or out.name, text, sources.checkpoints, *(score(folder) if score else ()))
         (folder / "README.md").write_text(card)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from rich.table import Table
 
-from jevomerge.config import StagedConfig, read_run
+from jevomerge.config import read_run
 from jevomerge.errors import InputError
 from jevomerge.reports.figures import curves_figure
 from jevomerge.reports.heldout import Estimate, bootstrap, interval
@@ -52,19 +53,23 @@ class Curve(NamedTuple):
 
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
-    """The runs by the shortest names that tell them apart; of several stages all that have begun."""
-    found: dict[str, tuple[str, Run]] = {}  # by folder
-    for folder in map(Path, folders):
-        config = read_run_folder(folder)
-        stages = [(s.name, folder / s.name) for s in config.stages] if isinstance(config, StagedConfig) else None
-        for stage, own in [("", folder)] if stages is None else stages:
-            if (own / "config.yaml").exists():
-                name = f"{config.name}/{stage}" if stage else config.name
-                found[str(own)] = name, read_record(own, read_run(own / "config.yaml"))
+    """The runs by the shortest names that tell them apart; of several stages or seeds all that have begun."""
+    found = {str(own): (name, record) for folder in folders for name, own, record in _runs_in(Path(folder))}
     if len(found) < 2:
         raise InputError("compare: give two runs or more, each once")
     count = Counter(name for name, _ in found.values())
     return {name if count[name] == 1 else folder: record for folder, (name, record) in found.items()}
+
+
+def _runs_in(folder: Path, name: str = "") -> Iterator[tuple[str, Path, Run]]:
+    """A run, or all that a folder has of stages and seeds: name, folder, record."""
+    config = read_run_folder(folder)
+    name = name or config.name
+    if not config.parts:
+        yield name, folder, read_record(folder, read_run(folder / "config.yaml"))
+    for part in config.parts:
+        if (folder / part / "config.yaml").exists():
+            yield from _runs_in(folder / part, f"{name}/{part}")
 
 
 def make_entries(runs: dict[str, Run]) -> list[Entry]:
@@ -156,6 +161,31 @@ def written(of: Estimate | None, sign: bool = False) -> str:
     return f"{number(of.value, 4, sign)}\n{number(of.low, 3, sign)} to {number(of.high, 3, sign)}" if of else "–"
 
 
+def spreads(entries: Sequence[Entry]) -> list[str]:
+    """Of finished runs that differ by their seeds alone the mean, the standard deviation and the range, in lines."""
+    groups: dict[str, list[Entry]] = {}
+    for e in entries:
+        if e.record.result is not None:
+            config = json.dumps(e.record.config.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
+            # Earlier stages of the same seed lie beside a run.
+            groups.setdefault(config.replace(str(e.record.folder.parent.resolve()), ""), []).append(e)
+    lines = []
+    for group in groups.values():
+        if len({e.record.config.seed for e in group}) > 1:
+            scores: dict[str, list[float | None]] = {"search": [e.search for e in group]}
+            scores["held-out"] = [e.heldout.value for e in group if e.heldout]
+            found = ", ".join(f"{split} {_spread(values)}" for split, values in scores.items() if values)
+            lines.append(
+                f"{group[0].record.config.name}, {len(group)} seeds, mean ± deviation (lowest to highest): {found}"
+            )
+    return lines
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    x = np.array(values, np.float64)
+    return f"{number(x.mean())} ± {number(x.std(ddof=1))} ({number(x.min())} to {number(x.max())})"
+
+
 def notes(entries: Sequence[Entry]) -> list[str]:
     """What is to be known of the table."""
     found = [f"{e.name}: {e.state}" for e in entries if e.state]
@@ -163,6 +193,11 @@ def notes(entries: Sequence[Entry]) -> list[str]:
         found.append(
             f"{', '.join(estimated)}: the curves are of estimates from anchors, the scores in the table are not"
         )
+    for e in entries:
+        if e.record.result is not None and (source := e.record.result["best"].get("source")) is not None:
+            found.append(
+                f"{e.name}: no candidate is better than {source} on the search split; its scores are {source}'s"
+            )
     if others := [e.name for e in entries if not e.alike]:
         found.append(
             f"{', '.join(others)}: judged by other tasks or held-out examples than {entries[0].name}, so scores are no "
@@ -196,7 +231,7 @@ def compare_page(entries: Sequence[Entry]) -> str:
             groups.append([entry])
     sections = [{"names": [e.name for e in group], "figures": group_figures(group)} for group in groups]
     tokens = {e.name: tokens_of(e) for e in entries}
-    shown = {"entries": entries, "tokens": tokens, "notes": notes(entries), "sections": sections}
+    shown = {"entries": entries, "tokens": tokens, "notes": [*spreads(entries), *notes(entries)], "sections": sections}
     return render("compare.html.jinja", name="Runs compared", **shown)
 
 

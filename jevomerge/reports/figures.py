@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from jevomerge.genome.names import GeneName, Layers
+from jevomerge.genome.names import GeneName
 from jevomerge.reports.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SEQUENTIAL, WIDTH, blank, styled
 
 ROWS_WITH_NAMES = 64  # of a heat map; more of them are named by blocks
@@ -137,7 +137,7 @@ def coefficient_panels(values: Mapping[str, float], ranges: Mapping[str, tuple[f
     panels = []
     for parameter, bounds in ranges.items():
         mine = sorted((g for g in genes if g.parameter == parameter), key=lambda g: g.order)
-        split = any(g.part and isinstance(g.place, Layers) for g in mine)  # components have panels of their own
+        split = any(g.part and not isinstance(g.place, str) for g in mine)  # components have panels of their own
         titles = dict.fromkeys(_panel_of(g) if split else "" for g in mine)
         for title in titles:
             inside = [g for g in mine if not split or _panel_of(g) == title]
@@ -152,11 +152,11 @@ def coefficient_panels(values: Mapping[str, float], ranges: Mapping[str, tuple[f
 
 
 def _panel_of(gene: GeneName) -> str:
-    return gene.part if isinstance(gene.place, Layers) else "embedding and head"
+    return "embedding and head" if isinstance(gene.place, str) else gene.part
 
 
 def _column_of(gene: GeneName, split: bool) -> str:
-    return str(gene.place) if split and isinstance(gene.place, Layers) else gene.group
+    return str(gene.place) if split and not isinstance(gene.place, str) else gene.group
 
 
 @styled
@@ -204,7 +204,7 @@ def _short(column: str, inches: float) -> str:
     """As much of a column's name as there is room for."""
     if 0.065 * len(column) <= inches:
         return column
-    column = re.sub(r"^layers? ", "", column)
+    column = re.sub(r"^layers? |^point (?=\d+ of)", "", column)
     return "emb." if column == "embedding" and inches < 0.6 else column
 
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jevomerge.fitness.schema import AnyTask
+from jevomerge.observers.observer import BEST, outcome_name
+from jevomerge.problems.problem import AVERAGE
 
+__all__ = ["AVERAGE", "BEST"]
 RESAMPLES = 4000
 CASES = 10  # examples shown of each kind
-AVERAGE, BEST = "plain average", "evolved merge"
 
 
 class Estimate(NamedTuple):
@@ -33,8 +35,13 @@ class Standing(NamedTuple):
 
 def models_of(heldout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """heldout.json's models by name: the sources, the average, other exported points of a front, the result."""
-    others = {AVERAGE: heldout["average"], **points_of(heldout), BEST: heldout["best"]}
+    others = {AVERAGE: heldout["average"], **points_of(heldout), best_name(heldout): heldout["best"]}
     return {**heldout["sources"], **{name: model for name, model in others.items() if model is not None}}
+
+
+def best_name(heldout: Mapping[str, Any]) -> str:
+    """What the result is called among the models."""
+    return outcome_name((heldout["best"] or {}).get("source"))
 
 
 def points_of(heldout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -113,6 +120,14 @@ def standings(heldout: Mapping[str, Any], tasks: Sequence[AnyTask]) -> list[Stan
     return rows
 
 
+def gain_over(heldout: Mapping[str, Any], tasks: Sequence[AnyTask], name: str) -> Estimate:
+    """How much more the result scores than another model, on the same held-out examples."""
+    best, other = heldout["best"], models_of(heldout)[name]
+    scores = {t.name: np.array([m["scores"][t.name] for m in (best, other)], np.float64) for t in tasks}
+    drawn = bootstrap(scores, {t.name: t.weight for t in tasks})
+    return Estimate(best["heldout"] - other["heldout"], *interval(drawn[:, 0] - drawn[:, 1]))
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of what a bootstrap drew."""
     low, high = np.quantile(values, (0.025, 0.975))
@@ -160,7 +175,7 @@ def wins_and_losses(heldout: Mapping[str, Any], task: AnyTask) -> Cases | None:
     best = np.array(heldout["best"]["scores"][task.name], np.float64)
     margin = best - np.fmax.reduce(sources)
     won, lost = (np.argsort(-m, kind="stable")[: np.sum(m > 0)] for m in (margin, -margin))
-    models = {**heldout["sources"], **points_of(heldout), BEST: heldout["best"]}
+    models = {**heldout["sources"], **points_of(heldout), best_name(heldout): heldout["best"]}
 
     def case(i: int) -> Case:
         answers = [

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jevomerge.checkpoint.files import write_atomically
-from jevomerge.config import StagedConfig, read_run
+from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.errors import InputError
 from jevomerge.genome.names import GeneName
 from jevomerge.reports.figures import (
@@ -53,13 +53,14 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     folder = Path(folder)
     page = Path(output) if output is not None else folder / PAGE
     config = read_run_folder(folder)
-    if isinstance(config, StagedConfig):
+    if config.parts:
         if output is not None:
-            names = ", ".join(str(folder / s.name) for s in config.stages)
-            raise InputError(f"{folder} has stages, each with a page of its own; with --output name one: {names}")
+            names = ", ".join(str(folder / part) for part in config.parts)
+            raise InputError(f"{folder} has several runs, each with a page of its own; with --output name one: {names}")
         check_replaceable(page)
-        write_atomically(page, stages_page(config, folder))
+        write_atomically(page, parts_page(config, folder))
         return page
+    assert isinstance(config, RunConfig)
     check_replaceable(page)
     record = read_record(folder, config)
     paths = read_paths(record) if record.config.path is not None and record.evaluations else None
@@ -81,17 +82,17 @@ def check_replaceable(page: Path) -> None:
         raise InputError(f"{page} exists and is no report, it is not overwritten; choose another --output")
 
 
-def stages_page(config: StagedConfig, folder: Path) -> str:
-    """The page that links those of the stages, which are written too."""
+def parts_page(config: RunConfig | StagedConfig, folder: Path) -> str:
+    """The page that links those of the stages or seeds, which are written too."""
     rows = []
-    for stage in config.stages:
-        own = folder / stage.name
-        begun = (own / "config.yaml").exists()
-        record = read_record(own, read_run(own / "config.yaml")) if begun else None
-        if begun:
+    for part in config.parts:
+        own, record = folder / part, None
+        if begun := (own / "config.yaml").exists():
             write_report(own)
-        rows.append({"name": stage.name, "page": f"{stage.name}/{PAGE}", "record": record})
-    return render("stages.html.jinja", name=config.name, stages=rows)
+            inner = read_run_folder(own)
+            record = read_record(own, inner) if isinstance(inner, RunConfig) else None
+        rows.append({"name": part, "page": f"{part}/{PAGE}", "begun": begun, "record": record})
+    return render("stages.html.jinja", name=config.name, stages=rows, seeds=config.seeds > 1)
 
 
 def run_page(record: Run, paths: Paths | None) -> str:
@@ -105,6 +106,7 @@ def run_page(record: Run, paths: Paths | None) -> str:
         name=record.config.name,
         record=record,
         headline=headline(record),
+        notes=record.result.get("notes", []) if record.result else [],  # not in runs of earlier versions
         searched=searched(record, paths),
         judged=judged_by(record.config),
         paths=paths,

@@ -154,6 +154,8 @@ def weight_space(record: Run) -> Space:
         high=jnp.asarray(ranges[:, 1]),
         levels=jnp.asarray(np.where(discrete, ranges[:, 1] - ranges[:, 0] + 1, 0), jnp.float32),
         constants=jnp.zeros(0, jnp.float32),
+        ends=jnp.zeros((0, 2), jnp.int32),
+        share=jnp.zeros(0, jnp.float32),
         index={},
         names=tuple(names),
     )

@@ -1,11 +1,13 @@
-"""The page of a run, written when it is finished."""
+"""The page of a run, or of several, written when it is finished."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jevomerge.checkpoint.files import write_atomically
 from jevomerge.observers.observer import Observer
 
 
@@ -42,12 +44,34 @@ class PageWriter(Observer):
         self._write(folder)
         self._observer.stages_finished(results, folder)
 
+    def line(self, text: str) -> None:
+        """For the observer."""
+        self._observer.line(text)
+
+    def seeds_finished(self, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+        """Write the page that compares the seeds, and say how far they are apart."""
+        self._write(folder)
+        with self._guarded(folder):
+            from jevomerge.reports.compare import compare_page, make_entries, read_runs, spreads
+
+            entries = make_entries(read_runs([folder]))
+            write_atomically(folder / "compare.html", compare_page(entries))
+            for line in spreads(entries):
+                self._observer.line(line)
+            self._observer.line(f"Page: {folder / 'compare.html'}")
+        self._observer.seeds_finished(results, folder)
+
     def _write(self, folder: Path) -> None:
-        """A search of days does not fail for a picture."""
         self._observer.stage("writing the report")
-        try:
+        with self._guarded(folder):
             from jevomerge.reports.page import write_report  # imported late: matplotlib takes a second
 
             write_report(folder)
+
+    @contextmanager
+    def _guarded(self, folder: Path) -> Iterator[None]:
+        """A search of days does not fail for a picture."""
+        try:
+            yield
         except Exception as error:
             self._observer.note(f"no report: {error}; `jevomerge report {folder} --debug` tries again")

@@ -71,7 +71,7 @@ def evolve(
         settings: other keys of a run, such as `name`, `seed`, `tasks`, `path`, `refine`.
 
     Returns:
-        the outcome, of several stages one for each by name.
+        the outcome; of several stages one for each by name, of several seeds one for each as "seed_K".
 
     Raises:
         InputError: for whatever is wrong with the arguments, models or data, before weights are read.
@@ -92,9 +92,21 @@ def evolve(
     run = read_config(data, tuple(held))
     folder = expanded(output) if output is not None else Path("runs") / run.name
     values = evolve_config(run, folder, observer or PageWriter(Terminal()), resume=resume, opener=_opener(held))
+    found = _results(run, folder, values, model)
+    return found.get("") or found
+
+
+def _results(
+    run: RunConfig | StagedConfig, folder: Path, values: dict[str, Any], model: Model | None
+) -> dict[str, Result]:
+    """By stage, by seed, by "seed_0/stage", or "" of the only run."""
+    if run.seeds > 1:
+        one = run.model_copy(update={"seeds": 1})
+        seeds = {part: _results(one, folder / part, values[part], model) for part in run.parts}
+        return {"/".join(filter(None, (part, k))): r for part, own in seeds.items() for k, r in own.items()}
     if isinstance(run, RunConfig):
-        return Result(folder, values, model)
-    return {stage.name: Result(folder / stage.name, values[stage.name], None) for stage in run.stages}
+        return {"": Result(folder, values, model)}
+    return {part: Result(folder / part, values[part], None) for part in run.parts}
 
 
 def _held(models: Mapping[str, Any] | Sequence[Any], model: Model | None) -> dict[str, InMemory]:

@@ -12,6 +12,7 @@ from jevomerge.checkpoint.files import expanded
 from jevomerge.config import read_run
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.search.archive import read_archive
 from jevomerge.search.setup import set_up
 
@@ -21,7 +22,7 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
 
     Args:
         run: a run folder.
-        genome: "best", or the number of an evaluation, from 0.
+        genome: "best", what the run's best/ is, or the number of an evaluation, from 0.
         out: the folder to write; it must not exist.
         observer: is told how far the merge is.
 
@@ -31,19 +32,24 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
     Raises:
         InputError: for a genome that the run does not have, or models that are not there any more.
     """
-    run, out = expanded(run), expanded(out)
+    run, out, source = expanded(run), expanded(out), None
     refuse_existing(out)
-    records = read_archive(run / "evaluations.jsonl")
+    config, records = read_run(run / "config.yaml"), read_archive(run / "evaluations.jsonl")
     if genome == "best":
         path = run / "result.json"
         if not path.exists():
             raise InputError(f"{run} is not finished: resume it, or export an evaluation by number")
-        number = json.loads(path.read_text())["best"]["evaluation"]
+        best = json.loads(path.read_text())["best"]
+        number, source = best["evaluation"], best.get("source")
     elif str(genome).isdigit():
         number = int(genome)
     else:
         raise InputError(f"--genome: `{genome}` is neither `best` nor a number")
-    setup = set_up(read_run(run / "config.yaml"))
+    setup = set_up(config)
+    if source is not None:
+        merge = setup.problem.merge_of(source)
+        merge_to_folder(merge, merge.coefficients, out, progress=observer.tensors("merged"))
+        return out
     place = divmod(number, setup.strategy.population_size)
     record = next((r for r in records if (r["generation"], r["member"]) == place), None)
     if record is None:

@@ -60,7 +60,9 @@ class Result:
 
     @cached_property
     def params(self) -> Any:
-        """The parameters of the best candidate as they were exported, in the form in which their owner has them.
+        """The parameters of the result as they were exported, in the form in which their owner has them.
+
+        They are the best candidate's, or those of the source that none was better than, `values["best"]["source"]`.
 
         Any library saves them: `orbax.checkpoint.StandardCheckpointer().save(path, result.params)`, say.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 import yaml
 
+from jevomerge.checkpoint.card import Scoring
 from jevomerge.checkpoint.export import export_folder, refuse_existing
 from jevomerge.checkpoint.files import write_atomically
 from jevomerge.checkpoint.source import Checkpoint
@@ -28,13 +30,15 @@ from jevomerge.fitness.outcome import Tokens, total
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers, tracked
 from jevomerge.planning.measure import best_plan, memory_limit
-from jevomerge.problems.problem import Candidates
+from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
+from jevomerge.recipe.to_folder import merge_to_folder
+from jevomerge.reports.verdict import verdict
 from jevomerge.search.anchored import Anchored, settled
 from jevomerge.search.archive import Archive, Record, locked
-from jevomerge.search.baselines import Baselines, Scored, record_heldout, score_baselines, score_model
-from jevomerge.search.loop import choose, search
-from jevomerge.search.setup import Setup, refiner_of, set_up
+from jevomerge.search.baselines import Baselines, Scored, heldout_of, record_heldout, score_baselines, score_model
+from jevomerge.search.loop import Chosen, choose, search
+from jevomerge.search.setup import Setup, budget_notes, refiner_of, set_up
 from jevomerge.strategies.pareto import front_points
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
@@ -101,6 +105,7 @@ def record_run(setup: Setup, folder: Path) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [str(d) for d in jax.devices()],
+        "processor": machine()["processor"],
         "command": sys.argv,
         "genes": list(setup.problem.names),
         "population": setup.strategy.population_size,
@@ -110,6 +115,19 @@ def record_run(setup: Setup, folder: Path) -> None:
     }
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     write_atomically(folder / "config.yaml", yaml.safe_dump(setup.config.model_dump(mode="json"), sort_keys=False))
+
+
+def machine() -> dict[str, str]:
+    """What a search depends on beside its config, models and data: others round otherwise, and go other ways."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    devices = jax.devices()
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **{name: version(name) for name in ("jevomerge", "jax", "jaxlib")},
+    }
 
 
 def check_unchanged(setup: Setup, folder: Path) -> None:
@@ -146,9 +164,8 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     generations = setup.config.search.evaluations // setup.strategy.population_size
     search(setup, candidates, archive, folder / "checkpoints", generations, observer)
     observer.stage("choosing the best")
-    best, finalists = choose(setup, candidates, archive)
+    found = Searched(archive.records, choose(setup, candidates, archive), baselines)
     observer.stage("exporting and scoring the best")
-    found = Searched(archive.records, best, finalists, baselines)
     result: dict[str, Any] = on_first(lambda: export_best(setup, candidates, found, folder, observer, began))
     observer.finished(result, folder)
     return result
@@ -159,7 +176,7 @@ def score_sources(setup: Setup, candidates: Candidates, folder: Path, observer: 
     judge, config = setup.judge, setup.config
     likelihood = config.search.anchors is not None
     baselines = score_baselines(setup.problem, judge, candidates, observer.stage, likelihood)
-    on_first(lambda: record_heldout(folder, judge, baselines, {}))
+    on_first(lambda: record_heldout(folder, heldout_of(judge, baselines, {})))
     return baselines
 
 
@@ -176,8 +193,7 @@ class Searched(NamedTuple):
     """What a search has come to, and what that is compared with."""
 
     records: list[Record]
-    best: Record  # one of them
-    finalists: Tokens  # that it took to choose it
+    best: Chosen  # one of them
     baselines: Baselines
 
 
@@ -186,33 +202,45 @@ def export_best(
 ) -> dict[str, Any]:
     """Write the best as a folder, with several goals more of the front, and what they score; the work of one process.
 
+    If a source or the average of all scores higher on the search split than every candidate, it is the best.
+
     Returns:
         what `result.json` holds.
     """
     problem, baselines, average = setup.problem, found.baselines, found.baselines.average
-    exports, number = Exports(setup, baselines, folder), found.records.index(found.best)
-    best = exports.write("best", found.best)
-    front = export_front(setup, exports, found.records, number, observer) if setup.strategy.several_goals else None
-    record_heldout(folder, setup.judge, baselines, exports.scored)
+    exports, number = Exports(setup, found, folder), found.records.index(found.best.record)
+    source = baselines.better_than(found.best.fitness)
+    if source is None:
+        exports.write("best", found.best.record)
+        source = baselines.better_than(exports.scored["best"].fitness["search"])  # it may have been rounded
+    if source is not None:
+        exports.write_baseline(source)
+    best = exports.scored["best"]
+    front = export_front(setup, exports, found, source, observer) if setup.strategy.several_goals else None
+    record_heldout(folder, heldout_of(setup.judge, baselines, exports.scored, source))
     refiner = refiner_of(setup, candidates)
     spent = {  # beside what each evaluation took
         "gradients": Tokens(0, 0) if refiner is None else refiner.tokens(found.records),
-        "finalists": found.finalists,
+        "finalists": found.best.spent,
         "sources": total(s.tokens for s in baselines.all),
         "result": total(s.tokens for s in exports.scored.values()),
     }
+    budget = budget_notes(setup.config, len(problem.names), setup.strategy.population_size)
     result = {
         "average": None if average is None else average.fitness,
         "sources": {name: scored.fitness for name, scored in baselines.sources.items()},
         "best": {
             **best.fitness,
             **({"also": best.also} if best.also else {}),
-            "genome": problem.values(np.asarray(found.best["genome"])),
+            "genome": problem.values(np.asarray(found.best.record["genome"])),
             "evaluation": number,
+            **({} if source is None else {"source": source, "candidate": found.best.fitness}),
         },
+        "notes": [*exports.verdict(source), *budget],
         "evaluations": len(found.records),
         "tokens": {name: tokens._asdict() for name, tokens in spent.items() if any(tokens)},
         "seconds": round(time.perf_counter() - began, 2),
+        "ran_on": machine(),
         "export": "best",
         **({} if front is None else {"front": front}),
     }
@@ -223,42 +251,64 @@ def export_best(
 class Exports:
     """Candidates of a run as folders in that of the run, and what these score."""
 
-    def __init__(self, setup: Setup, baselines: Baselines, folder: Path):
-        """Nothing is exported yet; the model cards will compare with `baselines`."""
-        judge, alone = setup.judge, jax.process_count() == 1
+    def __init__(self, setup: Setup, found: Searched, folder: Path):
+        """Nothing is exported yet; the model cards will compare with the baselines."""
+        judge, alone, baselines = setup.judge, jax.process_count() == 1, found.baselines
+        self.found, self.tasks = found, setup.config.tasks
         self.judge = judge if alone else judge.on(make_mesh(1, devices=jax.local_devices()))
         self.problem, self.name, self.folder = setup.problem, setup.config.name, folder
-        average = {} if baselines.average is None else {"plain average": baselines.average.fitness}
-        self.known = {name: scored.fitness for name, scored in baselines.sources.items()} | average
+        self.known = {name: scored.fitness for name, scored in baselines.named.items()}
         self.scored = dict[str, Scored]()  # by folder
 
-    def write(self, name: str, record: Record) -> Scored:
+    def write(self, name: str, record: Record) -> None:
         """Export a candidate; what is reported is what the exported files score."""
+        path, title = self._room(name), f"{self.name}: {self.problem.title}"
+        self.problem.export(np.asarray(record["genome"]), path, title=title, score=self._scorer(name))
 
-        def score(written: Path) -> dict[str, dict[str, float]]:
+    def write_baseline(self, source: str) -> None:
+        """Export a source, or the average of all, as the best."""
+        path, title = self._room("best"), f"{self.name}: {source}, as no candidate was better"
+        merge = self.problem.merge_of(source)
+        merge_to_folder(merge, merge.coefficients, path, title=title, score=self._scorer("best", source))
+
+    def verdict(self, source: str | None) -> list[str]:
+        """What the best has gained, in sentences; `source`: the baseline that it is, if so."""
+        heldout = heldout_of(self.judge, self.found.baselines, {"best": self.scored["best"]}, source)
+        return verdict(heldout, self.tasks, self.found.best.fitness)
+
+    def _room(self, name: str) -> Path:
+        """Where to write, without what a run that was killed, or a candidate that was rounded, has left there."""
+        path = self.folder / name
+        if path.exists():
+            shutil.rmtree(path)
+        return path
+
+    def _scorer(self, name: str, source: str | None = None) -> Score:
+        """What scores a written folder, and says what its card does."""
+
+        def score(written: Path) -> Scoring:
             model = self.problem.reopen(written)
             params, here = model.load(self.judge.mesh), written.resolve()
             scored = score_model(self.judge, params, model.model, write=lambda path: path.symlink_to(here))
             self.scored[name] = scored
-            splits = SPLITS if any(task.apart for task in self.judge.tasks) else SPLITS[:1]  # else nothing is held out
+            splits = SPLITS if any(task.apart for task in self.tasks) else SPLITS[:1]  # else nothing is held out
             rows = {**self.known, "**this model**": scored.fitness}
-            return {model: {split: row[split] for split in splits} for model, row in rows.items()}
+            table = {model: {split: row[split] for split in splits} for model, row in rows.items()}
+            return Scoring(table, self.verdict(source) if name == "best" else ())
 
-        path, genome = self.folder / name, np.asarray(record["genome"])
-        if path.exists():  # the run was killed right after exporting
-            score(path)
-        else:
-            self.problem.export(genome, path, title=f"{self.name}: {self.problem.title}", score=score)
-        return self.scored[name]
+        return score
 
 
 def export_front(
-    setup: Setup, exports: Exports, records: list[Record], best: int, observer: Observer
+    setup: Setup, exports: Exports, found: Searched, source: str | None, observer: Observer
 ) -> list[dict[str, Any]]:
-    """The points of the front as in result.json, after writing some of them; `best`, by number, is there already."""
-    config = setup.config
+    """The points of the front as in result.json, after writing some of them; the best is there, if no `source` is."""
+    config, records = setup.config, found.records
+    best = records.index(found.best.record)
     points = front_points(records, [task.name for task in config.tasks], best, config.search.finalists)
     for point in points:
+        if source is not None and point["evaluation"] == best:
+            point["export"] = f"front/evaluation_{best}"
         record, name = records[point["evaluation"]], point.get("export")
         point["genome"] = setup.problem.values(np.asarray(record["genome"]))
         if name is not None and name not in exports.scored:

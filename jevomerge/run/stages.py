@@ -1,4 +1,4 @@
-"""Several searches in a row: the winner of each is a model for those that follow."""
+"""Several searches: in a row, where the winner of each is a model for those that follow; or one for each seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers
 from jevomerge.recipe.opening import Opener
 from jevomerge.run.search import check_folder, run_search
-from jevomerge.search.setup import set_up_stages
+from jevomerge.search.setup import set_up, set_up_stages
 
 
 def evolve_config(
@@ -28,22 +28,24 @@ def evolve_config(
     resume: bool = False,
     opener: Opener = Checkpoint,
 ) -> dict[str, Any]:
-    """Run (or continue) a config in `folder`; of several stages each has a run folder in it.
+    """Run (or continue) a config in `folder`; of several stages, or seeds, each has a run folder in it.
 
     `opener`: of the models of a config without stages.
 
     Returns:
-        what `result.json` holds: of the only search, or of each stage by name.
+        what `result.json` holds: of the only search, or of each stage or seed by its folder's name.
 
     Raises:
         InputError: as `run_search`, and for what is wrong with any stage before the first one begins.
     """
+    if config.seeds > 1:
+        return evolve_seeds(config, folder, observer, resume, opener)
     if isinstance(config, RunConfig):
         return run_search(config, folder, observer, resume=resume, opener=opener)
     on_first(lambda: check_folder(folder, resume))
     on_first(lambda: check_trackers(config.trackers))
     if not resume:
-        together(lambda: rehearse(config))
+        together(lambda: rehearse(config, opener))
         on_first(lambda: begin(config, folder))
     results: dict[str, Any] = {}
     for stage in config.stages:
@@ -60,8 +62,32 @@ def evolve_config(
     return results
 
 
-def begin(config: StagedConfig, folder: Path) -> None:
-    """Make the folder of all stages."""
+def evolve_seeds(
+    config: RunConfig | StagedConfig, folder: Path, observer: Observer, resume: bool, opener: Opener
+) -> dict[str, Any]:
+    """The same for each seed, in seed_K."""
+    on_first(lambda: check_folder(folder, resume))
+    on_first(lambda: check_trackers(config.trackers))
+    if not resume:
+        together(lambda: rehearse(config, opener))
+        on_first(lambda: begin(config, folder))
+    results: dict[str, Any] = {}
+    for k, name in enumerate(config.parts):
+        own = folder / name
+        if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+            results[name] = done
+            continue
+        observer.stage(f"seed {config.seed + k}")
+        one = config.model_copy(update={"seed": config.seed + k, "seeds": 1})
+        begun = on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
+        results[name] = evolve_config(one, own, observer, resume=begun, opener=opener)
+    on_first(lambda: finish(results, folder))
+    observer.seeds_finished(results, folder)
+    return results
+
+
+def begin(config: RunConfig | StagedConfig, folder: Path) -> None:
+    """Make the folder of all stages, or seeds."""
     with export_folder(folder) as new:
         write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
@@ -73,14 +99,17 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def finish(results: dict[str, Any], folder: Path) -> None:
-    """Write what came out of all stages."""
+    """Write what came out of all."""
     write_atomically(folder / "result.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
-def rehearse(config: StagedConfig) -> None:
-    """Set up every stage.
+def rehearse(config: RunConfig | StagedConfig, opener: Opener) -> None:
+    """Set up every stage, or the only one.
 
     (How many layers a path will have is not known before it is found, so what builds on one is checked later.)
     """
+    if isinstance(config, RunConfig):
+        set_up(config, opener=opener)
+        return
     for _ in set_up_stages(config):
         pass

@@ -16,7 +16,7 @@ from jevomerge.fitness.judge import SPLITS, Judge
 from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
-from jevomerge.problems.problem import Candidates, Problem
+from jevomerge.problems.problem import AVERAGE, Candidates, Problem
 
 
 class Scored(NamedTuple):
@@ -38,9 +38,19 @@ class Baselines(NamedTuple):
     sources: dict[str, Scored]  # by name
 
     @property
-    def all(self) -> list[Scored]:
+    def named(self) -> dict[str, Scored]:
         """The sources, then their average."""
-        return [*self.sources.values(), *([] if self.average is None else [self.average])]
+        return {**self.sources, **({} if self.average is None else {AVERAGE: self.average})}
+
+    @property
+    def all(self) -> list[Scored]:
+        """The same without names."""
+        return list(self.named.values())
+
+    def better_than(self, fitness: float) -> str | None:
+        """The one with the highest fitness on the search split, if that is higher than this."""
+        better = {name: s.fitness["search"] for name, s in self.named.items() if s.fitness["search"] > fitness}
+        return max(better, key=better.__getitem__, default=None)
 
 
 def score_baselines(
@@ -101,10 +111,13 @@ def score_model(
     )
 
 
-def record_heldout(folder: Path, judge: Judge, baselines: Baselines, exported: Mapping[str, Scored]) -> None:
-    """Write heldout.json: the held-out examples and, by example, what each model scores and wrote.
+def heldout_of(
+    judge: Judge, baselines: Baselines, exported: Mapping[str, Scored], source: str | None = None
+) -> dict[str, Any]:
+    """What heldout.json holds: the held-out examples and, by example, what each model scores and wrote.
 
-    `exported`: what has been exported so far, by folder; what is not `best` is another point of a front.
+    `exported`: what has been exported so far, by folder; what is not `best` is another point of a front. `source`: the
+    baseline that `best` is, if it is one.
     """
 
     def record(scored: Scored) -> dict[str, Any]:
@@ -116,11 +129,16 @@ def record_heldout(folder: Path, judge: Judge, baselines: Baselines, exported: M
         task: [{"prompt": e.prompt, "answer": e.answer} for e in material.documents]
         for task, material in judge.material["heldout"].items()
     }
-    heldout = {
+    named = {} if source is None else {"source": source}
+    return {
         "examples": examples,
         "sources": {name: record(scored) for name, scored in baselines.sources.items()},
         "average": None if baselines.average is None else record(baselines.average),
-        "best": record(exported["best"]) if exported else None,
+        "best": record(exported["best"]) | named if exported else None,
         **({"front": {name: record(s) for name, s in exported.items() if name != "best"}} if len(exported) > 1 else {}),
     }
+
+
+def record_heldout(folder: Path, heldout: Mapping[str, Any]) -> None:
+    """Write heldout.json."""
     write_atomically(folder / "heldout.json", json.dumps(heldout, ensure_ascii=False) + "\n")

@@ -229,11 +229,19 @@ def copy_record(record: Record, member: Member) -> Record:
     return {k: v for k, v in record.items() if k != "refined"} | spent | where
 
 
-def choose(setup: Setup, candidates: Candidates, archive: Archive) -> tuple[Record, Tokens]:
-    """The best record, with several goals of the front: by fitness, then by the second criterion, then the earliest.
+class Chosen(NamedTuple):
+    """The best candidate."""
+
+    record: Record
+    fitness: float  # on the whole search split
+    spent: Tokens  # to choose it
+
+
+def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Chosen:
+    """The best candidate, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
     With minibatches a high fitness may be luck, and with anchors it is an estimate, so a few finalists are scored again
-    on the whole search split; the second result is what that took.
+    on the whole search split.
     """
     ranked = archive.ranked()
     if setup.strategy.several_goals:
@@ -243,12 +251,13 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> tuple[Reco
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
     if setup.config.search.examples_per_generation is None and setup.anchors is None:
-        return ranked[0], Tokens(0, 0)
+        return Chosen(ranked[0], ranked[0]["fitness"], Tokens(0, 0))
     finalists = finalists_of(ranked, setup.config.search)
     genomes = np.array([r["genome"] for r in finalists])
     scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
     fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]
-    return finalists[max(range(len(finalists)), key=lambda i: fitness[i])], total(s.tokens for s in scored)
+    best = max(range(len(finalists)), key=lambda i: fitness[i])
+    return Chosen(finalists[best], fitness[best][0], total(s.tokens for s in scored))
 
 
 def finalists_of(ranked: list[Record], search: Search) -> list[Record]:

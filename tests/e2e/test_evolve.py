@@ -43,7 +43,9 @@ def test_the_merge_repairs_what_no_source_can(run):
 
 def test_result_and_log_are_as_documented(run):
     folder, result, _ = run
-    assert result.keys() == {"sources", "average", "best", "evaluations", "tokens", "seconds", "export"}
+    assert result.keys() == {
+        "sources", "average", "best", "notes", "evaluations", "tokens", "seconds", "ran_on", "export"
+    }  # fmt: skip
     assert result["tokens"].keys() == {"sources", "result"}  # neither gradients nor finalists
     models = len(result["sources"]) + 1  # and the average, each on what the result is scored on
     assert result["tokens"]["sources"] == {k: models * n for k, n in result["tokens"]["result"].items()}

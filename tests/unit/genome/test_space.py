@@ -33,6 +33,7 @@ GENES = {
     "layers": ({"weight": {"range": [0, 2], "layers_per_group": 3}}, 2 * (1 + 2 + 1)),
     "components": ({"weight": {"range": [0, 2], "by": "component"}}, 2 * (1 + 3 + 1)),
     "both": ({"weight": {"range": [0, 2], "layers_per_group": 2, "by": "component"}}, 2 * (1 + 2 * 3 + 1)),
+    "smooth": ({"weight": {"range": [0, 2], "smooth": 3, "by": "component"}}, 2 * (1 + 3 * 3 + 1)),
     "two": ({"weight": [0, 2], "density": {"range": [0.1, 1], "layers_per_group": 4}, "lambda": [0, 1]}, 2 + 2 * 3 + 1),
 }
 
@@ -47,11 +48,11 @@ def space_of(name):
 def test_every_gene_is_named_ranged_and_used(name):
     _, space = space_of(name)
     assert len(space.names) == len(set(space.names)) == GENES[name][1]
-    gradient = jax.jacobian(lambda g: jnp.concatenate([x.ravel() for x in jax.tree.leaves(express(space, g))]))(
-        jnp.full(len(space.names), 0.5)
-    )
+    flat = jax.jit(jax.jacobian(lambda g: jnp.concatenate([x.ravel() for x in jax.tree.leaves(express(space, g))])))
+    gradient = flat(jnp.full(len(space.names), 0.5))
     assert (np.abs(gradient).sum(0) > 0).all()  # every gene moves something
-    assert ((np.asarray(gradient) != 0).sum(1) <= 1).all()  # and every coefficient has at most one gene
+    most = 2 if name == "smooth" else 1
+    assert ((np.asarray(gradient) != 0).sum(1) <= most).all()  # and every coefficient has at most one gene, or two ends
 
 
 def test_a_genome_reaches_the_right_coefficients():
@@ -189,3 +190,73 @@ def test_starts_that_no_genome_can_be_are_refused(genes, which, message):
     s = sources(tuple(genes))
     with pytest.raises(InputError, match=message):
         starts(make_space(s, genes), s, (which,))
+
+
+def smooth_space(points, layers=4, **gene):
+    """A space of TIES whose weights are interpolated, over the recipe's four layers or a stack of more."""
+    stack = [{"model": str(MODELS / m), "layer_range": [0, 4]} for m in "ab"]
+    slices = {"models": (), "slices": [{"sources": stack} for _ in range(layers // 4)]}
+    s = sources(("weight",), **(slices if layers > 4 else {}))
+    return s, make_space(s, {"weight": Gene(range=(0, 2), smooth=points, **gene)})
+
+
+@pytest.mark.parametrize(("points", "layers"), [(2, 4), (3, 4), (5, 12), (9, 12), (12, 12)])
+def test_smooth_genes_are_interpolated_over_depth(points, layers):
+    """As NumPy does it, in float64; embedding and head have genes of their own."""
+    _, space = smooth_space(points, layers, by="component")
+    genome = np.random.default_rng(points).uniform(size=len(space.names))
+    assert len(space.names) == 2 * (2 + 3 * points)
+    values, found = space.values(genome), jax.jit(express)(space, jnp.asarray(genome, jnp.float32))
+    for part, path in (("mlp", "layers.mlp.up_proj.weight"), ("attention", "layers.self_attn.q_proj.weight")):
+        for column, model in enumerate("ab"):
+            line = [values[f"point {i + 1} of {points} {part}/{model}/weight"] for i in range(points)]
+            expected = np.interp(np.linspace(0, 1, layers), np.linspace(0, 1, points), line)
+            np.testing.assert_allclose(found[path]["weight"][:, column], expected, atol=1e-6)
+    assert found["lm_head.weight"]["weight"][1] == np.float32(values["head/b/weight"])
+
+
+def test_a_smooth_start_is_the_recipes_gradient():
+    """Lists in a recipe are the same lines, also with a kink between two layers; else the nearest line in the range."""
+    s, space = smooth_space(3)
+    for points in ([0.2, 1.8, 0.5], [2, 0, 2]):
+        again = sources(models=[{"model": str(MODELS / m), "parameters": {"weight": points}} for m in "ab"])
+        genome = jnp.asarray(start_of(space, again.coefficients), jnp.float32)
+        found = jax.jit(express)(space, genome)["layers.mlp.up_proj.weight"]["weight"]
+        np.testing.assert_allclose(found, again.coefficients["layers.mlp.up_proj.weight"]["weight"], atol=1e-6)
+    steps = jax.tree.map(np.array, s.coefficients)
+    for path, own in steps.items():
+        own["weight"][:] = 2.0
+        if path.startswith("layers."):
+            own["weight"][0] = 0.0
+    genome = start_of(space, steps)
+    assert genome.min() >= 0
+    assert genome.max() <= 1
+    steps["layers.mlp.up_proj.weight"]["weight"][1:] = 9.0
+    with pytest.raises(InputError, match="start_from: the recipe has"):
+        start_of(space, steps)
+
+
+def test_a_smooth_gene_has_a_gradient_and_its_sources_as_starts():
+    s, space = smooth_space(2)
+    slope = jax.jit(jax.grad(lambda g: express(space, g)["layers.mlp.up_proj.weight"]["weight"][1, 0]))(
+        jnp.full(8, 0.5)
+    )
+    at = [space.names.index(f"point {i} of 2/a/weight") for i in (1, 2)]
+    np.testing.assert_allclose(slope[np.array(at)], [2 * 2 / 3, 2 * 1 / 3], rtol=1e-6)
+    assert np.count_nonzero(slope) == 2
+    a, _ = starts(space, s, ("sources",))
+    assert {n for n, v in space.values(a).items() if v == 1} == {n for n in space.names if "/a/" in n}
+
+
+@pytest.mark.parametrize(
+    ("name", "gene", "expected"),
+    [
+        ("weight", {"range": [0, 1], "smooth": 5}, "5 points are more than the 4 layers"),
+        ("normalize", {"smooth": 2}, "nothing lies between on and off"),
+        ("weight", {"range": [0, 1], "smooth": 3, "layers_per_group": 2}, "leave one of them out"),
+        ("weight", {"range": [0, 1], "smooth": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_what_cannot_be_smooth_is_refused(name, gene, expected):
+    with pytest.raises(InputError, match=expected):
+        make_space(sources((name,)), {name: gene})
