@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,12 @@ def resolve(reference: str) -> Path:
             f"{reference} is not a folder here, and downloading it from the hub failed: "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
