@@ -225,7 +225,9 @@ def evolve(folder, evaluations, **options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["cma_es", "pso", Grid()], ids=["cma_es", "pso", "own"])
+@pytest.mark.parametrize(
+    "strategy", ["cma_es", Grid(), pytest.param("pso", marks=pytest.mark.slow)], ids=["cma_es", "own", "pso"]
+)
 def test_the_same_from_python(strategy, tmp_path):
     whole = evolve(tmp_path / "whole", 40, search={"strategy": strategy})
     evolve(tmp_path / "run", 15, search={"strategy": strategy})
