@@ -6,12 +6,12 @@ import argparse
 import errno
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jevomerge.devices.signals import heeded
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.run.mergekit_flags import add_flags, read_size
 
@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     evolve.add_argument("config", nargs="?", help="a run's YAML; see configs/quickstart.yaml")
     evolve.add_argument("--output", metavar="RUN", help="the run folder (default: runs/NAME)")
     evolve.add_argument("--seed", type=int, help="instead of the config's")
+    evolve.add_argument(
+        "--evaluations", type=int, metavar="N", help="instead of the config's; with --resume also of a finished run"
+    )
     evolve.add_argument("--resume", metavar="RUN", help="continue this run, with its own config")
     evolve.add_argument(
         "--mesh", metavar="POPxMODEL", help="instead of the config's, such as 4x2; here or when resuming"
@@ -163,7 +166,7 @@ def run_evolve(args: argparse.Namespace) -> None:
         if not args.distributed and None in explicit:
             raise InputError("evolve: --coordinator, --num-processes and --process-id go together")
         join(*explicit)
-    from jevomerge.config import read_config
+    from jevomerge.config import RunConfig, read_config, replaced
     from jevomerge.observers.observer import SILENT
     from jevomerge.observers.terminal import Terminal
     from jevomerge.reports.writer import PageWriter
@@ -171,9 +174,13 @@ def run_evolve(args: argparse.Namespace) -> None:
 
     config = read_config(args.folder / "config.yaml" if args.resume else args.config)
     if args.seed is not None:
-        config = config.model_copy(update={"seed": args.seed})
+        config = replaced(config, seed=args.seed)
     if args.mesh is not None:
-        config = config.model_copy(update={"mesh": read_mesh(args.mesh)})
+        config = replaced(config, mesh=read_mesh(args.mesh))
+    if args.evaluations is not None:
+        if not isinstance(config, RunConfig):
+            raise InputError("--evaluations: each stage has its own; change the file, before the stage begins")
+        config = replaced(config, search={**dict(config.search), "evaluations": args.evaluations})
     if not args.resume:
         args.folder = Path(os.path.expanduser(args.output)) if args.output else Path("runs") / config.name
     observer = PageWriter(Terminal()) if first() else SILENT
@@ -285,10 +292,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nobody needs
-    if argv is None:  # a command of its own: when it is terminated it cleans up
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        COMMANDS[args.command](args)
+        with heeded():
+            COMMANDS[args.command](args)
         return 0
     except KeyboardInterrupt:
         print(f"jevomerge: interrupted{_remedy(args)}", file=sys.stderr)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from jevomerge.devices.schema import MeshShape
 from jevomerge.errors import InputError
@@ -20,10 +20,20 @@ from jevomerge.strategies.schema import Refine, Search
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
+def _folder_name(name: str) -> str:
+    if not name.isprintable() or "/" in name or name.startswith(".") or not 0 < len(name.encode()) <= LONGEST:
+        raise ValueError(f"a name is that of a folder: up to {LONGEST} bytes without / or a dot in front")
+    return name
+
+
+LONGEST = 200  # bytes: of the 255 that file systems allow, some go to the names of temporary folders
+Name = Annotated[str, AfterValidator(_folder_name)]
+
+
 class Stage(Strict):
     """One search: a recipe and which of its numbers are genes, or a path, or both."""
 
-    name: str
+    name: Name
     recipe: Recipe | None = None
     start_from: Literal["recipe"] | None = None  # the search begins at the recipe's own numbers, not at search.mean
     genome: dict[str, Gene] = Field(default_factory=dict)
@@ -46,10 +56,8 @@ class Judging(Strict):
     """The tasks that judge, and how candidates are scored on them."""
 
     tasks: tuple[AnyTask, ...] = Field(min_length=1)
-    seed: int = 0
-    seeds: int = Field(
-        1, gt=0, le=1000
-    )  # so many runs, with this seed and those that follow it, in folders of their own
+    seed: int = Field(0, ge=0, lt=2**32)  # JAX takes larger ones for smaller ones
+    seeds: int = Field(1, gt=0, le=1000)  # so many runs, with this seed and those after it, in folders of their own
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
     members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
@@ -76,7 +84,7 @@ class RunConfig(Stage, Judging):
 class StagedConfig(Judging):
     """Several searches, each of which may use the winners of those before by their stages' names."""
 
-    name: str
+    name: Name
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @field_validator("stages")
@@ -140,6 +148,14 @@ def read_config(given: Given | RunConfig | StagedConfig, held: Sequence[str] = (
         if stage.recipe is not None:
             stage.recipe.with_origin(recipe_origin)
     return staged
+
+
+Config = TypeVar("Config", bound=Judging)
+
+
+def replaced(config: Config, **values: Any) -> Config:
+    """A config with other values of some keys, checked as if they had been read."""
+    return validate(type(config), {**dict(config), **values}, Origin())
 
 
 def read_run(given: Given) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -59,6 +60,12 @@ def resolve(reference: str) -> Path:
 def expanded(path: str | Path) -> Path:
     """A path that a user gave: `~` is the home folder, as shells have it."""
     return Path(os.path.expanduser(path))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

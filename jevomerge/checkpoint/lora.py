@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jevomerge.checkpoint.files import read_json
-from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, read_header
+from jevomerge.checkpoint.files import digest, read_json
+from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, digest_tensors, read_header
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
 
@@ -118,6 +118,13 @@ class Adapter:
                 else f"{self.folder} has no {ADAPTER_WEIGHTS}"
             )
         return read_header(self.folder / ADAPTER_WEIGHTS)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of its weights and of its settings."""
+        return {
+            "adapter": digest_tensors(self._read_header()),
+            ADAPTER_CONFIG: digest(self.folder / ADAPTER_CONFIG),
+        }
 
     def _low_rank(self, name: str, halves: dict[str, StoredTensor], shape: tuple[int, ...]) -> LowRank:
         """The pair of matrices that adapts the tensor `name`, checked."""

@@ -102,9 +102,10 @@ class InMemory:
         """Its name; nobody knows its licence."""
         return [(self.name, None)]
 
-    def fingerprint(self) -> dict[str, Any]:
-        """A digest of its weights, by which a resumed run knows that they are the same."""
-        digest = hashlib.sha256()
+    def fingerprint(self) -> dict[str, str]:
+        """Of all its weights."""
+        sha = hashlib.sha256()
         for spec in self.specs:
-            digest.update(spec.path.encode() + np.ascontiguousarray(self._leaves[spec.path]).tobytes())
-        return {"sha256": digest.hexdigest()}
+            leaf = np.ascontiguousarray(self._leaves[spec.path])
+            sha.update(f"{spec.path} {leaf.dtype.name} {list(leaf.shape)}\n".encode() + leaf.tobytes())
+        return {"weights": sha.hexdigest()}

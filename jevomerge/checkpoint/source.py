@@ -13,9 +13,17 @@ import numpy as np
 import yaml
 from jax.sharding import Mesh, NamedSharding
 
-from jevomerge.checkpoint.files import read_json, resolve, split_adapter
+from jevomerge.checkpoint.files import digest, read_json, resolve, split_adapter
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
-from jevomerge.checkpoint.safetensors_file import DTYPES, FLOATING, StoredTensor, aligned_empty, all_finite, read_header
+from jevomerge.checkpoint.safetensors_file import (
+    DTYPES,
+    FLOATING,
+    StoredTensor,
+    aligned_empty,
+    all_finite,
+    digest_tensors,
+    read_header,
+)
 from jevomerge.errors import InputError
 from jevomerge.models.families import read_model
 from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
@@ -69,8 +77,8 @@ class Source(Protocol):
     def origins(self) -> list[tuple[str, str | None]]:
         """What it is made of, as (name, licence) for a reader on another machine."""
 
-    def fingerprint(self) -> dict[str, Any]:
-        """By which a resumed run knows that it is the same."""
+    def fingerprint(self) -> dict[str, str]:
+        """{part: digest of its content}, by which a resumed run knows that it is the same."""
 
 
 class Checkpoint:
@@ -219,10 +227,11 @@ class Checkpoint:
         yield from (p for name in names if (p := self.folder / name).exists())
         yield from sorted(self.folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Which files its weights are, and how large: enough to notice another revision or model."""
-        files = (p for folder in self.parts.values() for p in sorted(folder.glob("*.safetensors")))
-        return {str(p.resolve()): p.stat().st_size for p in files}
+    def fingerprint(self) -> dict[str, str]:
+        """Of its weights, wherever they lie, config.json and the files that go with them, and of its adapter."""
+        files = [self.folder / "config.json", *self.beside()]
+        found = {"weights": digest_tensors(self.tensors)} | {str(p.relative_to(self.folder)): digest(p) for p in files}
+        return found if self.adapter is None else found | self.adapter.fingerprint()
 
     def vocabulary(self) -> dict[str, int] | None:
         """Token -> id from `tokenizer.json`, or None without one."""

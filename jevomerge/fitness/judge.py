@@ -22,6 +22,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.devices.mesh import by_member, make_mesh, put
+from jevomerge.devices.signals import safe_point
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.data import fingerprint, refuse_overlap
@@ -234,6 +235,7 @@ class Judge:
             (task, index, batch, start(task, lay, batch)) for task, lay, index, batch in self._batches(chosen, subject)
         )
         for task, index, batch, output in one_ahead(started) if cut is None else started:
+            safe_point()
             rows = index[index >= 0]
             examples = [chosen[task.name][i] for i in rows]
             try:

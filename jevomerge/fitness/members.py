@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.devices.mesh import by_member, put, spread
+from jevomerge.devices.signals import safe_point
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.outcome import Tokens, count_tokens, of_this_process
 from jevomerge.fitness.rollouts.rollout import Rollout, make_batches, nowhere
@@ -107,6 +108,7 @@ def ask(
 
     batches = make_batches(rollout, model, examples, layouts)
     for index, batch, output in one_ahead((index, batch, start(layout, batch)) for layout, index, batch in batches):
+        safe_point()
         rows = index[index >= 0]
         own = next(iter(of_this_process(output, index >= 0).values()))  # all are the same
         tokens += count_tokens(rollout, [examples[i] for i in rows], batch, own)

@@ -10,7 +10,8 @@
 
 In YAML `score: {function: module:f, of: texts}`, in short `score: module:f`. The module is imported, which runs its
 code: from Python's path, or from the folder of the YAML file that names it. A package can offer a function by name, as
-an entry point in the group "jevomerge.fitness". A resumed run takes the function as it is then.
+an entry point in the group "jevomerge.fitness". A run is resumed only while the function's source is what it was; what
+the function calls is taken as it is then.
 """
 
 from __future__ import annotations

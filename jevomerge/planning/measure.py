@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jevomerge.devices.collectives import collectives
 from jevomerge.devices.mesh import make_mesh
+from jevomerge.devices.signals import safe_point
 from jevomerge.models.specs import heads_of
 from jevomerge.planning.chips import Chip, chip_of
 from jevomerge.planning.cost import cost_of
@@ -153,6 +154,7 @@ def plan_on(setup: Setup, mesh: Mesh, members_per_device: int, which: Callable[.
     judge, current = setup.judge.on(mesh, members_per_device), list[Program]()
 
     def compiled(program: Program) -> Any:
+        safe_point()
         current.append(program)
         return program.traced.lower().compile()
 

@@ -66,7 +66,8 @@ def evolve(
             candidate is written as a folder, `f(folder) -> (N,)`. The fitness is the mean.
         search: how the genome is searched, as in YAML; its `strategy` may be a class or an object, too.
         output: the run folder; runs/NAME if not given.
-        resume: continue the run in `output`, with the same arguments.
+        resume: continue the run in `output`, with the same arguments; more `evaluations` make a search longer, also
+            one that is finished.
         observer: who watches; by default the terminal, and a page is written at the end.
         settings: other keys of a run, such as `name`, `seed`, `tasks`, `path`, `refine`.
 

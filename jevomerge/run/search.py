@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
+import math
+import os
 import shutil
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +17,9 @@ import numpy as np
 import yaml
 
 from jevomerge.checkpoint.card import Scoring
-from jevomerge.checkpoint.export import export_folder, refuse_existing
+from jevomerge.checkpoint.export import export_folder, refuse_existing, scratch_folder
 from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
@@ -34,14 +34,24 @@ from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.reports.verdict import verdict
-from jevomerge.search.anchored import Anchored, settled
-from jevomerge.search.archive import Archive, Record, locked
-from jevomerge.search.baselines import Baselines, Scored, heldout_of, record_heldout, score_baselines, score_model
+from jevomerge.run.begun import check_unchanged, machine, record_run
+from jevomerge.schema import load_one
+from jevomerge.search.anchored import Anchored, read_anchors, settled
+from jevomerge.search.archive import Archive, Record, locked, read_archive
+from jevomerge.search.baselines import (
+    Baselines,
+    Scored,
+    heldout_of,
+    read_baselines,
+    record_heldout,
+    score_baselines,
+    score_model,
+)
 from jevomerge.search.loop import Chosen, choose, search
 from jevomerge.search.setup import Setup, budget_notes, refiner_of, set_up
 from jevomerge.strategies.pareto import front_points
 
-PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
+ROOM = 1 << 20  # bytes of a disk for what is small
 
 
 def run_search(
@@ -53,12 +63,14 @@ def run_search(
         InputError: for anything wrong with the configuration, its models or its data, before weights are read;
             for broken weights, before anything is written.
     """
-    on_first(lambda: check_folder(folder, resume))
+    on_first(lambda: check_folder(folder, resume, config.search.evaluations))
     on_first(lambda: check_trackers(config.trackers))
     observer.stage("reading configuration, models' headers and data")
     setup = together(lambda: set_up(config, opener=opener))
+    on_first(lambda: check_room(setup, folder))
     if resume:
         on_first(lambda: check_unchanged(setup, folder))
+        on_first(lambda: check_evaluations(setup, folder))
     for note in setup.problem.notes:
         observer.note(note)
     setup = together(lambda: choose_mesh(setup, observer))
@@ -69,19 +81,81 @@ def run_search(
     with ExitStack() as stack:
         archive = together(lambda: open_archive(folder, stack))
         archive.learn(*on_first(lambda: (archive.records, archive.damaged)))
+        if resume:
+            on_first(lambda: reopen(setup, archive, folder))
         if first():
             observer = stack.enter_context(tracked(observer, config, folder))
         return _evolve(setup, candidates, archive, folder, observer)
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """A run begins where nothing is, and goes on where one was begun and not finished."""
+def check_folder(folder: Path, resume: bool, evaluations: float = 0) -> None:
+    """A run begins where nothing is, and goes on where one was begun and has not had all `evaluations`."""
+    result = folder / "result.json"
     if not resume:
         refuse_existing(folder)
     elif not (folder / "config.yaml").exists():
         raise InputError(f"{folder} is not a run that can be resumed: it has no config.yaml")
-    elif (folder / "result.json").exists():
-        raise InputError(f"{folder} is finished; its outcome is in result.json and best/")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written; change its permissions, or copy it to where it can")
+    elif result.exists():
+        if evaluations <= json.loads(result.read_text()).get("evaluations", math.inf):
+            raise finished(folder)
+        above = folder.absolute().parent / "config.yaml"
+        if above.exists() and "stages" in load_one(above)[0]:
+            raise InputError(f"{folder} is finished, and a stage of {above.parent}, which has used its outcome")
+
+
+def finished(folder: Path) -> InputError:
+    """What is said of a run that is asked for no more than it has done."""
+    return InputError(
+        f"{folder} is finished, its outcome is in result.json and best/; more `search.evaluations`, for the command "
+        "line --evaluations N, go on from there"
+    )
+
+
+def check_room(setup: Setup, folder: Path) -> None:
+    """Raise InputError unless the disk has room for what comes out (of a path that may be longer, for a short one)."""
+    model, dtype = setup.problem.exported(1)
+    size = sum(math.prod(spec.leaf_shape) for spec in model.specs) * NUMPY[DTYPES[dtype]].itemsize
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if size + ROOM > free and not (folder / "best").exists():
+        raise InputError(
+            f"{folder}: the model that comes out needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            "free some space"
+        )
+
+
+def check_evaluations(setup: Setup, folder: Path) -> None:
+    """A search can be made longer, if it would not have been another one from its start, but not shorter."""
+    began = json.loads((folder / "environment.json").read_text())["evaluations"]
+    wanted = setup.config.search.evaluations
+    if setup.config.refine is not None and wanted != began:
+        raise InputError(
+            f"search.evaluations: {folder} began with {began}, and `refine` made its last candidates, or will, from "
+            "the best of these; a longer search would have made others. Start a new run"
+        )
+    size, log = setup.strategy.population_size, folder / "evaluations.jsonl"
+    done = 1 + max((r["generation"] for r in read_archive(log)), default=-1) if log.exists() else 0
+    if setup.config.refine is None and wanted // size < done:
+        raise InputError(f"search.evaluations: {wanted} are less than the {done} generations of {size} in {folder}")
+    if wanted // size <= done and (folder / "result.json").exists():
+        raise finished(folder)
+
+
+def reopen(setup: Setup, archive: Archive, folder: Path) -> None:
+    """Take back the outcome of a search that goes on; whenever that is killed, what is left is a run to be resumed."""
+    evaluations, size = setup.config.search.evaluations, setup.strategy.population_size
+    if not archive.holds(evaluations // size, size):
+        (folder / "result.json").unlink(missing_ok=True)
+        for outcome in (folder / "best", folder / "front"):
+            if outcome.exists():
+                with scratch_folder(outcome) as scratch:
+                    outcome.rename(scratch / outcome.name)
+    config, _ = load_one(folder / "config.yaml")
+    if config["search"]["evaluations"] != evaluations:
+        config["search"]["evaluations"] = evaluations
+        write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def begin(setup: Setup, folder: Path) -> None:
@@ -96,51 +170,6 @@ def open_archive(folder: Path, stack: ExitStack) -> Archive:
         return Archive(None)
     stack.enter_context(locked(folder))
     return stack.enter_context(Archive(folder / "evaluations.jsonl"))
-
-
-def record_run(setup: Setup, folder: Path) -> None:
-    """Write down what is about to run; config.yaml last, for with it the folder is a run."""
-    environment = {
-        "packages": {name: version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": [str(d) for d in jax.devices()],
-        "processor": machine()["processor"],
-        "command": sys.argv,
-        "genes": list(setup.problem.names),
-        "population": setup.strategy.population_size,
-        "seed": setup.config.seed,
-        "sources": {c.reference: c.fingerprint() for c in setup.problem.checkpoints},
-        "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
-    }
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-    write_atomically(folder / "config.yaml", yaml.safe_dump(setup.config.model_dump(mode="json"), sort_keys=False))
-
-
-def machine() -> dict[str, str]:
-    """What a search depends on beside its config, models and data: others round otherwise, and go other ways."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    devices = jax.devices()
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        **{name: version(name) for name in ("jevomerge", "jax", "jaxlib")},
-    }
-
-
-def check_unchanged(setup: Setup, folder: Path) -> None:
-    """A resumed run must see the models and the data it began with."""
-    environment = json.loads((folder / "environment.json").read_text())
-    for source in setup.problem.checkpoints:
-        if environment["sources"].get(source.reference) != source.fingerprint():
-            raise InputError(f"{source.reference}: its weights have changed since {folder} began; start a new run")
-    began = environment["data"]
-    for split in SPLITS:
-        for task, digest in setup.judge.fingerprint(split).items():
-            if began[split].get(task) != digest:
-                raise InputError(f"task {task}: its {split} data has changed since {folder} began; start a new run")
 
 
 def choose_mesh(setup: Setup, observer: Observer) -> Setup:
@@ -172,10 +201,21 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
 
 
 def score_sources(setup: Setup, candidates: Candidates, folder: Path, observer: Observer) -> Baselines:
-    """What candidates are compared with; its held-out part is on record from now on."""
-    judge, config = setup.judge, setup.config
-    likelihood = config.search.anchors is not None
-    baselines = score_baselines(setup.problem, judge, candidates, observer.stage, likelihood)
+    """What candidates are compared with: as it is on record, or scored, and on record from now on."""
+    judge, likelihood = setup.judge, setup.config.search.anchors is not None
+
+    def known() -> dict[str, Any] | None:
+        """heldout.json, if it is there and all that is needed."""
+        try:
+            heldout: dict[str, Any] = json.loads((folder / "heldout.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return heldout if not likelihood or read_anchors(folder) is not None else None
+
+    if (heldout := on_first(known)) is not None:
+        baselines = read_baselines(heldout)
+    else:
+        baselines = score_baselines(setup.problem, judge, candidates, observer.stage, likelihood)
     on_first(lambda: record_heldout(folder, heldout_of(judge, baselines, {})))
     return baselines
 
@@ -185,7 +225,7 @@ def choose_anchors(setup: Setup, baselines: Baselines, folder: Path, observer: O
     config, anchors = setup.config, setup.config.search.anchors
     if anchors is None:
         return setup
-    tasks = settled(anchors, setup.judge, baselines.all, config.seed, folder, observer.note)
+    tasks = settled(anchors, setup.judge, baselines.all, config.seed, folder)
     return replace(setup, anchors=Anchored(tasks, anchors.estimator, setup.judge))
 
 

@@ -13,11 +13,16 @@ from jevomerge.checkpoint.files import write_atomically
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.devices.hosts import on_first, together
+from jevomerge.devices.signals import heeded
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers
 from jevomerge.recipe.opening import Opener
+from jevomerge.run.begun import FREE, check_config
 from jevomerge.run.search import check_folder, run_search
 from jevomerge.search.setup import set_up, set_up_stages
+
+# What of a stage that is finished may change: nothing that its outcome depends on.
+AFTERWARDS = tuple(key for key in FREE if key not in ("search.evaluations", "search.finalists"))
 
 
 def evolve_config(
@@ -38,10 +43,18 @@ def evolve_config(
     Raises:
         InputError: as `run_search`, and for what is wrong with any stage before the first one begins.
     """
-    if config.seeds > 1:
-        return evolve_seeds(config, folder, observer, resume, opener)
-    if isinstance(config, RunConfig):
-        return run_search(config, folder, observer, resume=resume, opener=opener)
+    with heeded():
+        if config.seeds > 1:
+            return evolve_seeds(config, folder, observer, resume, opener)
+        if isinstance(config, RunConfig):
+            return run_search(config, folder, observer, resume=resume, opener=opener)
+        return run_stages(config, folder, observer, resume, opener)
+
+
+def run_stages(
+    config: StagedConfig, folder: Path, observer: Observer, resume: bool, opener: Opener
+) -> dict[str, dict[str, Any]]:
+    """The same of several stages."""
     on_first(lambda: check_folder(folder, resume))
     on_first(lambda: check_trackers(config.trackers))
     if not resume:
@@ -51,11 +64,13 @@ def evolve_config(
     for stage in config.stages:
         own = folder / stage.name
         winners = {name: str((folder / name / "best").resolve()) for name in results}
+        run = config.run_of(stage, winners)
         if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+            on_first(lambda run=run, own=own: check_config(run, own, AFTERWARDS))  # type: ignore[misc]
             results[stage.name] = done
             continue
         observer.stage(f"stage {stage.name}")
-        run, begun = config.run_of(stage, winners), on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
+        begun = on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
         results[stage.name] = run_search(run, own, observer, resume=begun)
     on_first(lambda: finish(results, folder))
     observer.stages_finished(results, folder)

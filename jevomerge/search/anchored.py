@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +93,22 @@ def what_is_known(task: Ready, models: Iterable[Scored]) -> tuple[np.ndarray, np
 
 
 def settled(
-    anchors: Anchors, judge: Judge, models: Sequence[Scored], seed: int, folder: Path, note: Callable[[str], None]
+    anchors: Anchors, judge: Judge, models: Sequence[Scored], seed: int, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """The anchors of a run, as `find_anchors` returns them, from what its sources and their average score.
 
     They are written to its folder and read from there when it goes on: another mesh rounds the sources' scores
     differently, which may move an anchor.
     """
-    known = {task.name: what_is_known(task, models) for task in judge.tasks}
-    responses, profiles = ({name: pair[i] for name, pair in known.items()} for i in (0, 1))
 
     def settle() -> dict[str, dict[str, Any]]:
+        if (earlier := read_anchors(folder)) is not None:
+            return earlier
+        known = {task.name: what_is_known(task, models) for task in judge.tasks}
+        responses, profiles = ({name: pair[i] for name, pair in known.items()} for i in (0, 1))
         tasks = find_anchors(responses, profiles, anchors.examples, anchors.estimator, seed)
-        if (earlier := read_anchors(folder)) is None:
-            write_atomically(folder / ANCHORS_FILE, json.dumps(tasks) + "\n")
-            return tasks
-        if not agree(earlier, tasks):
-            note(f"{ANCHORS_FILE}: other anchors would be chosen now; those that the run began with are kept")
-        return earlier
+        write_atomically(folder / ANCHORS_FILE, json.dumps(tasks) + "\n")
+        return tasks
 
     found: dict[str, dict[str, Any]] = on_first(settle)
     return found
@@ -127,16 +125,6 @@ def read_anchors(folder: Path) -> dict[str, dict[str, Any]] | None:
             f"{folder / ANCHORS_FILE} is damaged ({error}); remove it, and the anchors are chosen again"
         ) from None
     return found
-
-
-def agree(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Whether anchors are the same but for rounding."""
-    return some.keys() == others.keys() and all(
-        task.keys() == others[name].keys()
-        and task["examples"] == others[name]["examples"]
-        and all(np.allclose(task[key], others[name][key], rtol=1e-3, atol=1e-3) for key in task)
-        for name, task in some.items()
-    )
 
 
 def refuse_anchors(anchors: Anchors, tasks: Sequence[AnyTask], strategy: Strategy, problem: Problem) -> None:

@@ -66,12 +66,13 @@ class Archive:
 
     def __init__(self, path: Path | None):
         """Read what is there; a last line cut short by a crash is removed. None: nothing is written."""
-        self._known: dict[tuple[int, int], Record] = {}
+        self._known: dict[int, dict[int, Record]] = {}  # by generation and member
         self._by_candidate: dict[bytes, Record] = {}
         self._sorted = 0  # generations whose records are in it
         self.damaged, self._file = 0, None
         if path is not None:
-            self._known, self.damaged, whole = _parse(path)
+            known, self.damaged, whole = _parse(path)
+            self.learn(list(known.values()), self.damaged)
             self._file = path.open("ab", buffering=0)  # a full disk is noticed at once, and once
             self._file.truncate(whole)
 
@@ -87,16 +88,20 @@ class Archive:
     @property
     def records(self) -> list[Record]:
         """All evaluations, by generation and member."""
-        return _in_order(self._known)
+        return [record for generation in sorted(self._known) for record in self._of(generation)]
+
+    def _of(self, generation: int) -> list[Record]:
+        members = self._known.get(generation, {})
+        return [members[member] for member in sorted(members)]
 
     def find(self, generation: int, member: int, genome: list[float]) -> Record | None:
         """The record of this very evaluation, if it was made before a crash."""
-        record = self._known.get((generation, member))
+        record = self.at(generation, member)
         return record if record is not None and record["genome"] == genome else None
 
     def at(self, generation: int, member: int) -> Record | None:
         """The record of a member, whatever its genome."""
-        return self._known.get((generation, member))
+        return self._known.get(generation, {}).get(member)
 
     def ranked(self) -> list[Record]:
         """Those with a fitness, the best first: by fitness, then by the second criterion, then the earliest."""
@@ -112,7 +117,7 @@ class Archive:
 
         `distinct` makes of (P, n) genomes (P, n) numbers that are equal where candidates are.
         """
-        if new := [r for r in self.records if self._sorted <= r["generation"] < generation]:
+        if new := [record for g in range(self._sorted, generation) for record in self._of(g)]:
             for record, row in zip(new, distinct(np.array([r["genome"] for r in new])), strict=True):
                 if record["fitness"] is not None and "stopped" not in record:
                     self._by_candidate.setdefault(row.tobytes(), record)
@@ -122,7 +127,7 @@ class Archive:
 
     def holds(self, generations: int, population: int) -> bool:
         """Whether every evaluation of the first `generations` is here."""
-        return all((g, m) in self._known for g in range(generations) for m in range(population))
+        return all(self.at(g, m) is not None for g in range(generations) for m in range(population))
 
     def append(self, records: list[Record]) -> None:
         """Add records and wait until they are on disk."""
@@ -135,7 +140,8 @@ class Archive:
 
     def learn(self, records: list[Record], damaged: int) -> None:
         """Know of records that are on disk already, and of how many damaged lines are among them."""
-        self._known |= {(r["generation"], r["member"]): r for r in records}
+        for record in records:
+            self._known.setdefault(record["generation"], {})[record["member"]] = record
         self.damaged = damaged
 
 

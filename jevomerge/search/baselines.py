@@ -111,6 +111,25 @@ def score_model(
     )
 
 
+def read_baselines(row: Mapping[str, Any]) -> Baselines:
+    """What `record_heldout` wrote of them: all but the scores of the search split's examples."""
+
+    def read(model: Mapping[str, Any]) -> Scored:
+        heldout = {task: np.array(scores, np.float64) for task, scores in model["scores"].items()}  # null is NaN
+        return Scored(
+            {split: model[split] for split in SPLITS},
+            model["tasks"],
+            Scores(heldout, {}, model["texts"]),
+            model.get("also", {}),
+            Scores({}, {}, {}),
+            {},
+            Tokens(**model["tokens"]),
+        )
+
+    average = row["average"]
+    return Baselines(None if average is None else read(average), {n: read(m) for n, m in row["sources"].items()})
+
+
 def heldout_of(
     judge: Judge, baselines: Baselines, exported: Mapping[str, Scored], source: str | None = None
 ) -> dict[str, Any]:
@@ -123,7 +142,8 @@ def heldout_of(
     def record(scored: Scored) -> dict[str, Any]:
         scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.fitness.items()}
         extra = {"tasks": scored.tasks, **({"also": scored.also} if scored.also else {})}
-        return {**scored.fitness, **extra, "scores": scores, "texts": scored.heldout.texts}
+        spent = {"tokens": scored.tokens._asdict()}
+        return {**scored.fitness, **extra, "scores": scores, "texts": scored.heldout.texts, **spent}
 
     examples = {
         task: [{"prompt": e.prompt, "answer": e.answer} for e in material.documents]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jevomerge.devices.hosts import first, on_first, together
+from jevomerge.devices.signals import safe_point
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.observers.observer import Observer
@@ -144,6 +145,7 @@ class Evaluator:
             group = rest[start : start + self.judge.group]
             if all(m.number in done for m in group):
                 continue
+            safe_point()
             # By those before it alone, so that a resumed run stops the same ones.
             cut = threshold(self.setup, [done[m] for m in range(group[0].number)])
             records = self._score(group, minibatch if self.anchors is None else self.anchors.subset, cut)
@@ -246,8 +248,8 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Chosen:
     ranked = archive.ranked()
     if setup.strategy.several_goals:
         records = archive.records
-        front = [records[i] for i in front_of(records, [task.name for task in setup.config.tasks])]
-        ranked = [r for r in ranked if r in front]
+        front = {id(records[i]) for i in front_of(records, [task.name for task in setup.config.tasks])}
+        ranked = [r for r in ranked if id(r) in front]
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
     if setup.config.search.examples_per_generation is None and setup.anchors is None:

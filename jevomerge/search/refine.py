@@ -27,6 +27,7 @@ import optax
 from jax import Array
 
 from jevomerge.devices.mesh import everywhere, put
+from jevomerge.devices.signals import safe_point
 from jevomerge.errors import InputError
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.judge import Judge
@@ -116,6 +117,7 @@ class Refiner:
         state = start, jax.tree.map(lambda x: put(np.asarray(x), where), self._optimizer.init(start))
         free = put(self.free, where)
         for number in range(self.refine.steps):
+            safe_point()
             batches = self.batches(jax.random.fold_in(key, number))
             state, value = step(self.candidates, free, rate, state, batches, **self._static)
             # Genes that do not move keep all their digits.

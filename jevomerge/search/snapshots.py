@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,15 +57,12 @@ class Snapshots:
         return 0, state
 
     def save(self, step: int, state: Any) -> None:
-        """Write the state of a step, unless that was done; keep the newest few.
-
-        Ctrl-C and SIGTERM wait until it is written.
-        """
+        """Write the state of a step, unless that was done; keep the newest few."""
         import orbax.checkpoint as ocp
 
         if step == self._last:
             return
-        with _undisturbed(), _quiet():
+        with _quiet():
             try:
                 steps = self._steps()
                 later = [self._folder / str(s) for s in steps if s > self._last]  # those that could not be used
@@ -136,20 +131,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM have their effect at the end of the block."""
-    if threading.current_thread() is not threading.main_thread():  # which alone runs handlers
-        yield
-        return
-    held: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])

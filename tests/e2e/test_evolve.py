@@ -208,7 +208,7 @@ def test_a_changed_source_is_noticed_on_resume(siblings, tmp_path, capsys):
     (tmp_path / "run" / "result.json").unlink()
     weights = load_file(copy / "back" / "model.safetensors")
     save_file({k: v.astype(np.float16) for k, v in weights.items()}, copy / "back" / "model.safetensors")
-    assert "weights have changed" in refused(capsys, "evolve", "--resume", tmp_path / "run")
+    assert "back: weights changed since" in refused(capsys, "evolve", "--resume", tmp_path / "run")
 
 
 def test_seed_and_minibatches(siblings, tmp_path):

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -208,13 +209,27 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
+def when_it_begins(run, do):
+    """Do something as soon as a run evaluates."""
+
+    def wait():
+        while not (run / "evaluations.jsonl").exists():
+            time.sleep(0.001)
+        do()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
 @pytest.mark.parametrize(("free", "goal"), [(60_000, "log"), (700_000, "export")])
-def test_a_full_disk(free, goal, problem, undisturbed, small_disk, capsys):
+def test_a_disk_that_fills_up(free, goal, problem, undisturbed, small_disk, capsys):
     """The log does not fit, or just the model; neither checkpoint does."""
     disk, leave = small_disk
-    leave(free)
     run = disk / "run"
+    filling = when_it_begins(run, lambda: leave(free))
     assert main(["evolve", str(problem / "run.yaml"), "--output", str(run)]) == 2
+    filling.join()
     printed = capsys.readouterr()
     assert "checkpoint 2 cannot be written: the disk is full" in printed.out
     assert "Traceback" not in printed.err
@@ -229,6 +244,15 @@ def test_a_full_disk(free, goal, problem, undisturbed, small_disk, capsys):
     leave(None)
     resumed(run, capsys)
     assert outcome(run) == undisturbed
+
+
+def test_a_disk_that_is_full_before(problem, small_disk, capsys):
+    disk, leave = small_disk
+    leave(700_000)
+    message = stopped(capsys, 2, "evolve", problem / "run.yaml", "--output", disk / "run")
+    assert "the model that comes out needs" in message
+    assert "loading" not in message
+    assert not (disk / "run").exists()
 
 
 @contextlib.contextmanager
@@ -408,9 +432,9 @@ def nursery(tmp_path):
         process.stdin.close()
 
 
-def kill_at_random(rng, pid, run):
-    """Kill it, or terminate it, in no matter what it does, or during the search, or during the export."""
-    when, number = rng.choices(["whenever", "search", "export"], [4, 4, 2])[0], rng.choice(["KILL", "TERM"])
+def kill_at_random(rng, pid, run, numbers):
+    """Kill it, or end it, in no matter what, in the search, or in the export; None: it had its result by then."""
+    when, number = rng.choices(["whenever", "search", "export"], [4, 4, 2])[0], rng.choice(numbers)
     goal, ends = lines(run) + rng.randint(1, 50), time.monotonic() + 60
     while time.monotonic() < ends and not (run / "result.json").exists():
         if when == "whenever" or (when == "search" and lines(run) >= goal):
@@ -419,13 +443,25 @@ def kill_at_random(rng, pid, run):
             break
         time.sleep(0.02)
     time.sleep(rng.random() * {"whenever": 6, "search": 0.3, "export": 1.5}[when])
+    done = (run / "result.json").exists()
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, getattr(signal, f"SIG{number}"))
-    return when, number
+    return None if done else (when, number)
 
 
-def survive(kills, rng, nursery, problem, undisturbed, tmp_path):
-    """Kill runs so many times; each ends as the undisturbed one did. Returns how many were killed in what."""
+# How a process ends: by the signal itself only before `main` has begun or when it is over.
+ENDS = {
+    "KILL": {-signal.SIGKILL},
+    "TERM": {128 + signal.SIGTERM, -signal.SIGTERM},
+    "INT": {1, -signal.SIGINT},
+}
+
+
+def survive(kills, rng, nursery, problem, undisturbed, tmp_path, numbers=("KILL", "TERM")):
+    """Kill runs so many times; each ends as the undisturbed one did. Returns how many were killed in what.
+
+    Without a result a run that was killed has not ended well: no signal is lost.
+    """
     start, status = nursery
     done, tally, runs = 0, {}, itertools.count()
     while done < kills:
@@ -433,10 +469,10 @@ def survive(kills, rng, nursery, problem, undisturbed, tmp_path):
         while not (run / "result.json").exists():
             begun = (run / "config.yaml").exists()
             pid = start(*(("evolve", "--resume", run) if begun else ("evolve", problem / "run.yaml", "--output", run)))
-            how = kill_at_random(rng, pid, run) if done < kills else None
+            how = kill_at_random(rng, pid, run, numbers) if done < kills else None
             code = status()
-            assert code in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), (how, code)
-            if how and code:
+            assert code in (ENDS[how[1]] if how else {0}.union(*ENDS.values())), (how, code)
+            if how:
                 done += 1
                 tally[how] = tally.get(how, 0) + 1
         assert outcome(run) == undisturbed
@@ -455,3 +491,9 @@ def test_killed_fifty_times(nursery, problem, undisturbed, tmp_path):
     print(tally)
     assert {when for when, _ in tally} == {"whenever", "search", "export"}
     assert {number for _, number in tally} == {"KILL", "TERM"}
+
+
+@pytest.mark.slow
+def test_ended_fifty_times(nursery, problem, undisturbed, tmp_path):
+    """By signals that a run heeds."""
+    print(survive(50, random.Random(2), nursery, problem, undisturbed, tmp_path, numbers=("TERM", "INT")))

@@ -73,7 +73,7 @@ def test_what_was_interrupted_goes_on_to_the_same_end(tmp_path):
     other = TREES | {"w": BASE | {"w": np.full((3, 2), 2, np.float32)}}
     shutil.rmtree(begun / "best")
     (begun / "result.json").unlink()
-    with pytest.raises(InputError, match="w: its weights have changed"):
+    with pytest.raises(InputError, match="w: weights changed since"):
         evolve(tmp_path, output=begun, resume=True, models=other)
 
 

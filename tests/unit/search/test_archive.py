@@ -12,6 +12,7 @@ import chex
 import numpy as np
 import pytest
 
+from jevomerge.devices.signals import heeded
 from jevomerge.search.archive import Archive, locked, read_archive
 from jevomerge.search.snapshots import Snapshots
 
@@ -82,6 +83,34 @@ def test_what_was_scored_before_is_found_by_a_smaller_generation_too(log):
         with Archive(log) as archive:
             found = archive.before(3, lambda rows: rows, population)
         assert {m: (r["generation"], r["member"]) for m, r in found.items()} == expected
+
+
+class Counting(dict):
+    """A record that counts how often something in it is looked up."""
+
+    looks = 0
+
+    def __getitem__(self, key):
+        Counting.looks += 1
+        return super().__getitem__(key)
+
+
+def test_looking_back_costs_the_same_in_every_generation():
+    """Counts, not seconds: 20,000 evaluations cost what 100 times 200 cost."""
+
+    def counts(generations):
+        Counting.looks, archive, rows = 0, Archive(None), []
+
+        def distinct(genomes):
+            rows.append(len(genomes))
+            return genomes
+
+        for generation in range(generations):
+            archive.before(generation, distinct, np.full((20, 2), -1.0))
+            archive.learn([Counting(record(generation, member)) for member in range(20)], 0)
+        return np.array([Counting.looks, sum(rows)])
+
+    assert (counts(1000) <= 1.1 * 100 * counts(10)).all()
 
 
 def states(count):
@@ -162,14 +191,15 @@ import os, pathlib, signal, sys, time
 while not any(pathlib.Path(sys.argv[1]).glob("*-tmp*")): time.sleep(0.001)
 os.kill(int(sys.argv[2]), signal.SIGTERM)
 """
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     process = subprocess.Popen([sys.executable, "-c", sender, str(folder), str(os.getpid())])
-    try:
-        with pytest.raises(SystemExit):
+
+    def save():
+        with heeded():
             Snapshots(folder, pytest.fail).save(1, {"large": np.zeros(10_000_000)})
-    finally:
-        process.wait()
-        signal.signal(signal.SIGTERM, before)
+            process.wait()
+
+    with pytest.raises(SystemExit):
+        save()
     assert Snapshots(folder, pytest.fail).load({"large": np.ones(10_000_000)}, lambda _: True)[0] == 1
 
 
