@@ -105,6 +105,11 @@ def read_config(given: Given | RunConfig | StagedConfig, held: Sequence[str] = (
     if isinstance(given, (RunConfig, StagedConfig)):
         return given
     data, origin, folder = load_given(given)
+    if isinstance(genome := data.get("genome"), dict) and {"models", "merge_method"} <= genome.keys():
+        raise InputError(
+            f"{origin.at('genome')}this is a configuration of mergekit-evolve; `jevomerge translate` writes it as one "
+            "of jevomerge"
+        )
     if isinstance(data.get("tasks"), list):
         data["tasks"] = [t for task in data["tasks"] for t in tasks_of(task, folder)]
     if "stages" not in data:

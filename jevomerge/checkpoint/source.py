@@ -274,6 +274,6 @@ def licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.exists():
         return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     found = re.search(r"^license:\s*['\"]?([^\s'\"]+)", front[1], re.MULTILINE) if front else None
     return found[1].lower() if found else None

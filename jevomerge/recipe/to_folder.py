@@ -88,9 +88,9 @@ def merge_to_folder(
     with export_folder(out) as folder:
         write_model(folder, sources.files, sources.specs, sources.dtype, following)
         write_beside_weights(folder, sources)
-        (folder / "recipe.yaml").write_text(text)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         card = model_card(title or Path(out).name, text, sources.checkpoints, score(folder) if score else None)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_beside_weights(folder: Path, sources: Sources) -> None:
@@ -102,7 +102,7 @@ def write_beside_weights(folder: Path, sources: Sources) -> None:
         if (path := sources.like.folder / "generation_config.json").exists():
             values = read_json(path)
             values |= sources.special_ids(values)
-            (folder / path.name).write_text(json.dumps(values, indent=2) + "\n")
+            (folder / path.name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if sources.chat_template is not None:
         write_chat_template(folder, sources.chat_template)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from jevomerge.config import read_run
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.search.archive import read_archive
+from jevomerge.search.records import read_outcome
 from jevomerge.search.setup import set_up
 
 
@@ -32,10 +32,9 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
     run, out = Path(run), Path(out)
     records = read_archive(run / "evaluations.jsonl")
     if genome == "best":
-        path = run / "result.json"
-        if not path.exists():
+        if (outcome := read_outcome(run)) is None:
             raise InputError(f"{run} is not finished: resume it, or export an evaluation by number")
-        number = json.loads(path.read_text())["best"]["evaluation"]
+        number = outcome["best"]["evaluation"]
     elif str(genome).isdigit():
         number = int(genome)
     else:

@@ -34,6 +34,7 @@ from jevomerge.search.anchored import Anchored, settled
 from jevomerge.search.archive import Archive, Record, locked
 from jevomerge.search.baselines import Baselines, Scored, record_heldout, score_baselines, score_model
 from jevomerge.search.loop import choose, search
+from jevomerge.search.records import read_environment
 from jevomerge.search.setup import Setup, refiner_of, set_up
 from jevomerge.strategies.pareto import front_points
 
@@ -114,14 +115,14 @@ def record_run(setup: Setup, folder: Path) -> None:
 
 def check_unchanged(setup: Setup, folder: Path) -> None:
     """A resumed run must see the models and the data it began with."""
-    environment = json.loads((folder / "environment.json").read_text())
+    environment = read_environment(folder)
     for source in setup.problem.checkpoints:
-        if environment["sources"].get(source.reference) != source.fingerprint():
+        if environment.get("sources", {}).get(source.reference) != source.fingerprint():
             raise InputError(f"{source.reference}: its weights have changed since {folder} began; start a new run")
-    began = environment["data"]
     for split in SPLITS:
+        began = environment.get("data", {}).get(split, {})
         for task, digest in setup.judge.fingerprint(split).items():
-            if began[split].get(task) != digest:
+            if began.get(task) != digest:
                 raise InputError(f"task {task}: its {split} data has changed since {folder} began; start a new run")
 
 

@@ -17,6 +17,7 @@ from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers
 from jevomerge.recipe.opening import Opener
 from jevomerge.run.search import check_folder, run_search
+from jevomerge.search.records import read_outcome
 from jevomerge.search.setup import set_up_stages
 
 
@@ -49,7 +50,7 @@ def evolve_config(
     for stage in config.stages:
         own = folder / stage.name
         winners = {name: str((folder / name / "best").resolve()) for name in results}
-        if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+        if (done := on_first(lambda own=own: read_outcome(own))) is not None:  # type: ignore[misc]
             results[stage.name] = done
             continue
         observer.stage(f"stage {stage.name}")
@@ -64,12 +65,6 @@ def begin(config: StagedConfig, folder: Path) -> None:
     """Make the folder of all stages."""
     with export_folder(folder) as new:
         write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The outcome of a stage, if it has one."""
-    path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def finish(results: dict[str, Any], folder: Path) -> None:

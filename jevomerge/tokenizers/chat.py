@@ -15,6 +15,7 @@ from pathlib import Path
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
+from jevomerge.schema import read_text
 
 # Stanford Alpaca's prompt; a system message takes the place of its first paragraph.
 ALPACA = """\
@@ -102,7 +103,7 @@ def chat_template(setting: str | None, checkpoints: Sequence[Source]) -> str | N
 def template_of(checkpoint: Source) -> str | None:
     """A checkpoint's own chat template, found where transformers looks: chat_template.jinja, then the config."""
     if (path := checkpoint.folder / "chat_template.jinja").exists():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     path = checkpoint.folder / "tokenizer_config.json"
     found = read_json(path).get("chat_template") if path.exists() else None
     if isinstance(found, list):  # several templates, by name
