@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from jevomerge.devices.tpu import describe_tpu, tpu_is_here
 from jevomerge.errors import FitnessError, InputError
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nobody needs
+    if not tpu_is_here():
+        describe_tpu("v5e")
     if argv is None:  # a command of its own: when it is terminated it cleans up, and names are shown in any locale
         for stream in (sys.stdout, sys.stderr):
             cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -299,5 +302,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _remedy(args: argparse.Namespace) -> str:
     """How a run that stopped is continued, if one had begun."""
     folder = getattr(args, "folder", None)
-    begun = folder is not None and (folder / "config.yaml").exists()
+    begun = folder is not None and os.path.exists(folder / "config.yaml")  # also of names that cannot be
     return f"; continue with `jevomerge evolve --resume {folder}`" if begun else ""

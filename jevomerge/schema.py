@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jevomerge.errors import InputError
 
@@ -31,7 +31,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class Part(BaseModel):
+    """What others wrote, of which some keys are used: these must be right, whatever else is there."""
+
+    model_config = ConfigDict(strict=True)
+
+
 Schema = TypeVar("Schema", bound=Strict)
+Count = Annotated[int, Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +231,21 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)
+
+
+def check(kind: type[BaseModel], values: Any, where: str | Path, remedy: str) -> Any:
+    """The values as they are, if they are of such a kind.
+
+    Raises:
+        InputError: with the first thing that is not, and the remedy.
+    """
+    try:
+        kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {f'`{key}`: ' if key else ''}{first['msg'].lower()}; {remedy}") from None
+    return values
 
 
 def anchor(value: Any, folder: Path) -> Any:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jevomerge.checkpoint.files import read_json, resolve, split_adapter
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
 from jevomerge.checkpoint.safetensors_file import DTYPES, FLOATING, StoredTensor, aligned_empty, all_finite, read_header
+from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
 from jevomerge.models.families import read_model
 from jevomerge.models.model import Language
@@ -207,7 +208,7 @@ class Checkpoint:
         path = self.folder / "tokenizer.json"
         if not path.exists():
             return None
-        data = read_json(path)
+        data = read_tokenizer(path)
         vocab = data["model"].get("vocab", {})
         if isinstance(vocab, list):  # unigram models list (token, score)
             vocab = {token: i for i, (token, _) in enumerate(vocab)}

@@ -35,7 +35,7 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
         if (outcome := read_outcome(run)) is None:
             raise InputError(f"{run} is not finished: resume it, or export an evaluation by number")
         number = outcome["best"]["evaluation"]
-    elif str(genome).isdigit():
+    elif str(genome).isdecimal():
         number = int(genome)
     else:
         raise InputError(f"--genome: `{genome}` is neither `best` nor a number")

@@ -19,8 +19,9 @@ from jevomerge.fitness.outcome import Scores, over_tasks
 from jevomerge.fitness.schema import AnyTask
 from jevomerge.fitness.task import Ready
 from jevomerge.problems.problem import Problem
+from jevomerge.schema import check
 from jevomerge.search.baselines import Scored
-from jevomerge.search.records import AnchorsFile, check
+from jevomerge.search.records import AnchorsFile
 from jevomerge.strategies.schema import Anchors
 from jevomerge.strategies.strategy import PARETO, Strategy
 
@@ -122,7 +123,7 @@ def read_anchors(folder: Path) -> dict[str, dict[str, Any]] | None:
     if not (path := folder / ANCHORS_FILE).exists():
         return None
     try:
-        found: dict[str, dict[str, Any]] = check(AnchorsFile, read_json(path), str(path), "it is damaged")
+        found: dict[str, dict[str, Any]] = check(AnchorsFile, read_json(path), path, "it is damaged")
         return found
     except InputError as error:
         raise InputError(f"{error}; remove it, and the anchors are chosen again") from None

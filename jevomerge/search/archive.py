@@ -26,7 +26,8 @@ import numpy as np
 
 from jevomerge.checkpoint.files import parse_json
 from jevomerge.errors import InputError
-from jevomerge.search.records import Evaluation, check
+from jevomerge.schema import check
+from jevomerge.search.records import Evaluation
 
 Record = dict[str, Any]  # of one evaluation
 MARK = b', "crc32": "'  # before the checksum, which ends a line and is of all that stands before the mark

@@ -12,10 +12,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import RootModel
+
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
-from jevomerge.schema import read_text
+from jevomerge.schema import Part, check, read_text
 
 # Stanford Alpaca's prompt; a system message takes the place of its first paragraph.
 ALPACA = """\
@@ -63,6 +65,19 @@ MISTRAL = """\
 {%- endif %}
 {%- endfor %}
 """
+
+
+class NamedTemplate(Part):
+    """One of several templates of a tokenizer."""
+
+    name: str
+    template: str
+
+
+class Templates(RootModel[str | list[NamedTemplate]]):
+    """`chat_template` of tokenizer_config.json."""
+
+
 TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML, "exaone": EXAONE, "llama3": LLAMA3, "mistral": MISTRAL}
 
 
@@ -106,7 +121,9 @@ def template_of(checkpoint: Source) -> str | None:
         return read_text(path)
     path = checkpoint.folder / "tokenizer_config.json"
     found = read_json(path).get("chat_template") if path.exists() else None
-    if isinstance(found, list):  # several templates, by name
+    if found is not None:
+        check(Templates, found, f"{path}: `chat_template`", "it is a text, or a list of {name, template}")
+    if isinstance(found, list):
         found = {t["name"]: t["template"] for t in found}.get("default")
     return found
 

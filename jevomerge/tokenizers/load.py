@@ -7,6 +7,7 @@ from typing import Any
 
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import TOKENIZER_FILES
+from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
 
 
@@ -25,8 +26,9 @@ def load_tokenizer(folder: Path) -> Any:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # what the files hold decides which, panics of the compiled part included
-        config = folder / "tokenizer_config.json"
-        if config.exists() and "auto_map" in read_json(config):
+        if (path := folder / "tokenizer.json").exists():
+            read_tokenizer(path)  # which may know better what is wrong
+        if (config := folder / "tokenizer_config.json").exists() and "auto_map" in read_json(config):
             raise InputError(
                 f"{config}: `auto_map` names Python code for its tokenizer, which is never run; save the tokenizer as "
                 "tokenizer.json with a class of transformers"

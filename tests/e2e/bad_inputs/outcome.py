@@ -2,17 +2,20 @@
 
 import os
 import re
+import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.e2e.bad_inputs.world import Input, World
+from tests.e2e.bad_inputs.world import Input, World, place_of
 
 CPU_SECONDS, RESIDENT = 5.0, 10**9  # that a refusal may take, imports included
-LIMIT = 120  # seconds after which a process hangs
+LIMIT = 300  # seconds after which a process hangs
 
 
 class Outcome(NamedTuple):
@@ -43,18 +46,22 @@ class Outcome(NamedTuple):
         return None
 
 
-def prepare(template: Path, folder: Path, given: Input) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """A world with the input in it, made of links to that in `template`: the command's words, and all files."""
+def prepare(template: Path, given: Input) -> tuple[Path, list[str], dict[str, tuple[int, ...]]]:
+    """A world with the input in it, made of links to that in `template`: its folder, the command, all files."""
+    folder = place_of(template)
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(template, folder, copy_function=os.link)
     (folder / "tmp").mkdir()
     given.change(World(folder))
-    return shlex.split(given.command), files(folder)
+    return folder, shlex.split(given.command), files(folder)
 
 
 def files(folder: Path) -> dict[str, tuple[int, ...]]:
     """What lies there, and by what a change of it is noticed."""
     found = {}
     for path in folder.rglob("*"):
+        if path.name == ".lock":  # of a run folder, which stays there
+            continue
         status = path.lstat()
         found[str(path.relative_to(folder))] = (
             (status.st_mode,) if path.is_dir() else (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -70,13 +77,13 @@ def judged(status: int, err: str, before: dict, folder: Path, seconds: float = 0
     return Outcome(status, message, frozenset(left), seconds, resident)
 
 
-def as_process(template: Path, folder: Path, given: Input, **environment: str) -> Outcome:
-    """Hand it in as a user does; a process that hangs is ended, with status 124."""
-    words, before = prepare(template, folder, given)
-    with (folder.parent / f"{folder.name}.err").open("w+b") as err:
+def as_process(template: Path, given: Input, *, data: int = 8 << 30, **environment: str) -> Outcome:
+    """Hand it in as a user does, to a process that may have so many bytes of `data` and is ended if it hangs."""
+    folder, words, before = prepare(template, given)
+    with tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
             [sys.executable, "-m", "jevomerge", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=err,
-            env=os.environ | {"TMPDIR": str(folder / "tmp")} | environment, preexec_fn=lambda: signal_after(LIMIT),
+            env=os.environ | {"TMPDIR": str(folder / "tmp")} | environment, preexec_fn=lambda: limit(data),
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -86,8 +93,7 @@ def as_process(template: Path, folder: Path, given: Input, **environment: str) -
     return judged(process.returncode, text, before, folder, seconds, usage.ru_maxrss * 1024)
 
 
-def signal_after(seconds: int) -> None:
-    """Let the kernel end this process then."""
-    import signal
-
-    signal.alarm(seconds)
+def limit(data: int) -> None:
+    """Let the kernel see to this process's memory and time."""
+    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
+    signal.alarm(LIMIT)

@@ -165,6 +165,8 @@ INDICES = [
     index("a name of 5,000 letters", "index|too long|shard", everywhere("a" * 5000)),
     index("a file that is config.json", "cannot be read|not a safetensors|outside", everywhere("config.json")),
     index("a missing shard", "missing|again", lambda w: w.remove("front/model-00001-of-00001.safetensors")),
-    index("a shard that is a directory", "not a file|cannot be read", lambda w: w.directory("front/model-00001-of-00001.safetensors")),
-    index("a shard that is a pipe", "not a file|cannot be read", lambda w: w.pipe("front/model-00001-of-00001.safetensors")),
+    index("a shard that is a directory", "not a file|cannot be read",
+        lambda w: w.directory("front/model-00001-of-00001.safetensors")),
+    index("a shard that is a pipe", "not a file|cannot be read",
+        lambda w: w.pipe("front/model-00001-of-00001.safetensors")),
 ]  # fmt: skip

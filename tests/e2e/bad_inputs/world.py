@@ -1,5 +1,6 @@
 """A folder in which everything is right, and what one bad input does to it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,7 +107,7 @@ class World:
 
     def shard(self) -> None:
         """Give `front` an index."""
-        names = [name for name in load_file(self.path("front/model.safetensors"))]
+        names = list(load_file(self.path("front/model.safetensors")))
         self.path("front/model.safetensors").rename(self.path("front/model-00001-of-00001.safetensors"))
         index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
         self.dump("front/model.safetensors.index.json", index)
@@ -131,16 +132,20 @@ class Input(NamedTuple):
     says: str  # a regular expression
 
 
-def make_world(folder: Path) -> World:
-    """Three models with a task, a recipe, an adapter, a run that has begun and one that is finished."""
-    world = World(folder)
+def make_world(folder: Path) -> None:
+    """Three models with a task, a recipe, an adapter, a run that has begun and one that is finished.
+
+    They are made at `place_of(folder)`, where each copy is used in turn: runs have absolute paths in them.
+    """
+    world = World(place_of(folder))
+    world.folder.mkdir()
     for name in ("base", "front", "back"):
-        shutil.copytree(STORIES, folder / name)
+        shutil.copytree(STORIES, world.path(name))
     world.dump("adapter/adapter_config.json", ADAPTER)
     halves = {f"{Q_PROJ}.lora_A.weight": (2, 64), f"{Q_PROJ}.lora_B.weight": (64, 2)}
     save_file(
         {name: np.ones(shape, np.float32) for name, shape in halves.items()},
-        folder / "adapter" / "adapter_model.safetensors",
+        world.path("adapter/adapter_model.safetensors"),
     )
     for split, begun in (("search", ("Once upon a time", "One day")), ("heldout", ("Lily and Tom", "The big dog"))):
         rows = [{"begin": b, "end": e} for b in begun for e in (", a girl.", " a cat.", " Tom.")]
@@ -152,12 +157,15 @@ def make_world(folder: Path) -> World:
     world.write("auto.yaml", RECIPE + "chat_template: auto\n")
     world.write("in_the_way", "a file\n")
     _make_runs(world)
-    return world
+    world.folder.rename(folder)
+
+
+def place_of(template: Path) -> Path:
+    """Where a copy of what is in `template` is used."""
+    return template.with_name("world")
 
 
 def _make_runs(world: World) -> None:
-    import contextlib
-
     setup = set_up(read_config(world.path("run.yaml")))
     begin(setup, world.path("begun"))
     rng = np.random.default_rng(0)
@@ -168,7 +176,6 @@ def _make_runs(world: World) -> None:
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         open_archive(world.path("begun"), stack).append(records)
-    world.remove("begun/.lock")
     shutil.copytree(world.path("begun"), world.path("finished"))
     sources = dict.fromkeys(("front", "back"), SPLITS)
     best = {**SPLITS, "genome": {}, "evaluation": 0}
