@@ -2,10 +2,8 @@
 
 import os
 import re
-import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -81,9 +79,10 @@ def as_process(template: Path, given: Input, *, data: int = 8 << 30, **environme
     """Hand it in as a user does, to a process that may have so many bytes of `data` and is ended if it hangs."""
     folder, words, before = prepare(template, given)
     with tempfile.TemporaryFile() as err:
+        shell = f'ulimit -d {data >> 10}; exec timeout {LIMIT} "$@"'
         process = subprocess.Popen(
-            [sys.executable, "-m", "jevomerge", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=err,
-            env=os.environ | {"TMPDIR": str(folder / "tmp")} | environment, preexec_fn=lambda: limit(data),
+            ["sh", "-c", shell, "sh", sys.executable, "-m", "jevomerge", *words], cwd=folder,
+            stdout=subprocess.DEVNULL, stderr=err, env=os.environ | {"TMPDIR": str(folder / "tmp")} | environment,
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -91,9 +90,3 @@ def as_process(template: Path, given: Input, *, data: int = 8 << 30, **environme
         text = err.read().decode(errors="replace")
     seconds = usage.ru_utime + usage.ru_stime
     return judged(process.returncode, text, before, folder, seconds, usage.ru_maxrss * 1024)
-
-
-def limit(data: int) -> None:
-    """Let the kernel see to this process's memory and time."""
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-    signal.alarm(LIMIT)

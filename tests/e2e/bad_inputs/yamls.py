@@ -25,7 +25,7 @@ NOT_YAML = {
     "a key twice": ("name: a\nname: b\n", "given twice"),
     "an alias of nothing": ("name: *a\n", "not valid YAML"),
     "an alias of itself": ("name: &a [*a]\n", "too deeply|not valid YAML|aliases"),
-    "nested deeply": ("name: " + "[" * 5000 + "]" * 5000 + "\n", "too deeply|not valid YAML"),
+    "nested deeply": ("name: " + "[" * 1500 + "]" * 1500 + "\n", "too deeply|not valid YAML"),
     "aliases of aliases": ("a: &a [x, x]\n" + BOMB, "aliases repeat"),
     "merged aliases of aliases": ("a: &a {x: 1}\n" + MERGED, "aliases repeat"),
 }
@@ -81,8 +81,6 @@ RECIPES = [
     method("slerp without t", "`?t`?", "merge_method: slerp\nbase_model: front"),
     method("a base that is nowhere", "nowhere", "merge_method: ties\nbase_model: nowhere"),
     method("a base that is a list", "base_model", "merge_method: ties\nbase_model: [front]"),
-    method("density 2", "density", "merge_method: ties\nbase_model: base\nparameters: {weight: 1, density: 2}"),
-    method("density below 0", "density", "merge_method: ties\nbase_model: base\nparameters: {weight: 1, density: -1}"),
     method("t that is a text", "`?t`?", "merge_method: slerp\nbase_model: front\nparameters: {t: x}"),
     linear("a model that is nowhere", "nowhere", model="nowhere"),
     linear("a model that is a file", "in_the_way", model="in_the_way"),
