@@ -8,10 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jevomerge.devices.signals import heeded
+from jevomerge.devices.tpu import describe_tpu, tpu_is_here
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.run.mergekit_flags import add_flags, read_size
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
 EPILOG = (
-    "Exit status: 0 on success, 2 for bad input or a full disk, 143 when terminated, 1 for anything else. "
-    "Nothing that exists is overwritten."
+    "Exit status: 0 on success, 2 for bad input, a full disk or too little memory, 143 when terminated, 1 for anything "
+    "else. Nothing that exists is overwritten."
 )
 
 
@@ -292,6 +294,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nobody needs
+    if not tpu_is_here():
+        describe_tpu("v5e")
+    if argv is None:  # a command of its own: names are shown in any locale
+        for stream in (sys.stdout, sys.stderr):
+            cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         with heeded():
             COMMANDS[args.command](args)
@@ -311,6 +318,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             print(f"jevomerge: the disk is full ({error}): free some space{_remedy(args)}", file=sys.stderr)
             return 2
+        if isinstance(error, OSError) and error.filename is not None:  # no permission, a name too long, a file's child
+            hint = "choose another path, or change its permissions"
+            print(f"jevomerge: {error.filename}: {error.strerror}; {hint}{_remedy(args)}", file=sys.stderr)
+            return 2
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            hint = "use fewer or smaller models, a smaller batch (tokens_per_batch), or a machine with more"
+            print(f"jevomerge: there is not enough memory; {hint}{_remedy(args)}", file=sys.stderr)
+            return 2
         kind = "" if isinstance(error, FitnessError) else f"{type(error).__name__}: "
         print(f"jevomerge: {kind}{error} (--debug shows where){_remedy(args)}", file=sys.stderr)
         return 1
@@ -319,5 +334,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _remedy(args: argparse.Namespace) -> str:
     """How a run that stopped is continued, if one had begun."""
     folder = getattr(args, "folder", None)
-    begun = folder is not None and (folder / "config.yaml").exists()
+    begun = folder is not None and os.path.exists(folder / "config.yaml")  # also of names that cannot be
     return f"; continue with `jevomerge evolve --resume {folder}`" if begun else ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jevomerge.errors import InputError
 
@@ -19,6 +20,8 @@ without_torch = BeforeValidator(lambda name: name.removeprefix("torch.") if isin
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], without_torch]
 Location = tuple[Any, ...]  # of a value in a file: ("models", 0, "parameters")
 Given = str | Path | Mapping[str, Any]  # a YAML file, or what one would hold
+LARGEST = 1 << 27  # bytes of a text file: several times the largest tokenizers'
+ENTRIES = 200_000  # of a YAML file, each as often as aliases repeat it: more than anybody writes
 
 
 class Strict(BaseModel):
@@ -27,7 +30,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class Part(BaseModel):
+    """What others wrote, of which some keys are used: these must be right, whatever else is there."""
+
+    model_config = ConfigDict(strict=True)
+
+
 Schema = TypeVar("Schema", bound=Strict)
+Count = Annotated[int, Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,21 +102,47 @@ class Notes:
         return iter(self._texts)
 
 
+def read_text(path: Path) -> str:
+    """A text file, in UTF-8 whatever the locale says, or an `InputError` that names it and the remedy."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # of a named pipe the reader would wait for ever
+            raise InputError(f"{path} is not a file; name the file itself")
+        if status.st_size > LARGEST:
+            raise InputError(f"{path} is too large to be what it should ({status.st_size} bytes); is it another file?")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}); check the name and its permissions") from None
+
+
 def load_yaml(path: Path) -> list[tuple[dict[str, Any], Origin]]:
     """The mappings in a YAML file, one per document, and the line of every key and item in them."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    text = read_text(path)
     try:
         nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
-        documents = [(d, n) for d, n in zip(yaml.safe_load_all(text), nodes, strict=True) if d is not None]
-        if not documents or not all(isinstance(d, dict) for d, _ in documents):
-            raise InputError(f"{path} must be a mapping of keys to values")
-        held = _holders(text)
-        return [(d, Origin(path, _lines(n, path), holders=held)) for d, n in documents]
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
+        lines = [_lines(n, path) for n in nodes]
+        documents, held = list(yaml.safe_load_all(text)), _holders(text)
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply; write it with fewer levels") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # all but the first of PyYAML's
+        raise InputError(f"{path} is not valid YAML: {error}") from None  # constructors: `2024-13-45`, `!!bool x`
+    found = [(d, Origin(path, where, holders=held)) for d, where in zip(documents, lines, strict=True) if d is not None]
+    if not found or not all(isinstance(d, dict) for d, _ in found):
+        raise InputError(f"{path} must be a mapping of keys to values")
+    return found
 
 
 def load_one(path: Path) -> tuple[dict[str, Any], Origin]:
@@ -138,10 +174,15 @@ def _lines(node: Any, path: Path) -> dict[Location, int]:
     lines: dict[Location, int] = {}
 
     def walk(node: Any, where: Location) -> None:
+        if len(lines) > ENTRIES:
+            line = node.start_mark.line + 1
+            raise InputError(f"{path}:{line}: aliases repeat more than {ENTRIES} entries; write out what is meant")
         lines.setdefault(where, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    raise InputError(f"{path}:{line}: a key must be a word, not a list or a mapping")
                 if (*where, key.value) in lines:
                     raise InputError(f"{path}:{line}: `{key.value}` is given twice")
                 lines[(*where, key.value)] = line
@@ -217,6 +258,21 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)
+
+
+def check(kind: type[BaseModel], values: Any, where: str | Path, remedy: str) -> Any:
+    """The values as they are, if they are of such a kind.
+
+    Raises:
+        InputError: with the first thing that is not, and the remedy.
+    """
+    try:
+        kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {f'`{key}`: ' if key else ''}{first['msg'].lower()}; {remedy}") from None
+    return values
 
 
 def anchor(value: Any, folder: Path) -> Any:

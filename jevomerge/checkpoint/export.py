@@ -122,7 +122,7 @@ def write_model(
         if name == "config.json":  # transformers 4 reads `torch_dtype`, transformers 5 both
             values = {k: v for k, v in values.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
             values |= {"torch_dtype": dtype}
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
@@ -144,7 +144,7 @@ def write_model(
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": {name: file for file, names in zip(shard_files, shards, strict=True) for name in names},
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(folder: Path, source: Source) -> None:

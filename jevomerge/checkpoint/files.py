@@ -11,18 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from jevomerge.errors import InputError
+from jevomerge.schema import read_text
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or an `InputError` that names it."""
-    if path.exists() and not path.is_file():  # a FIFO would be waited for
-        raise InputError(f"{path} is no file")
+def parse_json(text: str | bytes) -> Any:
+    """The value that `text` stands for; ValueError for whatever is wrong with it, two values of one key included."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; is {path.parent} a Hugging Face checkpoint?") from None
-    except ValueError as error:  # not JSON, not even text
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs) and (doubled := [key for key, value in pairs if values[key] != value]):
+        raise ValueError(f"`{doubled[0]}` is given twice, with different values")
+    return values
+
+
+def read_json(path: Path, folder: str = "a Hugging Face checkpoint") -> dict[str, Any]:
+    """The object in a JSON file of what should be such a `folder`, or an `InputError` that names the file."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; is {path.parent} {folder}?")
+    try:
+        value = parse_json(read_text(path))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); is it damaged? Copy or download it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold an object, {{...}}, not {json.dumps(value):.40}; copy or download it again")
+    return value
 
 
 def split_adapter(reference: str) -> tuple[str, str | None]:
@@ -71,7 +90,7 @@ def digest(path: Path) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """The file has either its old content or all of `text`, whenever the machine stops."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

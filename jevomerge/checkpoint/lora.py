@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from jevomerge.checkpoint.files import digest, read_json
 from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, digest_tensors, read_header
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
+from jevomerge.schema import Part, check
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -29,6 +31,18 @@ HARMLESS = (
 # The initialisations that leave the model's own weights alone; pissa, olora, corda, loftq and others change them.
 PLAIN_INIT = (True, False, None, "gaussian", "orthogonal", "eva")
 REMEDY = "fold it into its model with peft (merge_and_unload) and merge the result"
+
+
+class Settings(Part):
+    """The numbers of adapter_config.json; patterns of modules' names have their own."""
+
+    r: Annotated[int, Field(gt=0)]
+    lora_alpha: float
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
+
+
 PAIR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>(?:embedding_)?[AB])(?:\.weight)?")
 
 
@@ -103,10 +117,7 @@ class Adapter:
         for key, value in settings.items():
             if value and key not in USED + HARMLESS:  # off is false, null or empty
                 raise InputError(f"{path}: `{key}: {value}` is not understood; {REMEDY}")
-        rank, alpha = settings.get("r"), settings.get("lora_alpha")
-        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-            raise InputError(f"{path}: `r: {rank}`, `lora_alpha: {alpha}` must be numbers; download the adapter again")
-        return settings
+        return check(Settings, settings, path, "download the adapter again")
 
     def _read_header(self) -> dict[str, StoredTensor]:
         if not (self.folder / ADAPTER_WEIGHTS).exists():

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jevomerge.checkpoint.files import parse_json
 from jevomerge.devices.signals import safe_point
 from jevomerge.errors import InputError, NotFinite
 
@@ -28,7 +29,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 FLOATING = ("F64", "F32", "BF16", "F16")
-LONGEST_HEADER = 100_000_000  # bytes, by the format
+LONGEST_HEADER = 100_000_000  # bytes, as in the format's own reader
 ALIGNMENT = 64  # what XLA asks of host memory that it is to use in place
 BLOCK = 1 << 18  # elements that stay in a core's cache while they are looked at twice
 SMALL = 1 << 20  # bytes; of larger tensors a digest sees SAMPLES pieces of SAMPLE bytes
@@ -108,22 +109,24 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: for a file that is truncated, damaged, or in a dtype that is not read.
     """
-    if path.exists() and not path.is_file():  # a FIFO would be waited for
-        raise InputError(f"{path} is no file; put the model's weights there")
     try:
+        if not path.is_file():  # of a named pipe the reader would wait for ever
+            raise ValueError("it is not a file")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             start, end = 8 + length, path.stat().st_size
             if start > end:
                 raise ValueError("its header is incomplete")
             if length > LONGEST_HEADER:
-                raise ValueError(f"its header has {length} bytes")
-            header = json.loads(file.read(length))
+                raise ValueError(f"its header has {length} bytes, more than the format allows")
+            header = parse_json(file.read(length).decode())
         header.pop("__metadata__", None)
         tensors = {}
         last = 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             code, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            if not all(type(n) is int for n in (*shape, begin, stop)):
+                raise ValueError(f"shape and data_offsets of {name} must be whole numbers")
             if code not in NUMPY:
                 raise InputError(
                     f"{path}: {name} is stored as {code}, which is not read; of a quantised model name the original "

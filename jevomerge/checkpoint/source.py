@@ -24,6 +24,7 @@ from jevomerge.checkpoint.safetensors_file import (
     digest_tensors,
     read_header,
 )
+from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
 from jevomerge.models.families import read_model
 from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
@@ -238,7 +239,7 @@ class Checkpoint:
         path = self.folder / "tokenizer.json"
         if not path.exists():
             return None
-        data = read_json(path)
+        data = read_tokenizer(path)
         vocab = data["model"].get("vocab", {})
         if isinstance(vocab, list):  # unigram models list (token, score)
             vocab = {token: i for i, (token, _) in enumerate(vocab)}

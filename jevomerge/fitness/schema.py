@@ -128,7 +128,7 @@ class Task(Strict):
     language: str | None = None  # such as ja: what fastText's lid.176 must say of the text with more than 1/2
     also: tuple[Extractor, ...] = ()  # by what else the held-out texts are judged and reported; never the fitness
     max_new_tokens: int = Field(256, gt=0)
-    stop: tuple[str, ...] = ()  # generated text ends before the first of these
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # generated text ends before the first of these
     weight: float = Field(1.0, gt=0)
 
     kind: ClassVar[str] = "tasks of our own"

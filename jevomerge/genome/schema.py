@@ -34,6 +34,15 @@ class Gene(Strict):
             raise ValueError(f"the range {list(value)} is empty: give [low, high] with low < high")
         return value
 
+    @field_validator("by", mode="before")
+    @classmethod
+    def _word_or_list(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("component", "tensor"):
+            raise ValueError(
+                f"`{value}` is neither `component` nor `tensor`; parts of tensors' names are a list: [{value}]"
+            )
+        return value
+
     @field_validator("by")
     @classmethod
     def _distinct(cls, value: Any) -> Any:

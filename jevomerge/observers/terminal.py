@@ -53,8 +53,8 @@ class Terminal(Observer):
     """Shows what a command does: a progress bar in a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console | None = None):
-        """Write to `console`, by default standard output."""
-        self.console = console or Console(highlight=False, emoji=False)
+        """Write to `console`, by default standard output, where a name such as "[/red]" is no markup."""
+        self.console = console or Console(highlight=False, emoji=False, markup=False)
         self._progress: Progress | None = None
         self._last = 0.0
         self._pace = deque[tuple[float, int]](maxlen=PACE)
@@ -74,7 +74,7 @@ class Terminal(Observer):
 
     def table(self, table: Table) -> None:
         """A table, as wide as it has to be where there is no terminal."""
-        wide = Console(file=self.console.file, highlight=False, emoji=False, width=WIDTH)
+        wide = Console(file=self.console.file, highlight=False, emoji=False, markup=False, width=WIDTH)
         (self.console if self.console.is_terminal else wide).print(table)
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:

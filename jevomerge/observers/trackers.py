@@ -243,11 +243,11 @@ class WandB:
         own = folder / "wandb"
         own.mkdir(exist_ok=True)
         if not (own / "id").exists():
-            (own / "id").write_text(secrets.token_hex(4))
+            (own / "id").write_text(secrets.token_hex(4), encoding="utf-8")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jevomerge"),
             name=os.environ.get("WANDB_NAME", config.name),
-            id=(own / "id").read_text(),
+            id=(own / "id").read_text(encoding="utf-8"),
             resume="allow",
             dir=folder,
             config=config.model_dump(mode="json"),

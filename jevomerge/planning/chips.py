@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 
+from jevomerge.devices.tpu import describe_tpu
 from jevomerge.errors import InputError
 
 GIB = 1 << 30
@@ -64,12 +65,7 @@ def slice_devices(topology: str) -> list[jax.Device]:
     if chip is None or chip[1] not in {c.name for c in CHIPS}:
         names = ", ".join(c.name for c in CHIPS)
         raise InputError(f"--topology: `{topology}` is not like v5e:4x8 or v5p:2x2x1 (chips: {names})")
-    # The compiler looks for a TPU around it unless it is told not to.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip[1]}-8")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    describe_tpu(chip[1])
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is touched, so nobody need wait for another
     from jax.experimental import topologies
 

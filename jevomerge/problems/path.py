@@ -129,16 +129,16 @@ class PathProblem:
         with export_folder(out) as folder:
             write_folded(folder, self.stack.model, folding, self.stack.read, dtype)
             copy_tokenizer(folder, like)
-            (folder / "path.txt").write_text(text)
+            (folder / "path.txt").write_text(text, encoding="utf-8")
             recipe = f"# model:layer and the scale of its input, hop by hop\n{text}"
             if all(hop.scale == 1 for hop in hops):
                 called = seen_from(out, names)
                 references = {c.name: called(c.reference) for c in self.checkpoints}
                 slices = [(references[model], first, last) for model, first, last in slices_of(hops)]
                 recipe = before + passthrough(slices, dtype)
-                (folder / "recipe.yaml").write_text(recipe)
+                (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
             card = model_card(title or out.name, recipe, self.checkpoints, *(score(folder) if score else ()))
-            (folder / "README.md").write_text(card)
+            (folder / "README.md").write_text(card, encoding="utf-8")
         progress(1, 1)
 
     def reopen(self, folder: Path) -> Checkpoint:

@@ -142,7 +142,7 @@ class WeightProblem:
         with tempfile.TemporaryDirectory(prefix="jevomerge-") as folder:
             write_beside_weights(Path(folder), self.sources)
             for name, values in self.sources.files.items():  # config.json names the tokenizer's class
-                (Path(folder) / name).write_text(json.dumps(values))
+                (Path(folder) / name).write_text(json.dumps(values), encoding="utf-8")
             return load_tokenizer(Path(folder))
 
     def exported(self, hops: int | None = None) -> tuple[Language, str]:

@@ -23,7 +23,7 @@ from jevomerge.recipe.schema import Recipe
 from jevomerge.schema import Notes, Problems
 from jevomerge.tokenizers.chat import chat_template, template_of, templates_of, turn_end
 from jevomerge.tokenizers.load import model_ends
-from jevomerge.tokenizers.vocabulary import Alignment, align, read_tokenizer, special_ids, token_names
+from jevomerge.tokenizers.vocabulary import Alignment, align, read_beside, special_ids, token_names
 
 
 class Sources:
@@ -112,9 +112,9 @@ class Sources:
         if text is not None:
             owners = [c for c in self.checkpoints if template_of(c) == text]
             self.templates = {**templates_of(owners[0] if owners else self.lender), "default": text}
-            data = (self.alignment and self.alignment.tokenizer) or read_tokenizer(self.lender, "tokenizer.json")
+            data = (self.alignment and self.alignment.tokenizer) or read_beside(self.lender, "tokenizer.json")
             added = [t["content"] for t in data.get("added_tokens", [])]
-            roles = read_tokenizer(self.lender, "tokenizer_config.json")
+            roles = read_beside(self.lender, "tokenizer_config.json")
             names = {k: v["content"] if isinstance(v, dict) else v for k, v in roles.items() if k.endswith("_token")}
             if (token := turn_end(text, added, {k: v for k, v in names.items() if isinstance(v, str)})) is not None:
                 self.turn_end = (vocabulary or {}).get(token)

@@ -92,9 +92,9 @@ def merge_to_folder(
     with export_folder(out) as folder:
         write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes)
         write_beside_weights(folder, sources)
-        (folder / "recipe.yaml").write_text(text)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         card = model_card(title or out.name, text, sources.checkpoints, *(score(folder) if score else ()))
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_beside_weights(folder: Path, sources: Sources) -> None:

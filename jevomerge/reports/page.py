@@ -31,6 +31,7 @@ from jevomerge.reports.path_history import path_history
 from jevomerge.reports.path_picture import path_figure
 from jevomerge.reports.record import Paths, Run, read_paths, read_record, read_run_folder, weight_space
 from jevomerge.reports.words import cut, judged_by, number, ran_on, searched, thousands
+from jevomerge.schema import read_text
 from jevomerge.strategies.strategy import PARETO
 
 PAGE, PICTURE = "report.html", "path.png"
@@ -119,7 +120,7 @@ def run_page(record: Run, paths: Paths | None) -> str:
         others=other_scores(heldout, tasks) if heldout else [],
         cases=[c for t in apart if (c := wins_and_losses(heldout, t)) is not None] if heldout else [],
         by_task=scores_by_task(heldout) if heldout and len(tasks) > 1 else {},
-        recipes={path.name: path.read_text() for path in recipes},
+        recipes={path.name: read_text(path) for path in recipes},
         cost=cost(record),
         ran_on=ran_on(record.environment),
         config=yaml.safe_dump(record.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jevomerge.genome.space import Space
 from jevomerge.methods.registry import get_method
 from jevomerge.models.route import Route
 from jevomerge.search.archive import read_archive
+from jevomerge.search.records import read_environment, read_heldout, read_outcome
 
 
 @dataclass(frozen=True)
@@ -126,19 +126,18 @@ def read_run_folder(folder: Path) -> RunConfig | StagedConfig:
 
 def read_record(folder: Path, config: RunConfig) -> Run:
     """What is in the folder of a run, finished or not."""
-    log = folder / "evaluations.jsonl"
+    log, environment = folder / "evaluations.jsonl", read_environment(folder)
+    evaluations = read_archive(log) if log.exists() else []
+    if any(len(e["genome"]) != len(environment["genes"]) for e in evaluations):
+        raise InputError(f"{log}: its genomes do not have the genes of environment.json; is it of another run?")
     return Run(
         folder=folder,
         config=config,
-        environment=_read(folder / "environment.json") or {},
-        evaluations=read_archive(log) if log.exists() else [],
-        result=_read(folder / "result.json"),
-        heldout=_read(folder / "heldout.json"),
+        environment=environment,
+        evaluations=evaluations,
+        result=read_outcome(folder),
+        heldout=read_heldout(folder),
     )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def weight_space(record: Run) -> Space:

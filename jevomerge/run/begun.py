@@ -21,6 +21,7 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.judge import SPLITS
 from jevomerge.fitness.own import find_function
 from jevomerge.fitness.schema import OwnScore
+from jevomerge.search import records
 from jevomerge.search.setup import Setup
 
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
@@ -116,7 +117,7 @@ def check_config(config: RunConfig, folder: Path, free: Sequence[str] = FREE) ->
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """What `record_run` wrote; InputError for what an earlier version did."""
-    environment: dict[str, Any] = json.loads((folder / "environment.json").read_text())
+    environment = records.read_environment(folder)
     if "config" not in environment:
         raise InputError(
             f"{folder} was begun by jevomerge {environment['packages']['jevomerge']}, before a run wrote down all that "

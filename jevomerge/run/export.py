@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.search.archive import read_archive
+from jevomerge.search.records import read_outcome
 from jevomerge.search.setup import set_up
 
 
@@ -36,12 +36,10 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
     refuse_existing(out)
     config, records = read_run(run / "config.yaml"), read_archive(run / "evaluations.jsonl")
     if genome == "best":
-        path = run / "result.json"
-        if not path.exists():
+        if (outcome := read_outcome(run)) is None:
             raise InputError(f"{run} is not finished: resume it, or export an evaluation by number")
-        best = json.loads(path.read_text())["best"]
-        number, source = best["evaluation"], best.get("source")
-    elif str(genome).isdigit():
+        number, source = outcome["best"]["evaluation"], outcome["best"].get("source")
+    elif str(genome).isdecimal():
         number = int(genome)
     else:
         raise InputError(f"--genome: `{genome}` is neither `best` nor a number")

@@ -34,7 +34,7 @@ from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.reports.verdict import verdict
-from jevomerge.run.begun import check_unchanged, machine, record_run
+from jevomerge.run.begun import check_unchanged, machine, read_environment, record_run
 from jevomerge.schema import load_one
 from jevomerge.search.anchored import Anchored, read_anchors, settled
 from jevomerge.search.archive import Archive, Record, locked, read_archive
@@ -48,6 +48,7 @@ from jevomerge.search.baselines import (
     score_model,
 )
 from jevomerge.search.loop import Chosen, choose, search
+from jevomerge.search.records import read_heldout, read_outcome
 from jevomerge.search.setup import Setup, budget_notes, refiner_of, set_up
 from jevomerge.strategies.pareto import front_points
 
@@ -98,7 +99,7 @@ def check_folder(folder: Path, resume: bool, evaluations: float = 0) -> None:
     elif not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} cannot be written; change its permissions, or copy it to where it can")
     elif result.exists():
-        if evaluations <= json.loads(result.read_text()).get("evaluations", math.inf):
+        if evaluations <= (read_outcome(folder) or {}).get("evaluations", math.inf):
             raise finished(folder)
         above = folder.absolute().parent / "config.yaml"
         if above.exists() and "stages" in load_one(above)[0]:
@@ -128,7 +129,7 @@ def check_room(setup: Setup, folder: Path) -> None:
 
 def check_evaluations(setup: Setup, folder: Path) -> None:
     """A search can be made longer, if it would not have been another one from its start, but not shorter."""
-    began = json.loads((folder / "environment.json").read_text())["evaluations"]
+    began = read_environment(folder)["evaluations"]
     wanted = setup.config.search.evaluations
     if setup.config.refine is not None and wanted != began:
         raise InputError(
@@ -206,10 +207,7 @@ def score_sources(setup: Setup, candidates: Candidates, folder: Path, observer: 
 
     def known() -> dict[str, Any] | None:
         """heldout.json, if it is there and all that is needed."""
-        try:
-            heldout: dict[str, Any] = json.loads((folder / "heldout.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+        heldout = read_heldout(folder)
         return heldout if not likelihood or read_anchors(folder) is not None else None
 
     if (heldout := on_first(known)) is not None:

@@ -19,6 +19,7 @@ from jevomerge.observers.trackers import check_trackers
 from jevomerge.recipe.opening import Opener
 from jevomerge.run.begun import FREE, check_config
 from jevomerge.run.search import check_folder, run_search
+from jevomerge.search.records import read_outcome
 from jevomerge.search.setup import set_up, set_up_stages
 
 # What of a stage that is finished may change: nothing that its outcome depends on.
@@ -65,7 +66,7 @@ def run_stages(
         own = folder / stage.name
         winners = {name: str((folder / name / "best").resolve()) for name in results}
         run = config.run_of(stage, winners)
-        if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+        if (done := on_first(lambda own=own: read_outcome(own))) is not None:  # type: ignore[misc]
             on_first(lambda run=run, own=own: check_config(run, own, AFTERWARDS))  # type: ignore[misc]
             results[stage.name] = done
             continue
@@ -89,7 +90,7 @@ def evolve_seeds(
     results: dict[str, Any] = {}
     for k, name in enumerate(config.parts):
         own = folder / name
-        if (done := on_first(lambda own=own: read_result(own))) is not None:  # type: ignore[misc]
+        if (done := on_first(lambda own=own: read_outcome(own))) is not None:  # type: ignore[misc]
             results[name] = done
             continue
         observer.stage(f"seed {config.seed + k}")
@@ -105,12 +106,6 @@ def begin(config: RunConfig | StagedConfig, folder: Path) -> None:
     """Make the folder of all stages, or seeds."""
     with export_folder(folder) as new:
         write_atomically(new / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The outcome of a stage, if it has one."""
-    path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def finish(results: dict[str, Any], folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.files import read_json, write_atomically
 from jevomerge.devices.hosts import on_first
 from jevomerge.errors import InputError
 from jevomerge.fitness.anchors import Items, choose_anchors, expected_mean, fit_items, weighted_mean
@@ -19,7 +19,9 @@ from jevomerge.fitness.outcome import Scores, over_tasks
 from jevomerge.fitness.schema import AnyTask
 from jevomerge.fitness.task import Ready
 from jevomerge.problems.problem import Problem
+from jevomerge.schema import check
 from jevomerge.search.baselines import Scored
+from jevomerge.search.records import AnchorsFile
 from jevomerge.strategies.schema import Anchors
 from jevomerge.strategies.strategy import PARETO, Strategy
 
@@ -116,15 +118,13 @@ def settled(
 
 def read_anchors(folder: Path) -> dict[str, dict[str, Any]] | None:
     """The anchors of a run, None if it has none."""
-    try:
-        found: dict[str, dict[str, Any]] = json.loads((folder / ANCHORS_FILE).read_text())
-    except FileNotFoundError:
+    if not (path := folder / ANCHORS_FILE).exists():
         return None
-    except ValueError as error:
-        raise InputError(
-            f"{folder / ANCHORS_FILE} is damaged ({error}); remove it, and the anchors are chosen again"
-        ) from None
-    return found
+    try:
+        found: dict[str, dict[str, Any]] = check(AnchorsFile, read_json(path), path, "it is damaged")
+        return found
+    except InputError as error:
+        raise InputError(f"{error}; remove it, and the anchors are chosen again") from None
 
 
 def refuse_anchors(anchors: Anchors, tasks: Sequence[AnyTask], strategy: Strategy, problem: Problem) -> None:

@@ -24,7 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from jevomerge.checkpoint.files import parse_json
 from jevomerge.errors import InputError
+from jevomerge.schema import check
+from jevomerge.search.records import Evaluation
 
 Record = dict[str, Any]  # of one evaluation
 MARK = b', "crc32": "'  # before the checksum, which ends a line and is of all that stands before the mark
@@ -41,7 +44,9 @@ def _parse(path: Path) -> tuple[dict[tuple[int, int], Record], int, int]:
     """The records of a log by (generation, member), how many lines are damaged, and how many bytes are whole lines."""
     data = path.read_bytes() if path.exists() else b""
     *lines, torn = data.split(b"\n")  # what follows the last line end was cut short
-    records = [_decode(line) for line in lines]
+    records = [_decode(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    if len({len(r["genome"]) for r in records if r is not None}) > 1:
+        raise InputError(f"{path}: its genomes have different lengths; is it of several runs? Keep the lines of one")
     known = {(r["generation"], r["member"]): r for r in records if r is not None}
     return known, records.count(None), len(data) - len(torn)
 
@@ -51,10 +56,19 @@ def _encode(record: Record) -> bytes:
     return body + MARK + b'%08x"}\n' % zlib.crc32(body)
 
 
-def _decode(line: bytes) -> Record | None:
-    """The record of a line, None if it is not as it was written."""
+def _decode(line: bytes, where: str) -> Record | None:
+    """The record of a line, None if it is not as it was written; with the right checksum it must be a record."""
     body, _, rest = line.rpartition(MARK)
-    return json.loads(body + b"}") if rest == b'%08x"}' % zlib.crc32(body) else None
+    if rest != b'%08x"}' % zlib.crc32(body):
+        return None
+    remedy = "no evaluation of this version; remove the line, and what it was about is evaluated again"
+    try:
+        record: Record = check(Evaluation, parse_json((body + b"}").decode()), where, remedy)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}: {error}; {remedy}") from None
+    return record
 
 
 def _in_order(known: dict[tuple[int, int], Record]) -> list[Record]:
@@ -148,7 +162,7 @@ class Archive:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Only one process at a time works on a run folder; the lock goes with the process."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -15,9 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import RootModel
+
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import MORE_TEMPLATES, Source
 from jevomerge.errors import InputError
+from jevomerge.schema import Part, check, read_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -68,6 +71,19 @@ MISTRAL = """\
 {%- endif %}
 {%- endfor %}
 """
+
+
+class NamedTemplate(Part):
+    """One of several templates of a tokenizer."""
+
+    name: str
+    template: str
+
+
+class Templates(RootModel[str | list[NamedTemplate]]):
+    """`chat_template` of tokenizer_config.json."""
+
+
 TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML, "exaone": EXAONE, "llama3": LLAMA3, "mistral": MISTRAL}
 
 
@@ -138,12 +154,13 @@ def template_of(checkpoint: Source) -> str | None:
 def templates_of(checkpoint: Source) -> dict[str, str]:
     """A checkpoint's chat templates by name, found where transformers looks: in files of their own, then the config."""
     files = sorted(checkpoint.folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
-    found = {path.stem: path.read_text(encoding="utf-8") for path in files}
+    found = {path.stem: read_text(path) for path in files}
     if (path := checkpoint.folder / "chat_template.jinja").exists():
-        found = {"default": path.read_text(encoding="utf-8")} | found
+        found = {"default": read_text(path)} | found
     path = checkpoint.folder / "tokenizer_config.json"
     if found or not path.exists() or not (given := read_json(path).get("chat_template")):
         return found
+    check(Templates, given, f"{path}: `chat_template`", "it is a text, or a list of {name, template}")
     return {t["name"]: t["template"] for t in given} if isinstance(given, list) else {"default": given}
 
 

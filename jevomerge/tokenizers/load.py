@@ -7,6 +7,7 @@ from typing import Any
 
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import TOKENIZER_FILES
+from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
 from jevomerge.models.families import class_default
 
@@ -21,7 +22,23 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # what the files hold decides which, panics of the compiled part included
+        if (path := folder / "tokenizer.json").exists():
+            read_tokenizer(path)  # which may know better what is wrong
+        if (config := folder / "tokenizer_config.json").exists() and "auto_map" in read_json(config):
+            raise InputError(
+                f"{config}: `auto_map` names Python code for its tokenizer, which is never run; save the tokenizer as "
+                "tokenizer.json with a class of transformers"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{folder}: its tokenizer cannot be read ({reason}); copy tokenizer.json and tokenizer_config.json again "
+            "from where the model is from"
+        ) from error
     tokenizer.model_ends = model_ends(folder)
     return tokenizer
 

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from jevomerge.checkpoint.export import copy_beside
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import Source
+from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
 from jevomerge.schema import Strict
 
@@ -189,7 +190,7 @@ def _vocabulary(checkpoint: Source) -> dict[str, int]:
     return vocabulary
 
 
-def read_tokenizer(checkpoint: Source, file: str) -> dict[str, Any]:
+def read_beside(checkpoint: Source, file: str) -> dict[str, Any]:
     """One of the tokenizer's files; empty without it."""
     path = checkpoint.folder / file
     return read_json(path) if path.exists() else {}
@@ -254,12 +255,12 @@ def _extended(
     extension of it is the extension, which it would not be if they became added tokens, as mergekit makes them.
     """
     ours = vocabularies[like]
-    data = read_json(checkpoints[like].folder / "tokenizer.json")
+    data = read_tokenizer(checkpoints[like].folder / "tokenizer.json")
     added = {t["content"]: t for t in data.get("added_tokens", []) if t["content"] in output}
     merges = {pair: None for pair in _merges(data["model"]) if {*pair, "".join(pair)} <= output.keys()}
     before, ordinary, left_out = len(added), set[str](), ours.keys() - output.keys()
     for i, checkpoint in enumerate(checkpoints):
-        theirs = data if i == like else read_json(checkpoint.folder / "tokenizer.json")
+        theirs = data if i == like else read_tokenizer(checkpoint.folder / "tokenizer.json")
         entries = {t["content"]: t for t in theirs.get("added_tokens", [])}
         for token, entry in entries.items():
             if token in output and token not in added and (token not in ours or (union and entry.get("special"))):

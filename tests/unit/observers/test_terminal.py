@@ -99,3 +99,12 @@ def test_whoever_shows_nothing(capsys, tmp_path):
     SILENT.scored(0, {})
     SILENT.finished({}, tmp_path)
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_are_no_markup(capsys):
+    table = Table("model", title="[bold]title[/bold]")
+    table.add_row("[/red] :boom: [link=x]y[/link]")
+    Terminal().table(table)
+    shown = capsys.readouterr().out
+    assert "[/red] :boom: [link=x]y[/link]" in shown
+    assert "[bold]title[/bold]" in shown

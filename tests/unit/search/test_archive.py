@@ -23,6 +23,8 @@ def record(generation, member, fitness=0.5):
         "member": member,
         "genome": [0.25, member / 7],
         "fitness": fitness,
+        "tie_break": None,
+        "seconds": 0.5,
         "text": 'ä", ',
     }
 
