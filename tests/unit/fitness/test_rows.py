@@ -207,7 +207,7 @@ def test_what_is_no_file(tmp_path):
         "a/b/c",
         "../none",
         "owner/name.parquet",
-        "x" * 300,
+        "x" * 300 + ".csv",
         "a\0b",
     ):
         with pytest.raises(InputError, match="cannot be read: it does not exist"):
