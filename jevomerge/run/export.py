@@ -34,6 +34,8 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
     """
     run, out, source = expanded(run), expanded(out), None
     refuse_existing(out)
+    if not (run / "config.yaml").exists():
+        raise InputError(f"{run} is not a run folder: it has no config.yaml; give one that `jevomerge evolve` wrote")
     config, records = read_run(run / "config.yaml"), read_archive(run / "evaluations.jsonl")
     if genome == "best":
         if (outcome := read_outcome(run)) is None:

@@ -99,6 +99,12 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         racing=search.racing,
         write=problem.export,
     )
+    few = max(len(material.documents) for material in judge.material["search"].values())
+    if search.examples_per_generation is not None and search.examples_per_generation > few:
+        raise InputError(
+            f"search.examples_per_generation: {search.examples_per_generation} are more than the {few} that there are; "
+            "leave it out to score all of them in every generation"
+        )
     for note in (*budget_notes(config, len(problem.names), size), *(n for task in config.tasks for n in task.notes)):
         problem.notes.add(note)
     return Setup(config, problem, strategy, judge, starts)

@@ -15,7 +15,7 @@ from jevomerge.search.setup import set_up
 
 PATH = """
 name: flow
-path: {models: [front, back], repeats: 2, scaling: per_hop}
+path: {models: [back, front], repeats: 2, scaling: per_hop}
 tasks: [task.yaml]
 search: {evaluations: 48, population: 16, sigma: 0.15, strategy: STRATEGY}
 """
@@ -37,11 +37,11 @@ def test_a_path_is_searched_and_exported(strategy, siblings, tmp_path):
     first, best = lines(folder)[0]["fitness"], max(r["fitness"] for r in lines(folder))
     assert record["fitness"] == best
     # The first candidate is model A itself, so nothing worse is ever the outcome.
-    np.testing.assert_allclose(first, result["sources"]["front"]["search"], atol=1e-4)
+    np.testing.assert_allclose(first, result["sources"]["back"]["search"], atol=1e-4)
     problem = set_up(read_run(folder / "config.yaml")).problem
     hops = describe(problem.space, express_path(problem.space, jnp.asarray(record["genome"], jnp.float32)))
-    assert (hops[0].model, hops[0].layer) == ("front", 0)
-    assert (hops[-1].model, hops[-1].layer) == ("front", 4)
+    assert (hops[0].model, hops[0].layer) == ("back", 0)
+    assert (hops[-1].model, hops[-1].layer) == ("back", 4)
     assert Checkpoint(folder / "best").model.config.num_hidden_layers == len(hops)
     assert len((folder / "best" / "path.txt").read_text().splitlines()) == len(hops)
     # The report draws this path, from the run folder alone.
@@ -85,7 +85,7 @@ slices:
   - sources: [{model: front, layer_range: [2, 4]}]
   - sources: [{model: back, layer_range: [4, 5]}]
 """
-FROM_IT = PATH.replace("models: [front, back]", "models: [back, front], start: franken.yaml, others_on: 0.1")
+FROM_IT = PATH.replace("models: [back, front]", "models: [back, front], start: franken.yaml, others_on: 0.1")
 
 
 def test_a_search_begins_at_a_frankenmerge(siblings, tmp_path):

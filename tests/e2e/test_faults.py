@@ -81,7 +81,11 @@ def outcome(folder):
     records = read_archive(folder / "evaluations.jsonl")
     for timed in (result, *records):
         del timed["seconds"]
-    exported = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "best").iterdir()}
+    del result["ran_on"]  # this process has more devices
+    exported = {p.name: p.read_bytes() for p in (folder / "best").iterdir()}
+    for name in ("recipe.yaml", "README.md"):  # models by their paths from there
+        exported[name] = re.sub(rb"(\.\./)+", b"", exported[name])
+    exported = {name: hashlib.sha256(content).hexdigest() for name, content in exported.items()}
     assert "model.safetensors" in exported
     return result, records, exported
 

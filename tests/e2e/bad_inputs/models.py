@@ -64,7 +64,7 @@ CONFIGS = [
     ),
     *(config(f"{key} is missing", **{key: ...}) for key in ("model_type",)),
     *(
-        config(f"{key} is {value!r}", **{key: value})
+        config(f"{key} is {value!r}", says="quantised" if key == "quantization_config" else None, **{key: value})
         for key, values in {
             "model_type": ("unheard_of", 5, ["llama"], {}),
             "rms_norm_eps": ("x", [1e-5], {}, -1.0),

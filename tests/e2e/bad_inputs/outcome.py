@@ -12,6 +12,17 @@ from typing import NamedTuple
 
 from tests.e2e.bad_inputs.world import Input, World, place_of
 
+# Runs jevomerge without PyTorch, which is here for tests alone, and writes down the most memory that was resident: what
+# the parent is told counts the memory of this process, of which the command was a copy when it began.
+LAUNCH = """
+import atexit, re, runpy, sys
+def report(path=sys.argv.pop(1)):
+    with open("/proc/self/status") as status, open(path, "w") as file:
+        file.write(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1])
+atexit.register(report)
+sys.modules["torch"] = None
+runpy.run_module("jevomerge", run_name="__main__", alter_sys=True)
+"""
 CPU_SECONDS, RESIDENT = 5.0, 10**9  # that a refusal may take, imports included
 LIMIT = 300  # seconds after which a process hangs
 
@@ -78,15 +89,15 @@ def judged(status: int, err: str, before: dict, folder: Path, seconds: float = 0
 def as_process(template: Path, given: Input, *, data: int = 8 << 30, **environment: str) -> Outcome:
     """Hand it in as a user does, to a process that may have so many bytes of `data` and is ended if it hangs."""
     folder, words, before = prepare(template, given)
-    with tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("r") as peak:
         shell = f'ulimit -d {data >> 10}; exec timeout {LIMIT} "$@"'
         process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", sys.executable, "-m", "jevomerge", *words], cwd=folder,
+            ["sh", "-c", shell, "sh", sys.executable, "-c", LAUNCH, peak.name, *words], cwd=folder,
             stdout=subprocess.DEVNULL, stderr=err, env=os.environ | {"TMPDIR": str(folder / "tmp")} | environment,
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         err.seek(0)
-        text = err.read().decode(errors="replace")
+        text, resident = err.read().decode(errors="replace"), int(peak.read() or 0) * 1024
     seconds = usage.ru_utime + usage.ru_stime
-    return judged(process.returncode, text, before, folder, seconds, usage.ru_maxrss * 1024)
+    return judged(process.returncode, text, before, folder, seconds, resident)

@@ -228,7 +228,7 @@ CONFIGS = [
     whole("a start that is nowhere, of a path", PATH + "{models: [front], start: nowhere.yaml}\n", "path.start"),
     whole("no stages", "name: s\nstages: []\n" + JUDGED, "stages"),
     whole("a stage that leads out", "name: s\n" + JUDGED + "stages: [{name: ../x, path: {models: [front]}}]\n",
-        "stage names"),
+        "stages.0.name"),
     Input("a mesh that is no mesh", "evolve run.yaml --mesh 4", lambda w: None, "POPxMODEL"),
     Input("neither a config nor a run", "evolve", lambda w: None, "give either"),
     Input("a config and a run", "evolve run.yaml --resume begun", lambda w: None, "give either"),
