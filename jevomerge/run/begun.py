@@ -55,7 +55,7 @@ def record_run(setup: Setup, folder: Path) -> None:
 def machine() -> dict[str, str]:
     """What a search depends on beside its config, models and data: others round otherwise, and go other ways."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     devices = jax.devices()
     return {

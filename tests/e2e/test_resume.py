@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jevomerge as jm
-from jevomerge.checkpoint.safetensors_file import BLOCK, SAMPLES, SMALL, digest_tensors, read_header
+from jevomerge.checkpoint.safetensors_file import SAMPLE, SAMPLES, SMALL, digest_tensors, read_header
 from jevomerge.cli import main
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
@@ -136,7 +136,7 @@ def test_a_digest_sees_all_of_a_tensor_in_blocks(tmp_path):
         return digest_tensors(read_header(tmp_path / "x.safetensors"))
 
     found = {digest()}
-    step = (2 * SMALL - BLOCK) // (SAMPLES - 1)
+    step = (2 * SMALL - SAMPLE) // (SAMPLES - 1)
     for name, place in (("large", 0), ("large", -1), ("large", step + 1), ("small", 0), ("small", 499), ("small", -1)):
         tensors[name][place] ^= 1
         found.add(digest())

@@ -109,7 +109,7 @@ def test_recipes_as_mappings(monkeypatch):
     recipe = read_recipe(linear)
     assert [m.model for m in recipe.models] == [str(MODELS / m) for m in "ab"]
     assert read_stages(linear) == read_stages([linear]) == read_stages(recipe) == [recipe]
-    with pytest.raises(InputError, match="a document that others follow needs a `name`"):
+    with pytest.raises(InputError, match="it needs a `name`: only one document"):
         read_stages([linear, linear])
 
 

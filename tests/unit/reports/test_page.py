@@ -178,7 +178,7 @@ def run(tmp_path):
     (folder / "best").mkdir(parents=True)
     recipe = {"merge_method": "linear", "models": [{"model": "/gone/a"}, {"model": "/gone/b"}]}
     config = {
-        "name": "by <b>hand</b>",
+        "name": "by <b>hand",
         "recipe": recipe,
         "genome": {"weight": {"range": [0, 2]}},
         "path": {"models": ["/gone/other"], "repeats": 2, "scaling": "per_hop"},
