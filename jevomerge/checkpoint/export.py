@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import glob
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jevomerge.checkpoint.files import expanded
-from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY, stream_safetensors
+from jevomerge.checkpoint.frame import Frame
+from jevomerge.checkpoint.safetensors_file import DTYPES, Planned, stream_safetensors
 from jevomerge.checkpoint.source import INDEX, WEIGHTS, Source
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
@@ -94,6 +94,7 @@ def write_model(
     dtype: str,
     tensor: Callable[[str, str, tuple[int, ...]], Any] | None,
     shard_bytes: int | None = None,
+    frame: Frame | None = None,
 ) -> None:
     """Write a model's weights, and JSON files such as config.json, into `folder`.
 
@@ -105,43 +106,46 @@ def write_model(
         tensor: (name, leaf path, where in the leaf) -> that tensor, called once per tensor in file order; None: the
             files have headers and holes.
         shard_bytes: how large a file of weights may be, unless one tensor is larger; None: SHARD_BYTES.
+        frame: into which the model goes: the parts of a folder that are not the model's, and how it calls these.
 
     Raises:
         InputError: if the disk has no room, before anything is written, and for values that are not finite.
     """
-    itemsize = NUMPY[DTYPES[dtype]].itemsize
-    where = {name: (spec.path, at) for name, spec, at in tensor_names(specs)}
-    shapes = {name: spec.shape for name, spec, _ in tensor_names(specs)}
-    sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
+    called = frame.name if frame else str
+    carried = frame.tensors if frame else {}
+    where = {called(name): (name, spec.path, at) for name, spec, at in tensor_names(specs)}
+    planned = {called(name): Planned(DTYPES[dtype], spec.shape) for name, spec, _ in tensor_names(specs)}
+    planned |= {name: Planned(stored.code, stored.shape) for name, stored in carried.items()}
     free = shutil.disk_usage(folder).free
-    if (needed := sum(sizes.values()) + (1 << 20)) > free and tensor is not None:
+    if (needed := sum(p.size for p in planned.values()) + (1 << 20)) > free and tensor is not None:
         raise InputError(
             f"{folder.parent}: the model needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free"
         )
     for name, values in files.items():
         if name == "config.json":  # transformers 4 reads `torch_dtype`, transformers 5 both
+            values = frame.around(values) if frame else values
             values = {k: v for k, v in values.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
             values |= {"torch_dtype": dtype}
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
+    def made(name: str) -> Any:
+        if tensor is None:
+            return None
+        return carried[name].read() if name in carried else tensor(*where[name])
+
     shards: list[list[str]] = [[]]
-    for name, size in sizes.items():
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > (shard_bytes or SHARD_BYTES):
+    for name, plan in planned.items():
+        if shards[-1] and sum(planned[n].size for n in shards[-1]) + plan.size > (shard_bytes or SHARD_BYTES):
             shards.append([])
         shards[-1].append(name)
     shard_files = [WEIGHTS] if len(shards) == 1 else [
         f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
     ]  # fmt: skip
     for file, names in zip(shard_files, shards, strict=True):
-        stream_safetensors(
-            folder / file,
-            {name: shapes[name] for name in names},
-            dtype,
-            lambda name: None if tensor is None else tensor(name, *where[name]),
-        )
+        stream_safetensors(folder / file, {name: planned[name] for name in names}, made)
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": sum(sizes.values())},
+            "metadata": {"total_size": sum(p.size for p in planned.values())},
             "weight_map": {name: file for file, names in zip(shard_files, shards, strict=True) for name in names},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -151,6 +155,12 @@ def copy_tokenizer(folder: Path, source: Source) -> None:
     """Copy what goes with a model's weights: its tokenizer's files, and generation_config.json."""
     for path in source.beside():
         copy_beside(path, source.folder, folder)
+
+
+def copy_processor(folder: Path, frame: Frame | None) -> None:
+    """Copy what goes with a folder's other parts, if there are any."""
+    for path in frame.files if frame else ():
+        copy_beside(path, frame.folder, folder)  # type: ignore[union-attr]
 
 
 def copy_beside(path: Path, source: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jevomerge.checkpoint.frame import Frame
 from jevomerge.checkpoint.safetensors_file import DTYPES, all_finite, read_header
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
@@ -36,6 +37,7 @@ class InMemory:
             InputError: for leaves of another shape, or of a dtype that cannot be written.
         """
         self.reference, self.name, self.folder, self.notes = name, name, Path(name), Notes()
+        self.frame: Frame | None = None
         self.model, self.specs = model, model.specs
         self._leaves = flatten(params)
         self.tensors: dict[str, Held] = {}

@@ -147,36 +147,45 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path} cannot be read ({error}); it is truncated or damaged, download it again") from None
 
 
-def stream_safetensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, tensor: Callable[[str], Any]
-) -> None:
+class Planned(NamedTuple):
+    """A tensor that is to be written."""
+
+    code: str  # as of a `StoredTensor`
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * NUMPY[self.code].itemsize
+
+
+def stream_safetensors(path: Path, planned: Mapping[str, Planned], tensor: Callable[[str], Any]) -> None:
     """Write a file, holding a single tensor in memory at a time; a `tensor` that is None stays a hole, zeros.
 
     Raises:
         NotFinite: naming the first tensor with NaN or infinity.
     """
-    itemsize = NUMPY[DTYPES[dtype]].itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * itemsize
-        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    for name, plan in planned.items():
+        start, end = end, end + plan.size
+        header[name] = {"dtype": plan.code, "shape": list(plan.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb", buffering=0) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, shape in shapes.items():
+        for name, plan in planned.items():
             safe_point()
             if (array := tensor(name)) is None:
-                file.seek(math.prod(shape) * itemsize, os.SEEK_CUR)
+                file.seek(plan.size, os.SEEK_CUR)
                 continue
             array = np.asarray(array)
-            if array.shape != shape or array.dtype.name != dtype:
-                raise ValueError(f"{name}: got {array.dtype} {array.shape}, planned {dtype} {shape}")
-            if not all_finite(array):
-                wider = "write bfloat16 or float32 (`out_dtype`), or " if dtype == "float16" else ""
+            if (array.dtype, array.shape) != (NUMPY[plan.code], plan.shape):
+                raise ValueError(f"{name}: got {array.dtype} {array.shape}, planned {plan.code} {plan.shape}")
+            if plan.code in FLOATING and not all_finite(array):
+                wider = "write bfloat16 or float32 (`out_dtype`), or " if plan.code == "F16" else ""
                 raise NotFinite(
-                    f"{name} of the merged model has values that are too large for {dtype}, or none at all (NaN); "
+                    f"{name} of the merged model has values that are too large for {array.dtype}, or none (NaN); "
                     f"{wider}bring its weights, their sum, lambda or scales closer to 1"
                 )
             left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -14,6 +14,7 @@ import yaml
 from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import digest, read_json, resolve, split_adapter
+from jevomerge.checkpoint.frame import Frame, frame_of, text_config
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
 from jevomerge.checkpoint.safetensors_file import (
     DTYPES,
@@ -52,6 +53,7 @@ class Source(Protocol):
     notes: Notes  # what was found odd and needs no change
     model: Any
     specs: tuple[ParamSpec, ...]
+    frame: Frame | None  # the other parts of its folder; None: it has none
 
     @property
     def tensors(self) -> Mapping[str, Any]:
@@ -103,9 +105,13 @@ class Checkpoint:
         if (self.folder / ADAPTER_CONFIG).exists() and not (self.folder / "config.json").exists():
             base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
-        self.notes, config = Notes(), self.folder / "config.json"
-        self.model: Language = read_model(read_json(config), str(config), self.notes)
+        self.notes, config, self.frame = Notes(), self.folder / "config.json", None
+        values = read_json(config)
+        alone = text_config(values, str(config))
+        self.model: Language = read_model(values if alone is None else alone, str(config), self.notes)
         self.tensors = self._read_headers()
+        if alone is not None:
+            self.frame, self.tensors = frame_of(values, self.folder, self.tensors)
         self.specs = self.model.specs
         self._check_names()
         for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
@@ -230,8 +236,10 @@ class Checkpoint:
 
     def fingerprint(self) -> dict[str, str]:
         """Of its weights, wherever they lie, config.json and the files that go with them, and of its adapter."""
-        files = [self.folder / "config.json", *self.beside()]
-        found = {"weights": digest_tensors(self.tensors)} | {str(p.relative_to(self.folder)): digest(p) for p in files}
+        carried = self.frame.tensors if self.frame else {}
+        files = [self.folder / "config.json", *self.beside(), *(self.frame.files if self.frame else ())]
+        found = {"weights": digest_tensors({**self.tensors, **carried})}
+        found |= {str(p.relative_to(self.folder)): digest(p) for p in files}
         return found if self.adapter is None else found | self.adapter.fingerprint()
 
     def vocabulary(self) -> dict[str, int] | None:

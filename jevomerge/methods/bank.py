@@ -38,6 +38,7 @@ class Bank:
     prepared: Leaves
     keys: Leaves  # (..., N, 2) uint32, behind the leading axes of the leaf
     specs: tuple[ParamSpec, ...] = flax.struct.field(pytree_node=False)  # of these leaves
+    kept: Leaves = flax.struct.field(default_factory=dict)  # {path: ((K,) rows, (K, ...) what stands there unmerged)}
 
 
 class Merge(NamedTuple):
@@ -68,10 +69,11 @@ def make_bank(
     base: dict[str, Any] | None,
     keys: Mapping[str, Any],
     mesh: Mesh | None = None,
+    kept: Leaves | None = None,
 ) -> Bank:
     """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once.
 
-    `mesh` is the one that they were loaded to; what is prepared is on every device.
+    `mesh` is the one that they were loaded to; what is prepared, and `kept`, is on every device.
     """
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []  # (prepared, size) of every tensor, so that methods may pool over the model
@@ -88,10 +90,10 @@ def make_bank(
         own = values[start : start + spec.count]
         prepared[spec.path] = jax.tree.map(functools.partial(_stacked, spec), *own) if spec.stack else own[0]
         start += spec.count
-    fields = {path: jnp.asarray(k) for path, k in keys.items()}
+    fields, rows_kept = jax.tree.map(jnp.asarray, (dict(keys), kept or {}))
     if mesh is not None:
-        prepared, fields = jax.device_put((prepared, fields), everywhere(mesh))
-    return Bank(flat, flat_base, prepared, fields, tuple(specs))
+        prepared, fields, rows_kept = jax.device_put((prepared, fields, rows_kept), everywhere(mesh))
+    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept)
 
 
 def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
@@ -110,6 +112,7 @@ def abstract_bank(
     base: dict[str, Any] | None,
     keys: Mapping[str, Any],
     mesh: Mesh,
+    kept: Leaves | None = None,
 ) -> Bank:
     """Shapes, dtypes and shardings of `make_bank`'s result, from those of the sources (`Sources.load(abstract=True)`).
 
@@ -133,8 +136,10 @@ def abstract_bank(
         leaves = [jax.ShapeDtypeStruct(shape, x.dtype, sharding=where) for x, shape in shapes]
         prepared[spec.path] = jax.tree.unflatten(jax.tree.structure(values[start]), leaves)
         start += spec.count
-    fields = {path: jax.ShapeDtypeStruct(k.shape, k.dtype, sharding=where) for path, k in keys.items()}
-    return Bank(flat, flat_base, prepared, fields, tuple(specs))
+    fields, rows_kept = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), (dict(keys), kept or {})
+    )
+    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept)
 
 
 def build(merge: Merge, bank: Bank, coefficients: Leaves) -> dict[str, Any]:
@@ -168,7 +173,11 @@ def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, A
 
 
 def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
-    return _each(merge, len(spec.stack))(_arguments(bank, coefficients, spec.path))
+    merged = _each(merge, len(spec.stack))(_arguments(bank, coefficients, spec.path))
+    if spec.path not in bank.kept:
+        return merged
+    rows, values = bank.kept[spec.path]
+    return merged.at[rows].set(values.astype(merge.dtype))
 
 
 def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from scipy.special import ndtri
 
 from jevomerge.checkpoint.card import model_card
-from jevomerge.checkpoint.export import copy_tokenizer, export_folder, write_model
+from jevomerge.checkpoint.export import copy_processor, copy_tokenizer, export_folder, write_model
+from jevomerge.checkpoint.frame import Frame
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Checkpoint, Source
 from jevomerge.errors import InputError
@@ -127,8 +128,9 @@ class PathProblem:
         dtype = self.path.dtype or (like.dtype() if all(hop.scale == 1 for hop in hops) else "float32")
         text = "".join(f"{hop.model}:{hop.layer} {hop.scale:.9g}\n" for hop in hops)
         with export_folder(out) as folder:
-            write_folded(folder, self.stack.model, folding, self.stack.read, dtype)
+            write_folded(folder, self.stack.model, folding, self.stack.read, dtype, like.frame)
             copy_tokenizer(folder, like)
+            copy_processor(folder, like.frame)
             (folder / "path.txt").write_text(text, encoding="utf-8")
             recipe = f"# model:layer and the scale of its input, hop by hop\n{text}"
             if all(hop.scale == 1 for hop in hops):
@@ -196,7 +198,12 @@ def passthrough(slices: list[tuple[str, int, int]], dtype: str) -> str:
 
 
 def write_folded(
-    folder: Path, model: Language, folding: Folding, read: Callable[[str, int | None], Any], dtype: str
+    folder: Path,
+    model: Language,
+    folding: Folding,
+    read: Callable[[str, int | None], Any],
+    dtype: str,
+    frame: Frame | None = None,
 ) -> None:
     """Write config.json and the weights of the ordinary model into `folder`, tensor by tensor.
 
@@ -206,6 +213,7 @@ def write_folded(
         folding: of the path.
         read: (leaf path, block of the stack or None) -> that tensor, as `Stack.read`.
         dtype: of the weights: float32, bfloat16 or float16.
+        frame: as for `write_model`.
 
     Raises:
         InputError: if a folded weight is too large for `dtype`, or the disk has no room.
@@ -219,7 +227,7 @@ def write_folded(
         return array
 
     ordinary = model.resized([model.kinds[block] for block in folding.blocks])
-    write_model(folder, ordinary.files, ordinary.specs, dtype, tensor)
+    write_model(folder, ordinary.files, ordinary.specs, dtype, tensor, frame=frame)
 
 
 @flax.struct.dataclass

@@ -89,10 +89,11 @@ class WeightProblem:
         """Read the sources and prepare the method, or only find shapes."""
         trees = self.sources.load(mesh, abstract=abstract)
         arguments = (self.merge, self.sources.specs, *trees, self.sources.keys())
+        kept = self.sources.kept_leaves(abstract=abstract)
         if not abstract:
-            return Merged(make_bank(*arguments, mesh), self.space, self.merge)
+            return Merged(make_bank(*arguments, mesh, kept), self.space, self.merge)
         assert mesh is not None
-        return Merged(abstract_bank(*arguments, mesh), jax.eval_shape(lambda: self.space), self.merge)
+        return Merged(abstract_bank(*arguments, mesh, kept), jax.eval_shape(lambda: self.space), self.merge)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Of whole models their average, and each as it lies in the bank; slices are no models."""

@@ -10,6 +10,7 @@ from jevomerge.methods.method import MergeMethod
 from jevomerge.recipe.parts import Part
 from jevomerge.recipe.schema import Layered, Recipe, RecipeModel
 from jevomerge.schema import Location, Notes, Problems
+from jevomerge.tokenizers.vocabulary import TokenizerSpec, index_of
 
 Opener = Callable[[str], Source]
 
@@ -20,6 +21,8 @@ class Opening:
     Attributes:
         parts: the slices; None where something is wrong with one.
         donor: the recipe's base model, if it names one.
+        carrier: the model whose parts beside the language model the result has, if any has such parts.
+        spec: how vocabularies are aligned, if they are: by default as those of the carrier, where it has more rows.
     """
 
     def __init__(self, recipe: Recipe, method: MergeMethod, problems: Problems, opener: Opener):
@@ -35,6 +38,11 @@ class Opening:
         self.parts: list[Part] | None = [p for p in parts if p is not None]
         if len(self.parts) < len(parts):
             self.parts = None
+        self.carrier = self._carrier()
+        self.spec = recipe.spec
+        rows = {c.model.vocab_size for c in self.checkpoints}
+        if self.spec is None and self.carrier is not None and len(rows) > 1:
+            self.spec = TokenizerSpec(source=self.carrier.reference)
 
     @property
     def checkpoints(self) -> list[Source]:
@@ -44,6 +52,35 @@ class Opening:
     def where(self, checkpoint: Source) -> Location:
         """Where the recipe first names it."""
         return self._where[checkpoint.reference]
+
+    def _carrier(self) -> Source | None:
+        """The model whose parts beside the language model the result has; None: no model has any."""
+        framed = [c for c in self.checkpoints if c.frame is not None]
+        if self.recipe.carrier is None:
+            if len(framed) > 1:
+                names = ", ".join(c.name for c in framed)
+                self.problems.add(None, f"{names} have parts beside their language model; say whose with `carry`")
+            return framed[0] if len(framed) == 1 else None
+        if (found := self._named(self.recipe.carrier, "carry")) is not None and found.frame is None:
+            self.problems.add(("carry",), f"{found.name} has no parts beside its language model")
+        return found
+
+    def like(self) -> Source:
+        """The model that the result computes as, if all could be opened."""
+        name = self.recipe.compute_as
+        if name not in (None, "base") and (found := self._named(name, "compute_as")) is not None:
+            return found
+        if name == "base" and self.donor is None:
+            self.problems.add(("compute_as",), "there is no `base_model`")
+        assert self.parts
+        return self.donor or self.carrier or self.parts[0].checkpoints[0]
+
+    def _named(self, model: str, key: str) -> Source | None:
+        try:
+            return self.checkpoints[index_of(self.checkpoints, model, key)]
+        except InputError as error:
+            self.problems.add((key,), str(error))
+            return None
 
     def _open(self, reference: str, where: Location) -> Source | None:
         if reference not in self._opened:
@@ -164,7 +201,7 @@ class Opening:
         """Why the tensors of two models do not belong together; None if they do."""
         # Tied or not, both have a head.
         for a, b in zip(like.model.untied().specs, other.model.untied().specs, strict=False):
-            aligned = a.vocabulary and self.recipe.spec is not None
+            aligned = a.vocabulary and self.spec is not None
             if a.template != b.template or (a.shape[1:] if aligned else a.shape) != (
                 b.shape[1:] if aligned else b.shape
             ):

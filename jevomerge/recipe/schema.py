@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
 
 from jevomerge.checkpoint.files import split_adapter
 from jevomerge.errors import InputError
@@ -29,7 +29,9 @@ from jevomerge.schema import (
 )
 from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
-MODEL_KEYS = ("model", "base_model", "path", "lora", "tokenizer_source", "source")  # whose values may name a model
+MODEL_KEYS = (
+    "model", "base_model", "path", "lora", "tokenizer_source", "source", "carry", "vision", "compute_as"
+)  # whose values may name a model
 SWITCHES = {
     **dict.fromkeys(("true", "yes", "on", "y", "t"), True),
     **dict.fromkeys(("false", "no", "off", "n", "f"), False),
@@ -129,8 +131,11 @@ class RecipeSlice(Strict):
     residual_weight: float | None = None  # declared by mergekit, which never uses it
 
 
+TEXT = "text_decoder"  # what mergekit calls the language part of a model of several
+
+
 class RecipeModule(Strict):
-    """A part of a model; decoders have just one."""
+    """A part of a model; decoders have just one, of models with more only the language part is merged."""
 
     models: tuple[RecipeModel, ...] = ()
     slices: tuple[RecipeSlice, ...] = ()
@@ -163,6 +168,9 @@ class Recipe(Strict):
     tokenizer_source: Reference | None = None  # union | base | a model
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None  # auto | a name | jinja
+    # Whose parts beside the language model the result has, such as its eyes; default: the only model that has any.
+    carry: Reference | None = Field(None, validation_alias=AliasChoices("carry", "vision"))
+    compute_as: Reference | None = None  # base | a model: whose rope, window and eps the result has
     semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]
     seed: int = 0
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -171,11 +179,16 @@ class Recipe(Strict):
     def _one_list(self) -> Recipe:
         if sum(map(bool, (self.models, self.slices, self.modules))) != 1:
             raise ValueError("give one of `models`, `slices` and `modules`")
-        if len(self.modules) > 1:
-            raise ValueError("`modules`: the supported models have one module, not several")
+        if len(self.modules) > 1 and TEXT not in self.modules:
+            raise ValueError(f"`modules`: of several one is `{TEXT}`, which is merged")
         for module in self.modules.values():
             if bool(module.models) == bool(module.slices):
                 raise ValueError("give either `models` or `slices` in a module")
+        carried = self._carried
+        if any(len(m.models) != 1 or m.parameters or m.models[0].parameters for m in carried):
+            raise ValueError(f"`modules`: all but `{TEXT}` are carried along from one model: list it alone in each")
+        if len({m.models[0].model for m in carried} | ({self.carry} if self.carry else set())) > 1:
+            raise ValueError(f"`modules`: all but `{TEXT}` are carried along from one model, which `carry` names too")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("give either `tokenizer_source` or `tokenizer`")
         return self
@@ -189,6 +202,16 @@ class Recipe(Strict):
         """The recipe, knowing the file it was read from."""
         self._origin = origin
         return self
+
+    @property
+    def _carried(self) -> list[RecipeModule]:
+        """The modules that are not merged."""
+        return [m for name, m in self.modules.items() if name != TEXT] if len(self.modules) > 1 else []
+
+    @property
+    def carrier(self) -> str | None:
+        """The model whose parts beside the language model are those of the result; None: it is not said."""
+        return self.carry or next((m.models[0].model for m in self._carried), None)
 
     @property
     def references(self) -> set[str]:
@@ -222,8 +245,10 @@ class Recipe(Strict):
         scopes: tuple[tuple[Location, Parameters], ...] = ((("parameters",), self.parameters),)
         part: Recipe | RecipeModule = self
         where: Location = ()
-        for name, module in self.modules.items():
-            part, where = module, ("modules", name)
+        if self.modules:
+            name = TEXT if len(self.modules) > 1 else next(iter(self.modules))
+            part = module = self.modules[name]
+            where = ("modules", name)
             scopes = (((*where, "parameters"), module.parameters), *scopes)
         if part.models:
             return [Layered(part.models, (*where, "models"), self.base_model, ("base_model",), scopes, True)]
@@ -319,7 +344,7 @@ def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
     """A recipe's mapping with the paths of its models made absolute; the names in `stages` stay as they are."""
 
     def found(key: str, name: str) -> str:
-        words = ("union", "base") if key in ("source", "tokenizer_source") else ()
+        words = ("union", "base") if key in ("source", "tokenizer_source", "compute_as") else ()
         return name if _head(name) in stages or name in words else anchor_model(name, folder)
 
     return rename_models(data, found)

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jevomerge.checkpoint.source import Checkpoint, abstract_leaf, read_leaf
+from jevomerge.checkpoint.frame import Frame
+from jevomerge.checkpoint.source import Checkpoint, Source, abstract_leaf, read_leaf
 from jevomerge.devices.mesh import put
 from jevomerge.errors import InputError
 from jevomerge.methods.bank import tensor_keys
 from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.registry import get_method
 from jevomerge.models.model import Language
-from jevomerge.models.specs import shardings, unflatten
+from jevomerge.models.specs import ParamSpec, shardings, unflatten
 from jevomerge.recipe.opening import Opener, Opening
 from jevomerge.recipe.parts import Part, Tensor, by_leaf, lay_out
 from jevomerge.recipe.resolve import check_names, check_sums, resolve
@@ -33,6 +34,7 @@ class Sources:
         method: the merge method.
         checkpoints: every model of the recipe, once.
         like: the one that lends what is not merged, config.json.
+        carrier: the one whose parts beside the language model the result has; None: it has none.
         lender: the one that lends the tokenizer, its special tokens and the generation config: the recipe's
             `tokenizer_source`, else `like`.
         parts: the slices.
@@ -65,9 +67,13 @@ class Sources:
         if opening.parts:
             self.parts: list[Part] = opening.parts
             self.checkpoints = opening.checkpoints
-            self.like = opening.donor or self.parts[0].checkpoints[0]
+            self.carrier, self.like = opening.carrier, opening.like()
             opening.check_alike(self.like, self.parts, self.notes)
             self._align(opening, problems)
+            if self.carrier is not None and self.carrier.frame is not None:
+                self._check_image_tokens(self.carrier, self.carrier.frame, problems)
+                parts, count = ", ".join(self.carrier.frame.parts), len(self.carrier.frame.tensors)
+                self.notes.add(f"{parts}: all {count} tensors are those of {self.carrier.name}, unchanged")
             kinds = [k for p in self.parts for k in p.checkpoints[0].model.kinds[p.first[0] : p.first[0] + p.length]]
             self.model: Language = self.like.model.resized(kinds, self.alignment.size if self.alignment else None)
             if not all(c.model.tied for c in self.checkpoints):  # the head of a tied one is its embeddings
@@ -86,11 +92,12 @@ class Sources:
         recipe = self.recipe
         self.alignment: Alignment | None = None
         self.lender = self.like
-        if recipe.spec is not None:
+        if opening.spec is not None:
             where = "tokenizer" if recipe.tokenizer is not None else "tokenizer_source"
             try:
-                base = None if recipe.base_model is None else self.checkpoints.index(self.like)
-                alignment = align(self.checkpoints, base, recipe.spec)
+                base = None if opening.donor is None else self.checkpoints.index(opening.donor)
+                rows = 0 if self.carrier is None else self.carrier.model.vocab_size
+                alignment = align(self.checkpoints, base, opening.spec, rows)
                 self.alignment = None if alignment.identity and alignment.tokenizer is None else alignment
                 self.lender = alignment.like
             except InputError as error:
@@ -141,7 +148,54 @@ class Sources:
                     "`tokenizer_source` (union, base or a model)",
                 )
 
+    def _check_image_tokens(self, carrier: Source, frame: Frame, problems: Problems) -> None:
+        """The ids by which the carrier's config.json knows its pictures must be the same tokens' in the result."""
+        names = {i: token for token, i in (carrier.vocabulary() or {}).items()}
+        output = names if self.alignment is None else {i: token for token, i in self.alignment.vocabulary.items()}
+        for key, i in frame.json.items():
+            if not key.endswith(("_token_index", "image_token_id", "video_token_id", "audio_token_id")):
+                continue
+            if i not in names:
+                self.notes.add(f"{carrier.name}: its tokenizer has no token with the id of `{key}`, {i}")
+            elif output.get(i) != names[i]:
+                problems.add(
+                    ("tokenizer_source",),
+                    f"`{key}` of {carrier.name}, whose other parts are carried along, is {names[i]!r} ({i}), but "
+                    f"the result's {i} is {output.get(i)!r}; take its tokenizer: {carrier.reference}",
+                )
+
     # --- what the rest of the program asks ----------------------------------------------------------------------
+
+    @property
+    def frame(self) -> Frame | None:
+        """The parts beside the language model, if there are any."""
+        return None if self.carrier is None else self.carrier.frame
+
+    def kept(self, spec: ParamSpec) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows of an embedding or head that no other model has, (K,), and which rows of the carrier's these are.
+
+        They stay as they are in the carrier: the tokens of its pictures, and rows without a token.
+        """
+        if self.carrier is None or self.alignment is None or not spec.vocabulary:
+            return None
+        carrier = self.checkpoints.index(self.carrier)
+        theirs = self.alignment.own[carrier].copy()
+        if self.alignment.like is self.carrier:  # the rows are its own, spare ones included
+            spare = np.arange(min(len(theirs), self.carrier.model.vocab_size))
+            theirs[spare] = np.where(theirs[spare] < 0, spare, theirs[spare])
+        alone = (np.delete(self.alignment.own, carrier, axis=0) < 0).all(axis=0) & (theirs >= 0)
+        return np.flatnonzero(alone), theirs[alone]
+
+    def kept_leaves(self, *, abstract: bool = False) -> dict[str, Any]:
+        """{path: (those rows, what they hold)} of the leaves that have any; `abstract`: zeros are what they hold."""
+        found = {}
+        for spec in self.specs:
+            if (rows := self.kept(spec)) is not None and len(rows[0]):
+                assert self.carrier is not None
+                shape, dtype = (len(rows[0]), *spec.shape[1:]), self.carrier.tensors[spec.name()].dtype
+                values = np.zeros(shape, dtype) if abstract else self.carrier.tensor(spec.name())[rows[1]]
+                found[spec.path] = rows[0].astype(np.int32), values
+        return found
 
     @property
     def dtype(self) -> str:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jevomerge.checkpoint.card import Scoring, model_card
-from jevomerge.checkpoint.export import copy_tokenizer, export_folder, refuse_existing, write_model
+from jevomerge.checkpoint.export import copy_processor, copy_tokenizer, export_folder, refuse_existing, write_model
 from jevomerge.checkpoint.files import expanded, read_json
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.recipe.parts import Tensor
@@ -59,7 +59,7 @@ def merge_to_folder(
     method = sources.method
     for checkpoint in sources.checkpoints:
         checkpoint.check_head()
-    keys = sources.keys()
+    keys, kept = sources.keys(), sources.kept_leaves()
 
     pooled: dict[str, Any] = {}
     if method.pool is not None:  # a first pass over all tensors
@@ -78,7 +78,13 @@ def merge_to_folder(
             return row[: len(arrays)] if per_model else row
 
         own = {p.name: here(coefficients[path][p.name], p.per_model) for p in method.parameters}
-        return np.asarray(kernel(arrays, base, own, prepared, here(keys[path], True)))
+        array = np.asarray(kernel(arrays, base, own, prepared, here(keys[path], True)))
+        if path not in kept:
+            return array
+        rows, values = kept[path]
+        array = array.copy()  # JAX's own may not be written
+        array[rows] = values.astype(array.dtype)
+        return array
 
     results = enumerate(ahead(merged, sources.tensors, [int(np.prod(t.spec.shape)) for t in sources.tensors]))
 
@@ -90,7 +96,7 @@ def merge_to_folder(
 
     text = recipe or write_recipe(sources, coefficients, seen_from(out))
     with export_folder(out) as folder:
-        write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes)
+        write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
         write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         card = model_card(title or out.name, text, sources.checkpoints, *(score(folder) if score else ()))
@@ -107,6 +113,7 @@ def write_beside_weights(folder: Path, sources: Sources) -> None:
         values = read_json(path)
         if (told := values | sources.special_ids(values)) != values:
             path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    copy_processor(folder, sources.frame)
     if sources.templates is not None:
         write_chat_templates(folder, sources.templates)
 
@@ -114,7 +121,7 @@ def write_beside_weights(folder: Path, sources: Sources) -> None:
 def write_hollow(folder: Path, sources: Sources) -> None:
     """The merged model as a new `folder` whose weights are holes: enough to check what is to be made of it."""
     folder.mkdir()
-    write_model(folder, sources.files, sources.specs, sources.dtype, None)
+    write_model(folder, sources.files, sources.specs, sources.dtype, None, frame=sources.frame)
     write_beside_weights(folder, sources)
 
 

@@ -45,8 +45,9 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
         out["base_model"] = recipe.base_model
     out |= {"parameters": shared} if shared else {}
     out |= {"dtype": "float32", "out_dtype": sources.dtype}
-    given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template"})
+    given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template", "compute_as"})
     out |= {key: value for key, value in given.items() if value is not None}
+    out |= {"carry": sources.carrier.reference} if sources.carrier is not None else {}
     out |= {"semantics": recipe.semantics, "seed": recipe.seed}
     out = rename_models(out, lambda _, name: called(name))
     text = yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
@@ -55,6 +56,8 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
 
 def _in_mergekit(sources: Sources) -> str:
     method = sources.method
+    if sources.carrier is not None:
+        return "mergekit merges no language model with one that has other parts as well."
     if MERGEKIT.get(method.name) is None:
         return f"mergekit has no method {method.name}."
     if method is not MERGEKIT[method.name]:
@@ -128,7 +131,7 @@ def explain(sources: Sources) -> Iterator[str]:
     yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
     for checkpoint in sources.checkpoints:
         roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
-        lent = {"config.json": sources.like, "tokenizer": sources.lender}
+        lent = {"config.json": sources.like, "tokenizer": sources.lender, "all but the language model": sources.carrier}
         lent_here = " and ".join(what for what, lender in lent.items() if lender is checkpoint)
         roles += [f"lends {lent_here}" if lent_here else ""]
         yield f"  {checkpoint.name}: {checkpoint.reference}" + "".join(f" ({r})" for r in roles if r)

@@ -131,20 +131,21 @@ class Alignment:
         return lines
 
 
-def align(checkpoints: Sequence[Source], base: int | None, spec: TokenizerSpec) -> Alignment:
+def align(checkpoints: Sequence[Source], base: int | None, spec: TokenizerSpec, at_least: int = 0) -> Alignment:
     """Plan one vocabulary for all `checkpoints`, reading their tokenizers and no weights.
 
     Args:
         checkpoints: all models of the merge.
         base: which of them is the base model, if one is.
         spec: the recipe's `tokenizer`; `tokenizer_source: x` is `TokenizerSpec(source="x")`.
+        at_least: so many rows, the last ones perhaps without a token.
 
     Raises:
         InputError: for a model without tokenizer.json, a source that does not exist, tokenizers without a union.
     """
     vocabularies = [_vocabulary(c) for c in checkpoints]
     rows = [c.model.vocab_size for c in checkpoints]
-    like = base or 0 if spec.source in ("union", "base") else _index(checkpoints, spec.source, "tokenizer source")
+    like = base or 0 if spec.source in ("union", "base") else index_of(checkpoints, spec.source, "tokenizer source")
     if spec.source == "union":  # of the tokens that are more than a name: some model has a row for them
         known = set(spec.tokens).union(*(_rows(v, n) for v, n in zip(vocabularies, rows, strict=True)))
         united = [{t: i for t, i in v.items() if t in known} for v in vocabularies]
@@ -162,7 +163,7 @@ def align(checkpoints: Sequence[Source], base: int | None, spec: TokenizerSpec) 
         own = np.tile(np.arange(rows[0]), (len(rows), 1))  # spare rows, if any, stay
     else:
         multiple = spec.pad_to_multiple_of or 1
-        own = np.full((len(rows), -(-end // multiple) * multiple), -1)
+        own = np.full((len(rows), -(-max(end, at_least) // multiple) * multiple), -1)
         for i, vocabulary in enumerate(vocabularies):
             for token, new in output.items():
                 if (row := vocabulary.get(token, -1)) < rows[i]:  # else a token was added, its row was not
@@ -207,7 +208,7 @@ def _rows(vocabulary: Mapping[str, int], rows: int) -> set[str]:
     return {token for token, row in vocabulary.items() if row < rows}
 
 
-def _index(checkpoints: Sequence[Source], model: str, what: str) -> int:
+def index_of(checkpoints: Sequence[Source], model: str, what: str) -> int:
     """Which checkpoint the recipe means by `model`: its reference, another path to it, or its name."""
     for same in (
         lambda c: c.reference == model,
@@ -228,7 +229,7 @@ def _row(
     where = f"tokenizer: tokens: {token!r}"
     if isinstance(source, str):
         source = ModelToken(kind="model_token", model=source, token=token)
-    i = _index(checkpoints, source.model, where)
+    i = index_of(checkpoints, source.model, where)
     row = vocabularies[i].get(source.token) if source.token is not None else source.token_id
     rows, name = checkpoints[i].model.vocab_size, checkpoints[i].name
     if row is None:

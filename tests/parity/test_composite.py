@@ -1,0 +1,178 @@
+"""Models of several parts: their language parts merge with text models, the rest is carried along and opens again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import jevomerge as jm
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.errors import InputError
+from jevomerge.models.model import apply, unembed
+from jevomerge.recipe.schema import read_recipe
+from jevomerge.recipe.sources import Sources
+
+WORDS = [f"w{i}" for i in range(88)] + ["<s>", "</s>"]
+IMAGE, ROWS = 90, 96  # the picture's token behind those of the text models, and rows without a token
+TEXT = {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+VISION = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 14, "patch_size": 7,
+}  # fmt: skip
+LAYOUTS = {  # what the parts were and are called: (as transformers saves a new model, as others did)
+    "2024": lambda name: name.replace("vision_tower.", "vision_tower.vision_model.", 1),
+    "new": lambda name: name,
+    "in memory": lambda name: (
+        name.removeprefix("language_model.")
+        if "lm_head" in name
+        else "model." + name.replace("language_model.model.", "language_model.", 1)
+    ),
+}
+
+
+def write_tokenizer(folder, words):
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="w0")
+    fast.save_pretrained(folder)
+
+
+def randomised(model, seed):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.2)
+    return model.eval()
+
+
+def write_text_model(folder, seed, **more):
+    config = CONFIG_MAPPING["mistral"](vocab_size=len(WORDS), **(TEXT | {"rope_theta": 10000.0} | more))
+    randomised(AutoModelForCausalLM.from_config(config), seed).save_pretrained(folder)
+    write_tokenizer(folder, WORDS)
+
+
+def write_vlm(folder, seed, model_type="llava", layout="new", **more):
+    text = TEXT | {"model_type": "mistral", "vocab_size": ROWS, "rope_theta": 1e6, "sliding_window": None}
+    config = CONFIG_MAPPING[model_type](
+        vision_config=dict(VISION), text_config=text, image_token_index=IMAGE, **more
+    )
+    randomised(AutoModelForImageTextToText.from_config(config), seed).save_pretrained(folder)
+    tensors = {LAYOUTS[layout](name): x for name, x in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_tokenizer(folder, [*WORDS, "<image>", "<pad>"])
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("composite")
+    write_text_model(folder / "base", 0)
+    write_text_model(folder / "japanese", 1)
+    write_vlm(folder / "llava", 2)
+    return folder
+
+
+def recipe(folder, **more):
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": str(folder / "base"),
+        "models": [
+            {"model": str(folder / "llava"), "parameters": {"weight": 0.75}},
+            {"model": str(folder / "japanese"), "parameters": {"weight": 0.5}},
+        ],
+        "dtype": "float32",
+        **more,
+    }
+
+
+def language(name):
+    return name.startswith("language_model.")
+
+
+def test_what_is_not_language_is_carried_along(folder, tmp_path):
+    jm.merge_folder(recipe(folder), tmp_path / "out")
+    result, llava = (load_file(p / "model.safetensors") for p in (tmp_path / "out", folder / "llava"))
+    base, japanese = (load_file(folder / name / "model.safetensors") for name in ("base", "japanese"))
+    assert result.keys() == llava.keys()
+    for name, array in result.items():
+        if not language(name):
+            np.testing.assert_array_equal(array, llava[name])
+            continue
+        alone = name.removeprefix("language_model.")
+        known = slice(None, len(WORDS)) if len(array) == ROWS else slice(None)
+        wanted = base[alone] + 0.75 * (llava[name][known] - base[alone]) + 0.5 * (japanese[alone] - base[alone])
+        np.testing.assert_allclose(array[known], wanted, atol=1e-6)
+        if len(array) == ROWS:  # the picture's token, padding, and rows without a token
+            np.testing.assert_array_equal(array[len(WORDS) :], llava[name][len(WORDS) :])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["image_token_index"] == IMAGE
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+    assert Checkpoint(tmp_path / "out").vocabulary()["<image>"] == IMAGE
+
+
+def test_the_result_is_transformers_own_and_computes_as_the_base(folder, tmp_path):
+    jm.merge_folder(recipe(folder), tmp_path / "out")
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.text_config.rope_parameters["rope_theta"] == 10000.0
+    jm.merge_folder(recipe(folder, compute_as=str(folder / "llava")), tmp_path / "other")
+    other = AutoModelForImageTextToText.from_pretrained(tmp_path / "other")
+    assert other.config.text_config.rope_parameters["rope_theta"] == 1e6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
+def test_every_layout_of_names_is_read_and_written_again(folder, layout, model_type, tmp_path):
+    write_vlm(tmp_path / "vlm", 2, model_type, layout)
+    passed = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "vlm")}], "dtype": "float32"}
+    jm.merge_folder(passed, tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("vlm", "out"))
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+def test_logits_of_the_language_part_alone(folder):
+    checkpoint = Checkpoint(folder / "llava")
+    model = AutoModelForImageTextToText.from_pretrained(folder / "llava")
+    tokens = np.arange(3, 15)[None]
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor(tokens)).logits.numpy()
+    hidden, _ = apply(checkpoint.load(), checkpoint.model, tokens, np.ones_like(tokens, bool))
+    found = unembed(checkpoint.load(), checkpoint.model, hidden)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_modules_as_mergekit_writes_them(folder):
+    models = recipe(folder).pop("models")
+    alone = {"models": [{"model": str(folder / "llava")}]}
+    given = {key: value for key, value in recipe(folder).items() if key != "models"}
+    modules = {"text_decoder": {"models": models}, "vision_tower": alone, "multi_modal_projector": alone}
+    sources = Sources(read_recipe(given | {"modules": modules}))
+    assert sources.carrier.reference == str(folder / "llava")
+    assert sources.names == ["llava", "japanese"]
+
+
+def test_what_is_wrong_is_said(folder, tmp_path):
+    write_vlm(tmp_path / "second", 3)
+    two = recipe(folder)
+    two["models"][1]["model"] = str(tmp_path / "second")
+    with pytest.raises(InputError, match="say whose with `carry`"):
+        Sources(read_recipe(two))
+    assert Sources(read_recipe(two | {"vision": str(tmp_path / "second")})).carrier.name == "second"
+    with pytest.raises(InputError, match="japanese has no parts beside its language model"):
+        Sources(read_recipe(recipe(folder, carry=str(folder / "japanese"))))
+    with pytest.raises(InputError, match="take its tokenizer"):
+        Sources(read_recipe(recipe(folder, tokenizer_source="base")))
