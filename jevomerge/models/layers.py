@@ -12,7 +12,12 @@ from jax import Array
 Params = dict[str, Any]
 
 
-ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+}
 
 
 class Linear(nn.Module):
@@ -44,6 +49,15 @@ def rms_norm(x: Array, weight: Array, eps: float, plus_one: bool) -> Array:
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     scale = weight.astype(jnp.float32) + (1.0 if plus_one else 0.0)
     return (y * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Layer norm over the last axis, in float32 (Ba et al., 2016)."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    weight, bias = (jnp.expand_dims(p.astype(jnp.float32), range(x.ndim - 1)) for p in (weight, bias))
+    return (y * weight + bias).astype(x.dtype)
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:

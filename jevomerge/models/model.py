@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
+import flax.struct
 import jax.numpy as jnp
 from jax import Array
 
@@ -101,6 +102,21 @@ class Language(Model, Protocol):
         """What makes an ordinary model of a concrete route; see `models.decoder.fold.Folding`."""
 
 
+@flax.struct.dataclass
+class Pictures:
+    """What stands in a batch of texts for the embeddings of one token: the features of the pictures of each row."""
+
+    features: Array  # (B, F, D), those of all its pictures in their order; behind them anything
+    token: Array  # () int32, of which a row has as many as features
+
+    def place(self, x: Array, tokens: Array) -> Array:
+        """(B, T, D) embeddings of (B, T) tokens, those that are `token` replaced in order; NaN where F is too few."""
+        here = tokens == self.token
+        at = jnp.maximum(jnp.cumsum(here, axis=1, dtype=jnp.int32) - 1, 0)
+        features = jnp.take_along_axis(self.features, at[..., None], axis=1)
+        return jnp.where(here[..., None], features.astype(x.dtype), x)
+
+
 def apply(
     params: Params,
     model: Language,
@@ -108,6 +124,7 @@ def apply(
     valid: Array,
     cache: Any = None,
     *,
+    pictures: Pictures | None = None,
     layer: Layer = as_stored,
     route: Route | None = None,
     scale: Scaling = "stream",
@@ -115,10 +132,14 @@ def apply(
 ) -> tuple[Array, Any]:
     """Run a model over new tokens (B, T) int32, of which those `valid` (B, T) are no padding.
 
+    `pictures` are those of all tokens given here: a prompt is not cut between them, later tokens have none.
+
     Returns:
         (B, T, D) final hidden states in `dtype`, which `unembed` turns into logits, and the cache.
     """
     x = model.embed(params, tokens, dtype)
+    if pictures is not None:
+        x = pictures.place(x, tokens)
     return model.hidden(params, x, valid, cache, layer=layer, route=route, scale=scale)
 
 

@@ -37,7 +37,7 @@ class ParamSpec:
         axes: logical axes of one tensor.
         stack: the leaf's leading axes, names as in `template` and sizes: (("layer", 32),); (): stored once.
         block: where in the pytree the subtree of one such layer hangs, over which a forward pass scans: "layers".
-        role: "embedding" stands before the blocks of a model, "head" after them.
+        role: "embedding" stands before the blocks of a model, "head" after them, "other" beside them.
         component: what genes are grouped by: attention, mlp, norms, ...
     """
 
@@ -47,7 +47,7 @@ class ParamSpec:
     axes: tuple[Axis, ...]
     stack: tuple[tuple[str, int], ...] = ()
     block: str = ""
-    role: Literal["embedding", "head", "block"] = "block"
+    role: Literal["embedding", "head", "block", "other"] = "block"
     component: str = ""
 
     @property

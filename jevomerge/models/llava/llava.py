@@ -1,0 +1,170 @@
+"""LLaVA as a model that sees: features of patches, projected into the embeddings of a decoder (Liu et al., 2023).
+
+Parameters, named and laid out as in checkpoints except for the stacks of layers:
+
+    {"text_model": ...,                          # the decoder's
+     "vision_tower": ...,                        # see `models.vision.tower`
+     "multi_modal_projector": {"linear_1": {"weight": (D, features), "bias": (D,)}, "linear_2": ...},
+     "image_newline": (D,)}                      # LLaVA-NeXT
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jevomerge.errors import InputError
+from jevomerge.models.decoder.decoder import Decoder
+from jevomerge.models.fields import Fields
+from jevomerge.models.layers import ACTIVATIONS, Linear, Params
+from jevomerge.models.llava.config import LlavaConfig, read_llava
+from jevomerge.models.llava.tiling import Tiling, TilingProcessor, read_llava_next, tiling
+from jevomerge.models.specs import Axis, ParamSpec
+from jevomerge.models.vision import processor as processors
+from jevomerge.models.vision.processor import Processor
+from jevomerge.models.vision.seeing import Views
+from jevomerge.models.vision.specs import TOWER, Names, module_specs, text_specs, tower_specs
+from jevomerge.models.vision.tower import look
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROJECTOR, NEWLINE = "multi_modal_projector", "image_newline"
+PROCESSORS = {  # by which processor files such models may come with
+    "CLIP": processors.read_clip,
+    "Siglip": processors.read_siglip,
+    "Llava": processors.read_llava,
+}
+TILING_PROCESSORS = {"LlavaNext": read_llava_next}
+
+
+def names_in(names: Iterable[str]) -> Names:
+    """What a file that holds these tensors calls the parts.
+
+    Transformers saved `language_model.model.*` and `language_model.lm_head` until 4.51, models of 4.52 to 5 have
+    `model.language_model.*` and `lm_head`; the tower lost its `vision_model` in 5. All four layouts are about.
+    """
+    names = list(names)
+    nested = any(name.startswith("model.") for name in names)
+    wrapped = any("vision_tower.vision_model." in name for name in names)
+    root, tower = "model." if nested else "", "vision_tower.vision_model." if wrapped else "vision_tower."
+    return Names(
+        text="model.language_model." if nested else "language_model.model.",
+        head="" if nested else "language_model.",
+        tower=root + tower,
+        rest=root,
+    )
+
+
+class Projector(nn.Module):
+    """Two linear maps with an activation between."""
+
+    config: LlavaConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(..., features) -> (..., D)."""
+        c = self.config
+        x = ACTIVATIONS[c.act](Linear(c.width, ("embed", "features"), c.bias, name="linear_1")(x))
+        return Linear(c.width, ("embed", "embed"), c.bias, name="linear_2")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llava:
+    """LLaVA-1.5 or LLaVA-NeXT as a `models.vision.seeing.Seeing`."""
+
+    config: LlavaConfig
+    text: Decoder
+    json: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)  # its config.json
+    names: Names = dataclasses.field(default_factory=lambda: names_in(()), compare=False)
+
+    @classmethod
+    def read(cls, fields: Fields) -> Llava:
+        """What a config.json describes; see `read_llava`."""
+        config, text = read_llava(fields)
+        return cls(config, text, fields.values)
+
+    @property
+    def image_token(self) -> int:
+        """The token that stands for one feature of a picture."""
+        return self.config.image_token
+
+    @property
+    def specs(self) -> tuple[ParamSpec, ...]:
+        """The parameter table of all parts."""
+        c, names = self.config, self.names
+        x = jnp.zeros((1, len(c.layers) * c.vision.hidden_size))
+        projector = module_specs(
+            lambda: Projector(c).init(jax.random.key(0), x)["params"],
+            PROJECTOR,
+            f"{names.rest}{PROJECTOR}.",
+            "projector",
+            {},
+        )
+        newline = ParamSpec(
+            NEWLINE, names.rest + NEWLINE, (c.width,), (Axis("embed"),), role="other", component="projector"
+        )
+        found = [*text_specs(self.text.specs, names), *tower_specs(c.vision, names.tower), *projector]
+        return tuple(sorted([*found, newline] if c.pinpoints else found, key=lambda s: s.path))
+
+    @property
+    def files(self) -> Mapping[str, Any]:
+        """Its config.json."""
+        return {"config.json": self.json}
+
+    def stored_as(self, names: Iterable[str]) -> Llava:
+        """The same model, its parts called as in a file that holds tensors of these names."""
+        return dataclasses.replace(self, names=names_in(names))
+
+    def processor(self, values: Mapping[str, Any], where: str = "preprocessor_config.json") -> Processor:
+        """What a preprocessor_config.json describes, or the same within a processor_config.json.
+
+        Raises:
+            InputError: for what is not supported, and for views that this model cannot look at.
+        """
+        c = self.config
+        found = processors.read_processor(values, TILING_PROCESSORS if c.pinpoints else PROCESSORS, where)
+        size = c.vision.image_size
+        if found.view_size != (size, size):
+            made = "of every shape" if found.view_size is None else f"of {found.view_size[0]} x {found.view_size[1]}"
+            raise InputError(f"{where}: makes views {made}, the model's tower takes {size} x {size}")
+        if isinstance(found, TilingProcessor) and (found.pinpoints != c.pinpoints or found.tile != size):
+            raise InputError(f"{where}: image_grid_pinpoints are not those of the model's config.json")
+        return found
+
+    def views(self, picture: Image, processor: Processor) -> Views:
+        """What the tower looks at of an RGB picture."""
+        c = self.config
+        if not isinstance(processor, TilingProcessor):
+            return Views(processor.view(picture)[None], None)
+        size = (picture.height, picture.width)
+        return Views(processor.views(picture), tiling(size, c.pinpoints, c.vision.image_size, c.vision.side))
+
+    def placeholder(self, layout: Hashable, token: str) -> str:
+        """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""
+        return token * (layout.tokens(self.config.vision.side) if isinstance(layout, Tiling) else self.config.per_view)
+
+    def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
+        """(V, 3, S, S) in the dtype of the activations -> (N, D)."""
+        c = self.config
+        seen = jnp.concatenate(look(params[TOWER], c.vision, pixels, c.layers), axis=-1)
+        x: Any = Projector(c).apply({"params": params[PROJECTOR]}, seen[:, int(c.drop_first) :])
+        return packed(x, layout, params[NEWLINE]) if isinstance(layout, Tiling) else x[0]
+
+
+def packed(x: Array, layout: Tiling, newline: Array) -> Array:
+    """(V, side * side, D) -> (N, D): the whole, then the tiles as one picture, a newline behind each of its rows."""
+    (rows, columns), width = layout.grid, x.shape[-1]
+    side = round(x.shape[1] ** 0.5)
+    whole = x[1:].reshape(rows, columns, side, side, width).transpose(0, 2, 1, 3, 4)
+    whole = whole.reshape(rows * side, columns * side, width)
+    top, left = ((has - kept) // 2 for has, kept in zip(whole.shape, layout.kept, strict=False))
+    whole = whole[top : top + layout.kept[0], left : left + layout.kept[1]]
+    ends = jnp.broadcast_to(newline.astype(x.dtype), (layout.kept[0], 1, width))
+    return jnp.concatenate([x[0], jnp.concatenate([whole, ends], axis=1).reshape(-1, width)])

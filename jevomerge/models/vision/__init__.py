@@ -1,0 +1,1 @@
+"""Eyes: towers that turn pictures into features, and what all models that see share."""

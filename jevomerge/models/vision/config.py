@@ -1,0 +1,91 @@
+"""Everything that decides the function a vision tower computes, and `vision_config` -> that."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jevomerge.errors import InputError
+from jevomerge.models.fields import Fields
+
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """What decides the function of a stack of CLIP's blocks, be it over patches or over words."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str  # as in `models.layers.ACTIVATIONS`
+    layer_norm_eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig(EncoderConfig):
+    """A tower: a grid of patches through such a stack; hashable, a static jit argument."""
+
+    image_size: int  # height and width of a view in pixels
+    patch_size: int
+    clip: bool  # CLIP: a class token before the patches, a norm before the blocks; SigLIP: a bias of the patches
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of a view; pixels that are left over are not looked at."""
+        return self.image_size // self.patch_size
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a view is."""
+        return self.side**2 + self.clip
+
+
+# What transformers' classes take for keys that a `vision_config` leaves out, by its model_type.
+_COMMON = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224}
+_IDEFICS3 = _COMMON | _SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": _COMMON
+    | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224, "patch_size": 32},
+    "siglip_vision_model": _COMMON | _SIGLIP | {"patch_size": 16},
+    "idefics3_vision": _IDEFICS3,
+    "smolvlm_vision": _IDEFICS3,
+}
+HARMLESS = (
+    "model_type", "projection_dim", "vocab_size", "vision_use_head", "initializer_factor", "tie_word_embeddings",
+    "use_base_siglip", "max_image_size", "size", )  # fmt: skip
+
+
+def read_vision(f: Fields, kind: str) -> VisionConfig:
+    """A `vision_config`, which may leave out whatever its class knows; `kind` is its model_type.
+
+    Raises:
+        InputError: for a tower, a key or a value that is not supported, by name.
+    """
+    if kind not in DEFAULTS:
+        raise InputError(f"{f.where}: model_type `{kind}` is not supported (only {', '.join(DEFAULTS)})")
+    defaults = DEFAULTS[kind]
+    values = {key: _square(f, key) if key.endswith("_size") else f.get(key) for key in defaults}
+    values = {key: default if values[key] is None else values[key] for key, default in defaults.items()}
+    act = values["hidden_act"]
+    f.expect("hidden_act", *ACTIVATIONS)
+    f.expect("num_channels", 3)
+    for key in HARMLESS:
+        f.get(key)
+    f.refuse_rest()
+    for key, parts in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
+        if values[key] < values[parts] or (key == "hidden_size" and values[key] % values[parts]):
+            raise InputError(f"{f.where}: `{key}: {values[key]}` does not go with `{parts}: {values[parts]}`")
+    return VisionConfig(**values | {"hidden_act": ACTIVATIONS[act]}, clip=kind == "clip_vision_model")
+
+
+def _square(f: Fields, key: str) -> Any:
+    """A size, which may be written as height and width."""
+    size = f.get(key)
+    if isinstance(size, list):
+        if len(set(size)) != 1:
+            raise InputError(f"{f.where}: `{key}: {size}`: only square pictures are supported")
+        size = size[0]
+    return size

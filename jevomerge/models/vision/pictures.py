@@ -1,0 +1,88 @@
+"""Files -> RGB pictures, as transformers' loaders and processors have them.
+
+- Rotated as EXIF says, which `load_image` of transformers and the image columns of `datasets` do (a processor that is
+  handed a PIL image does not).
+- Transparent pixels on white, as processors do since transformers 5 (`load_image`, handed a path, drops alpha instead).
+- Of an animation the first frame.
+- Grey with more than 8 bits is refused where Pillow's conversion, which transformers uses, would clip it to white.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jevomerge.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEEP = ("I", "F")  # modes, and beginnings of modes, with more than 8 bits per channel
+
+
+def pillow() -> Any:
+    """Pillow's modules, imported on first use."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise InputError("pictures need Pillow, which is not installed: pip install 'jevomerge[vision]'") from error
+    return Image, ImageOps
+
+
+def open_picture(source: Path | bytes | Image, name: str) -> Image:
+    """A picture in RGB, the right way up.
+
+    Args:
+        source: a file, its bytes, or a picture that is open already.
+        name: what error messages call it.
+
+    Raises:
+        InputError: for what is no picture, is broken, or has more pixels than Pillow takes for an attack.
+    """
+    images, operations = pillow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", images.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # about metadata
+        try:
+            picture: Any = source
+            if isinstance(source, Path | bytes):
+                picture = images.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
+            picture.load()
+            return _rgb(operations.exif_transpose(picture), name, images)
+        except (images.DecompressionBombWarning, images.DecompressionBombError) as error:
+            raise InputError(f"{name}: too many pixels ({error}); make the picture smaller") from error
+        except FileNotFoundError as error:
+            raise InputError(f"{name}: there is no such file") from error
+        except InputError:
+            raise
+        except Exception as error:  # each of Pillow's formats has its own
+            raise InputError(f"{name}: cannot be read as a picture ({error}); replace the file") from error
+
+
+def _rgb(picture: Image, name: str, images: Any) -> Image:
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        white = images.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = images.alpha_composite(white, picture)
+    elif picture.mode.startswith(DEEP) and not _fits(picture.getextrema()):
+        raise InputError(
+            f"{name}: has more than 8 bits per pixel (mode {picture.mode}), which would be clipped to white; "
+            "save it with 8 bits"
+        )
+    return picture.convert("RGB")
+
+
+def _fits(extrema: Any) -> bool:
+    low, high = extrema
+    return low >= 0 and high <= 255
+
+
+def limited(size: tuple[int, int], what: Callable[[], str]) -> tuple[int, int]:
+    """A (width, height) to which a picture is enlarged, unless that is more than Pillow would open."""
+    limit = pillow()[0].MAX_IMAGE_PIXELS
+    if limit and size[0] * size[1] > limit:
+        raise InputError(f"{what()}: would be enlarged to {size[0]} x {size[1]} pixels; cut it to a squarer shape")
+    return size

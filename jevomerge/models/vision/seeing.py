@@ -1,0 +1,74 @@
+"""What everybody may know of a model that sees: a decoder, and what turns a picture into embeddings for it.
+
+views = model.views(picture, processor)                            # once per picture, on the host
+text = prompt.replace("<image>", model.placeholder(views.layout, "<image>"))
+seen = features(params, model, views.pixels, views.layout)         # (N, D), once per picture
+apply(params["text_model"], model.text, tokens, valid, pictures=Pictures(rows_of(seen), model.image_token))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jevomerge.models.decoder.decoder import Decoder
+from jevomerge.models.layers import Params
+from jevomerge.models.specs import ParamSpec
+from jevomerge.models.vision.processor import Processor
+
+
+class Views(NamedTuple):
+    """A picture as a tower looks at it."""
+
+    pixels: np.ndarray  # (V, 3, S, S) float32
+    layout: Hashable  # what of its size decides how many features it has; a static argument
+
+
+class Seeing(Protocol):
+    """A decoder, a tower and what joins them. V views, S pixels along a side, N features of a picture, D hidden."""
+
+    @property
+    def text(self) -> Decoder:
+        """Its language part, whose parameters hang under `text_model`."""
+
+    @property
+    def image_token(self) -> int:
+        """The token that stands for one feature of a picture."""
+
+    @property
+    def specs(self) -> tuple[ParamSpec, ...]:
+        """The parameter table of all parts, sorted by path, names as in `stored_as`."""
+
+    @property
+    def files(self) -> Mapping[str, Any]:
+        """Its config.json."""
+
+    def stored_as(self, names: Iterable[str]) -> Self:
+        """The same model, its parts called as in a file that holds tensors of these names."""
+
+    def check(self, processor: Processor) -> None:
+        """Raise InputError if a processor makes views that this model cannot look at."""
+
+    def views(self, picture: Any, processor: Processor) -> Views:
+        """What the tower looks at of an RGB picture."""
+
+    def placeholder(self, layout: Hashable, token: str) -> str:
+        """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""
+
+    def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
+        """(V, 3, S, S) in the dtype of the activations -> (N, D)."""
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layout", "dtype"))
+def features(params: Params, model: Seeing, pixels: Array, layout: Hashable, dtype: Any = jnp.float32) -> Array:
+    """What a picture's views (V, 3, S, S) are to the decoder: (N, D) in `dtype`; compiled once per layout.
+
+    Of `params` only the parts beside the decoder are read: without a gene in them, once per picture is enough.
+    """
+    return model.features(params, pixels.astype(dtype), layout)
