@@ -1,7 +1,9 @@
-"""Tiny random models that see, built by transformers (the reference), saved as ordinary folders."""
+"""Tiny random models that see, built by transformers (the reference) and saved as ordinary folders, and texts."""
 
+import functools
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from jevomerge.models.model import Pictures, apply, unembed
 from jevomerge.models.specs import unflatten
 
 IMAGE, PAD = 90, 2
@@ -42,6 +45,7 @@ TEXT = {
 }
 GEMMA = TEXT | {"model_type": "gemma3_text", "sliding_window": 64, "query_pre_attn_scalar": 12}
 NEXT = {"image_grid_pinpoints": PINPOINTS}
+IDEFICS3 = CLIP | {"model_type": "idefics3_vision"}
 MODELS = {
     "llava": ("llava", CLIP, TEXT, {}),
     "llava-last-full": ("llava", CLIP, TEXT, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
@@ -57,15 +61,21 @@ MODELS = {
         TEXT | {"model_type": "qwen2"},
         NEXT | {"vision_feature_select_strategy": "full", "projector_hidden_act": "gelu_pytorch_tanh"},
     ),
+    "idefics3": ("idefics3", IDEFICS3, TEXT | {"model_type": "llama"}, {"scale_factor": 2, "image_token_id": IMAGE}),
+    "smolvlm": (
+        "smolvlm",
+        IDEFICS3 | {"model_type": "smolvlm_vision"},
+        TEXT | {"model_type": "llama", "tie_word_embeddings": True},
+        {"scale_factor": 4, "image_token_id": IMAGE, "tie_word_embeddings": True},
+    ),
 }
 
 
 def make(name: str, folder: Path, seed: int = 0):
     """Save a random model into `folder` and return it."""
     model_type, vision, text, extra = MODELS[name]
-    config = CONFIG_MAPPING[model_type](
-        vision_config=dict(vision), text_config=dict(text), image_token_index=IMAGE, **extra
-    )
+    extra = extra if "image_token_id" in extra else extra | {"image_token_index": IMAGE}
+    config = CONFIG_MAPPING[model_type](vision_config=dict(vision), text_config=dict(text), **extra)
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():  # transformers initialises norms to one and biases to zero: nothing would show
@@ -96,3 +106,76 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     y, x = np.mgrid[:height, :width][..., None]
     waves = 120 + 90 * np.sin(0.1 * x + 0.07 * y * (1 + np.arange(3)))
     return Image.fromarray(np.clip(waves + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8))
+
+
+ROWS = [[0], [], [3, 2], [1]]  # which pictures each text has
+NEW = 6
+
+
+def texts(counts, side):
+    """Texts with `counts[i]` features for picture i, padded: (B, T) tokens and validity."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for pictures in ROWS:
+        row = [0, *rng.integers(3, 80, 3)]
+        for i in pictures:
+            row += [IMAGE] * counts[i] + list(rng.integers(3, 80, 4))
+        rows.append(row)
+    longest = max(map(len, rows))
+    tokens, valid = np.full((len(rows), longest), PAD, np.int32), np.zeros((len(rows), longest), bool)
+    for t, v, row in zip(tokens, valid, rows, strict=True):
+        at = slice(longest - len(row), longest) if side == "left" else slice(len(row))
+        t[at], v[at] = row, True
+    return tokens, valid
+
+
+def pictures_of(features):
+    """What stands for the pictures of these texts."""
+    rows = [np.concatenate([features[i] for i in row]) if row else np.zeros((0, features[0].shape[1])) for row in ROWS]
+    most = max(map(len, rows))
+    padded = np.stack([np.pad(r, ((0, most - len(r)), (0, 0))).astype(np.float32) for r in rows])
+    return Pictures(jnp.asarray(padded), jnp.asarray(IMAGE, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def run(params, model, tokens, valid, pictures=None, cache=None):
+    hidden, cache = apply(params, model, tokens, valid, cache, pictures=pictures)
+    return unembed(params, model, hidden), cache
+
+
+def compare_logits(reference, inputs, params, model, features, side):
+    """Of texts padded on one side."""
+    tokens, valid = texts(list(map(len, features)), side)
+    with torch.no_grad():
+        expected = reference(
+            input_ids=torch.tensor(tokens, dtype=torch.long),
+            attention_mask=torch.tensor(valid, dtype=torch.long),
+            position_ids=torch.tensor(np.maximum(valid.cumsum(1) - 1, 0)),
+            **inputs,
+        ).logits.numpy()
+    found, _ = run(params, model, tokens, valid, pictures_of(features))
+    np.testing.assert_allclose(found[valid], expected[valid], atol=1e-4)
+    blind, _ = run(params, model, tokens, valid)
+    assert np.abs(blind - found)[valid].max() > 0.02  # the pictures are seen
+
+
+def compare_greedy(reference, inputs, params, model, features):
+    """Texts of `NEW` tokens, from left-padded prompts."""
+    tokens, valid = texts(list(map(len, features)), "left")
+    with torch.no_grad():
+        expected = reference.generate(
+            input_ids=torch.tensor(tokens, dtype=torch.long),
+            attention_mask=torch.tensor(valid, dtype=torch.long),
+            **inputs,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+        )[:, tokens.shape[1] :].numpy()
+    cache = model.cache(len(tokens), tokens.shape[1] + NEW, jnp.float32)
+    logits, cache = run(params, model, tokens, valid, pictures_of(features), cache)
+    found = []
+    for _ in range(NEW):
+        ruled_out = jnp.where(jnp.arange(logits.shape[-1]) == 1, -jnp.inf, logits[:, -1])  # min_new_tokens
+        found.append(np.asarray(jnp.argmax(ruled_out, axis=-1), np.int32))
+        logits, cache = run(params, model, found[-1][:, None], np.ones((len(tokens), 1), bool), None, cache)
+    np.testing.assert_array_equal(np.stack(found, axis=1), expected)

@@ -8,8 +8,7 @@ from typing import Any
 
 from jevomerge.errors import InputError
 from jevomerge.models.decoder.decoder import Decoder
-from jevomerge.models.decoder.defaults import completed
-from jevomerge.models.decoder.hf_config import FAMILIES
+from jevomerge.models.decoder.nested import read_text
 from jevomerge.models.fields import Fields
 from jevomerge.models.llava.tiling import Size, read_pinpoints
 from jevomerge.models.vision.config import ACTIVATIONS, VisionConfig, read_vision
@@ -78,18 +77,6 @@ def read_llava(f: Fields) -> tuple[LlavaConfig, Decoder]:
         f.get(key)
     _check(config, f)
     return config, text
-
-
-def read_text(f: Fields) -> Decoder:
-    """The decoder of a `text_config`, which may leave out whatever its class knows; its head tied if either says so."""
-    values: Mapping[str, Any] = completed(f.get("text_config", {}))
-    tied = bool(f.get("tie_word_embeddings", False) or values.get("tie_word_embeddings"))
-    fields = Fields({**values, "tie_word_embeddings": tied}, f"{f.where}: text_config")
-    if (family := values["model_type"]) not in FAMILIES:
-        raise InputError(f"{fields.where}: model_type `{family}` is not supported (only {', '.join(FAMILIES)})")
-    config = FAMILIES[family](fields)
-    fields.refuse_rest()
-    return Decoder(config, fields.values)
 
 
 def _layers(f: Fields, depth: int) -> tuple[int, ...]:

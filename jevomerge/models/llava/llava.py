@@ -140,11 +140,9 @@ class Llava:
 
     def views(self, picture: Image, processor: Processor) -> Views:
         """What the tower looks at of an RGB picture."""
-        c = self.config
-        if not isinstance(processor, TilingProcessor):
-            return Views(processor.view(picture)[None], None)
-        size = (picture.height, picture.width)
-        return Views(processor.views(picture), tiling(size, c.pinpoints, c.vision.image_size, c.vision.side))
+        c, size = self.config, (picture.height, picture.width)
+        layout = tiling(size, c.pinpoints, c.vision.image_size, c.vision.side) if c.pinpoints else None
+        return Views(processor.views(picture), layout)
 
     def placeholder(self, layout: Hashable, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""

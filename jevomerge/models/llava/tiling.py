@@ -98,9 +98,9 @@ def read_llava_next(fields: Fields) -> TilingProcessor:
     """The processor of LLaVA-NeXT."""
     for key in ("do_pad", "aspect_ratio_setting"):  # pads a batch by views that are not looked at; of old files
         fields.get(key)
-    plain = plain_of_clip(fields)
-    size, crop = plain["size"], read_size(fields.get("crop_size", 224), True, fields)  # the tiles', cropped or not
+    steps = plain_of_clip(fields)
+    size, crop = steps["size"], read_size(fields.get("crop_size", 224), True, fields)  # the tiles', cropped or not
     if size is None:
         raise InputError(f"{fields.where}: `do_resize: false` is not supported: the views need a size")
     whole = size if isinstance(size, tuple) else (size, size)
-    return TilingProcessor(**plain, pinpoints=read_pinpoints(fields), whole=whole, tile=crop[0])
+    return TilingProcessor(**steps, pinpoints=read_pinpoints(fields), whole=whole, tile=crop[0])

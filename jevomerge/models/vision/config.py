@@ -43,15 +43,13 @@ class VisionConfig(EncoderConfig):
 
 
 # What transformers' classes take for keys that a `vision_config` leaves out, by its model_type.
-_COMMON = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224}
-_IDEFICS3 = _COMMON | _SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip_vision_model": _COMMON
+    "clip_vision_model": _SIZES
     | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224, "patch_size": 32},
-    "siglip_vision_model": _COMMON | _SIGLIP | {"patch_size": 16},
-    "idefics3_vision": _IDEFICS3,
-    "smolvlm_vision": _IDEFICS3,
+    "siglip_vision_model": _SIZES | _SIGLIP | {"patch_size": 16},
+    "idefics3_vision": _SIZES | _SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32},
 }
 HARMLESS = (
     "model_type", "projection_dim", "vocab_size", "vision_use_head", "initializer_factor", "tie_word_embeddings",

@@ -29,12 +29,13 @@ CLIP = {
 HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 HARMLESS = (
     "processor_class", "image_processor_type", "feature_extractor_type", "data_format", "input_data_format", "device",
-    "return_tensors", "disable_grouping", "image_seq_length", )  # fmt: skip
+    "return_tensors", "disable_grouping", "image_seq_length",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """How a picture becomes one view: CLIP's, SigLIP's and LLaVA's steps. Sizes are (height, width)."""
+    """How a picture becomes views: the steps of CLIP, SigLIP and LLaVA, which make one. Sizes are (height, width)."""
 
     size: int | tuple[int, int] | None  # of the shortest edge, or both, by stretching; None: as it is
     resample: int  # Pillow's number of the filter
@@ -49,6 +50,10 @@ class Processor:
         """Of what it makes; None: it depends on the picture."""
         size = (self.size, self.size) if isinstance(self.size, int) and self.square else self.size
         return self.crop or (size if isinstance(size, tuple) else None)
+
+    def views(self, picture: Image) -> np.ndarray:
+        """An RGB picture -> (V, 3, S, S) float32, here one view."""
+        return self.view(picture)[None]
 
     def view(self, picture: Image) -> np.ndarray:
         """An RGB picture -> (3, S, S) float32."""
@@ -130,15 +135,15 @@ def read_processor(values: Mapping[str, Any], readers: Mapping[str, Reader], whe
     return processor
 
 
-def _plain(fields: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Processor` from the keys that all classes share."""
+def plain(fields: Fields, defaults: Mapping[str, Any], edge: str = "shortest_edge") -> dict[str, Any]:
+    """The fields of a `Processor` from the keys that all classes share; `edge` is which one `size` may name."""
 
     def get(key: str, default: Any = None) -> Any:
         return fields.get(key, defaults.get(key, default))
 
     fields.expect("do_convert_rgb", True)
     fields.expect("pad_size")
-    size = read_size(get("size"), get("default_to_square", False), fields)
+    size = read_size(get("size"), get("default_to_square", False), fields, edge)
     crop = read_size(get("crop_size"), True, fields)
     steps = {step: get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")}
     scale, mean, std, resample = get("rescale_factor", 1 / 255), get("image_mean"), get("image_std"), get("resample", 3)
@@ -163,17 +168,15 @@ def colours(x: Any, fields: Fields) -> tuple[float, ...]:
     return found
 
 
-def read_size(size: Any, square: bool, fields: Fields) -> Any:
-    """A size in any spelling -> that of the shortest edge, or (height, width), or None."""
-    if isinstance(size, Mapping) and size.keys() == {"shortest_edge"}:
-        size, square = size["shortest_edge"], False
+def read_size(size: Any, square: bool, fields: Fields, edge: str = "shortest_edge") -> Any:
+    """A size in any spelling -> that of one edge, or (height, width), or None."""
+    if isinstance(size, Mapping) and size.keys() == {edge}:
+        size, square = size[edge], False
     elif isinstance(size, Mapping) and size.keys() == {"height", "width"}:
         size = [size["height"], size["width"]]
     numbers = size if isinstance(size, list | tuple) else [size]
     if size is not None and not (len(numbers) <= 2 and all(isinstance(n, int) and n > 0 for n in numbers)):
-        raise InputError(
-            f"{fields.where}: `{size}` is no size; supported are a number, shortest_edge, and height with width"
-        )
+        raise InputError(f"{fields.where}: `{size}` is no size; supported are a number, {edge}, and height with width")
     if isinstance(size, list | tuple):
         return tuple(size)
     return (size, size) if square and size is not None else size
@@ -188,17 +191,17 @@ def read_clip(fields: Fields) -> Processor:
 
 def plain_of_clip(fields: Fields) -> dict[str, Any]:
     """What the classes that began as copies of CLIP's share."""
-    return _plain(fields, CLIP | {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True})
+    return plain(fields, CLIP | {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True})
 
 
 def read_siglip(fields: Fields) -> Processor:
     """SigLIP's: stretched to its size."""
     fields.get("do_pad")  # as above
-    return Processor(**_plain(fields, HALF | {"size": [224, 224]}))
+    return Processor(**plain(fields, HALF | {"size": [224, 224]}))
 
 
 def read_llava(fields: Fields) -> Processor:
     """LLaVA-1.5's: CLIP's, with the option of a square first."""
-    plain = plain_of_clip(fields)
+    steps = plain_of_clip(fields)
     mean = colours(fields.get("image_mean", CLIP["image_mean"]), fields)
-    return Processor(**plain, square=tuple(int(x * 255) for x in mean) if fields.get("do_pad", False) else None)
+    return Processor(**steps, square=tuple(int(x * 255) for x in mean) if fields.get("do_pad", False) else None)

@@ -1,9 +1,12 @@
 """What everybody may know of a model that sees: a decoder, and what turns a picture into embeddings for it.
 
-views = model.views(picture, processor)                            # once per picture, on the host
-text = prompt.replace("<image>", model.placeholder(views.layout, "<image>"))
-seen = features(params, model, views.pixels, views.layout)         # (N, D), once per picture
-apply(params["text_model"], model.text, tokens, valid, pictures=Pictures(rows_of(seen), model.image_token))
+    processor = model.processor(preprocessor_config_json)
+    views = model.views(open_picture(path, name), processor)        # once per picture, on the host
+    text = prompt.replace("<image>", model.placeholder(views.layout, "<image>"))
+    seen = features(params, model, views.pixels, views.layout)      # (N, D), once per picture
+    apply(params["text_model"], model.text, tokens, valid, pictures=Pictures(seen_of_each_row, model.image_token))
+
+V views, S pixels along a side, N features of a picture, D hidden.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Views(NamedTuple):
 
 
 class Seeing(Protocol):
-    """A decoder, a tower and what joins them. V views, S pixels along a side, N features of a picture, D hidden."""
+    """A decoder, a tower and what joins them; a hashable value as `models.model.Model` is."""
 
     @property
     def text(self) -> Decoder:
@@ -52,8 +55,8 @@ class Seeing(Protocol):
     def stored_as(self, names: Iterable[str]) -> Self:
         """The same model, its parts called as in a file that holds tensors of these names."""
 
-    def check(self, processor: Processor) -> None:
-        """Raise InputError if a processor makes views that this model cannot look at."""
+    def processor(self, values: Mapping[str, Any], where: str = ...) -> Processor:
+        """What a preprocessor_config.json describes; InputError if this model cannot look at what it makes."""
 
     def views(self, picture: Any, processor: Processor) -> Views:
         """What the tower looks at of an RGB picture."""

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig, Qwen2Config
 
 from jevomerge import InputError
-from jevomerge.models.decoder.defaults import completed
+from jevomerge.models.decoder.nested import completed
 from jevomerge.models.fields import Fields
 from jevomerge.models.llava.llava import Llava, names_in
 from jevomerge.models.vision.specs import UNREAD
