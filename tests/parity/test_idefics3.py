@@ -70,7 +70,7 @@ def test_features_of_pictures(case):
     assert np.ptp(theirs) > 0.3  # the comparison is about something
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_logits_of_texts_with_pictures(case, side):
     reference, model, params, views, seen = case
     compare_logits(reference, inputs(views, ROWS), params[TEXT], model.text, seen, side)

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,12 @@ from jevomerge.models.vision.tower import look
 from tests.seeing import MODELS, PINPOINTS, ROWS, compare_greedy, compare_logits, load, make, picture, tensors_of
 
 SIZES = [(30, 50), (64, 64), (20, 100), (100, 7)]
+NAMES = [name for name in MODELS if name.startswith("llava")]
+CORE = ("llava", "llava-siglip", "llava-gemma", "llava_next")  # the others differ in the features alone
+TEXTS = [pytest.param(name, marks=[] if name in CORE else pytest.mark.slow) for name in NAMES]
 
 
-@pytest.fixture(scope="module", params=[name for name in MODELS if name.startswith("llava")])
+@pytest.fixture(scope="module", params=NAMES)
 def case(request, tmp_path_factory):
     """A model of transformers, ours with its parameters, the pictures' views and features."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -74,12 +78,22 @@ def test_features_of_pictures(case):
     assert np.ptp(expected[0].numpy()) > 0.3  # the comparison is about something
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", ["llava_next"], indirect=True)
+def test_features_in_bfloat16(case):
+    _, model, params, views, seen = case
+    found = features(params, model, views[0].pixels, views[0].layout, jnp.bfloat16)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), seen[0], atol=0.03 * np.abs(seen[0]).max())
+
+
+@pytest.mark.parametrize("case", TEXTS, indirect=True)
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_logits_of_texts_with_pictures(case, side):
     reference, model, params, views, seen = case
     compare_logits(reference, in_order(views), params[TEXT], model.text, seen, side)
 
 
+@pytest.mark.parametrize("case", TEXTS, indirect=True)
 def test_greedy_texts(case):
     reference, model, params, views, seen = case
     compare_greedy(reference, in_order(views), params[TEXT], model.text, seen)
