@@ -96,10 +96,10 @@ class Idefics3:
             raise InputError(f"{where}: max_image_size is not the image_size of the model's tower, {size}")
         return found
 
-    def views(self, picture: Image, processor: Processor) -> Views:
-        """What the tower looks at of an RGB picture."""
+    def views(self, picture: Image, processor: Processor, name: str = "a picture") -> Views:
+        """What the tower looks at of an RGB picture, which error messages call `name`."""
         assert isinstance(processor, SplittingProcessor)
-        return Views(processor.views(picture), processor.grid(picture.size))
+        return Views(processor.views(picture, name), processor.grid(picture.size))
 
     def placeholder(self, layout: Any, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from jevomerge.errors import InputError
 from jevomerge.models.fields import Fields
-from jevomerge.models.vision.processor import HALF, Processor, plain, read_size, resized
+from jevomerge.models.vision.pictures import limited
+from jevomerge.models.vision.processor import HALF, Processor, plain, read_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,16 +47,16 @@ class SplittingProcessor(Processor):
         columns, rows = (n // self.edge for n in self._multiple(self._within(size)))
         return (rows, columns) if self.split and rows * columns > 1 else (0, 0)
 
-    def views(self, picture: Image) -> np.ndarray:
-        """An RGB picture -> (V, 3, S, S) float32: its parts row by row, if it has some, then the whole."""
+    def views(self, picture: Image, name: str) -> np.ndarray:
+        """An RGB picture, and its name -> (V, 3, S, S) float32: its parts row by row, if any, then the whole."""
         edge, parts = self.edge, []
         rows, columns = self.grid(picture.size)
-        picture = resized(picture, self._within(picture.size), self.resample)
+        picture = picture.resize(limited(self._within(picture.size), name), self.resample)
         if rows:
-            picture = resized(picture, (columns * edge, rows * edge), self.resample)
+            picture = picture.resize(limited((columns * edge, rows * edge), name), self.resample)
             corners = [(c * edge, r * edge) for r in range(rows) for c in range(columns)]
             parts = [picture.crop((x, y, x + edge, y + edge)) for x, y in corners]
-        whole = resized(picture, (edge, edge), self.resample)
+        whole = picture.resize((edge, edge), self.resample)
         return np.stack([self.normalised(np.asarray(view)) for view in (*parts, whole)])
 
     def _within(self, size: tuple[int, int]) -> tuple[int, int]:

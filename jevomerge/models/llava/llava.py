@@ -11,6 +11,7 @@ Parameters, named and laid out as in checkpoints except for the stacks of layers
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jevomerge.errors import InputError
+from jevomerge.models.decoder.config import DecoderConfig
 from jevomerge.models.decoder.decoder import Decoder
+from jevomerge.models.decoder.specs import param_specs
 from jevomerge.models.fields import Fields
 from jevomerge.models.layers import ACTIVATIONS, Linear, Params
 from jevomerge.models.llava.config import LlavaConfig, read_llava
@@ -75,6 +78,26 @@ class Projector(nn.Module):
         return Linear(c.width, ("embed", "embed"), c.bias, name="linear_2")(x)
 
 
+@functools.cache
+def _table(config: LlavaConfig, text: DecoderConfig, names: Names) -> tuple[ParamSpec, ...]:
+    """The parameter table of all parts, sorted by path."""
+
+    def projector() -> Params:
+        x = jnp.zeros((1, len(config.layers) * config.vision.hidden_size))
+        params: Any = Projector(config).init(jax.random.key(0), x)["params"]
+        return params
+
+    found = [
+        *text_specs(param_specs(text), names),
+        *tower_specs(config.vision, names.tower),
+        *module_specs(projector, PROJECTOR, f"{names.rest}{PROJECTOR}.", "projector", {}),
+    ]
+    if config.pinpoints:
+        shape, axes = (config.width,), (Axis("embed"),)
+        found += [ParamSpec(NEWLINE, names.rest + NEWLINE, shape, axes, role="other", component="projector")]
+    return tuple(sorted(found, key=lambda s: s.path))
+
+
 @dataclasses.dataclass(frozen=True)
 class Llava:
     """LLaVA-1.5 or LLaVA-NeXT as a `models.vision.seeing.Seeing`."""
@@ -98,20 +121,7 @@ class Llava:
     @property
     def specs(self) -> tuple[ParamSpec, ...]:
         """The parameter table of all parts."""
-        c, names = self.config, self.names
-        x = jnp.zeros((1, len(c.layers) * c.vision.hidden_size))
-        projector = module_specs(
-            lambda: Projector(c).init(jax.random.key(0), x)["params"],
-            PROJECTOR,
-            f"{names.rest}{PROJECTOR}.",
-            "projector",
-            {},
-        )
-        newline = ParamSpec(
-            NEWLINE, names.rest + NEWLINE, (c.width,), (Axis("embed"),), role="other", component="projector"
-        )
-        found = [*text_specs(self.text.specs, names), *tower_specs(c.vision, names.tower), *projector]
-        return tuple(sorted([*found, newline] if c.pinpoints else found, key=lambda s: s.path))
+        return _table(self.config, self.text.config, self.names)
 
     @property
     def files(self) -> Mapping[str, Any]:
@@ -138,11 +148,11 @@ class Llava:
             raise InputError(f"{where}: image_grid_pinpoints are not those of the model's config.json")
         return found
 
-    def views(self, picture: Image, processor: Processor) -> Views:
-        """What the tower looks at of an RGB picture."""
+    def views(self, picture: Image, processor: Processor, name: str = "a picture") -> Views:
+        """What the tower looks at of an RGB picture, which error messages call `name`."""
         c, size = self.config, (picture.height, picture.width)
         layout = tiling(size, c.pinpoints, c.vision.image_size, c.vision.side) if c.pinpoints else None
-        return Views(processor.views(picture), layout)
+        return Views(processor.views(picture, name), layout)
 
     def placeholder(self, layout: Hashable, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""

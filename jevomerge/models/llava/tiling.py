@@ -15,7 +15,7 @@ import numpy as np
 from jevomerge.errors import InputError
 from jevomerge.models.fields import Fields
 from jevomerge.models.vision.pictures import pillow
-from jevomerge.models.vision.processor import Processor, plain_of_clip, read_size, resized
+from jevomerge.models.vision.processor import Processor, plain_of_clip, read_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,20 +66,21 @@ class TilingProcessor(Processor):
     whole: Size = (224, 224)  # to which the first view is stretched
     tile: int = 224
 
-    def views(self, picture: Image) -> np.ndarray:
-        """An RGB picture -> (V, 3, S, S) float32: the whole, then its tiles row by row."""
+    def views(self, picture: Image, name: str) -> np.ndarray:
+        """An RGB picture, and its name -> (V, 3, S, S) float32: the whole, then its tiles row by row."""
         width, height = picture.size
-        rows, columns = best((height, width), self.pinpoints)
-        across, down = columns / width, rows / height
+        high, wide = best((height, width), self.pinpoints)
+        across, down = wide / width, high / height
         if across < down:
-            size = columns, min(math.ceil(height * across), rows)
+            size = wide, min(math.ceil(height * across), high)
         else:
-            size = min(math.ceil(width * down), columns), rows
-        canvas = pillow()[0].new("RGB", (columns, rows))  # black, whatever the mean
-        canvas.paste(resized(picture, size, self.resample), ((columns - size[0]) // 2, (rows - size[1]) // 2))
-        corners = [(x, y) for y in range(0, rows, self.tile) for x in range(0, columns, self.tile)]
-        tiles = [canvas.crop((x, y, min(x + self.tile, columns), min(y + self.tile, rows))) for x, y in corners]
-        return np.stack([self.view(v) for v in (resized(picture, self.whole[::-1], self.resample), *tiles)])
+            size = min(math.ceil(width * down), wide), high
+        canvas = pillow()[0].new("RGB", (wide, high))  # black, whatever the mean
+        canvas.paste(picture.resize(size, self.resample), ((wide - size[0]) // 2, (high - size[1]) // 2))
+        corners = [(x, y) for y in range(0, high, self.tile) for x in range(0, wide, self.tile)]
+        tiles = [canvas.crop((x, y, min(x + self.tile, wide), min(y + self.tile, high))) for x, y in corners]
+        whole = picture.resize(self.whole[::-1], self.resample)
+        return np.stack([self.view(v, name) for v in (whole, *tiles)])
 
 
 def read_pinpoints(fields: Fields) -> tuple[Size, ...]:

@@ -1,4 +1,4 @@
-"""Files -> RGB pictures, as transformers' loaders and processors have them.
+"""What is in a file -> an RGB picture, as transformers' loaders and processors have them.
 
 - Rotated as EXIF says, which `load_image` of transformers and the image columns of `datasets` do (a processor that is
   handed a PIL image does not).
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jevomerge.errors import InputError
@@ -32,11 +30,11 @@ def pillow() -> Any:
     return Image, ImageOps
 
 
-def open_picture(source: Path | bytes | Image, name: str) -> Image:
+def open_picture(source: bytes | Image, name: str) -> Image:
     """A picture in RGB, the right way up.
 
     Args:
-        source: a file, its bytes, or a picture that is open already.
+        source: what is in a file, or a picture that is open already.
         name: what error messages call it.
 
     Raises:
@@ -47,15 +45,11 @@ def open_picture(source: Path | bytes | Image, name: str) -> Image:
         warnings.simplefilter("error", images.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # about metadata
         try:
-            picture: Any = source
-            if isinstance(source, Path | bytes):
-                picture = images.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
+            picture = images.open(io.BytesIO(source)) if isinstance(source, bytes) else source
             picture.load()
             return _rgb(operations.exif_transpose(picture), name, images)
         except (images.DecompressionBombWarning, images.DecompressionBombError) as error:
             raise InputError(f"{name}: too many pixels ({error}); make the picture smaller") from error
-        except FileNotFoundError as error:
-            raise InputError(f"{name}: there is no such file") from error
         except InputError:
             raise
         except Exception as error:  # each of Pillow's formats has its own
@@ -80,9 +74,9 @@ def _fits(extrema: Any) -> bool:
     return low >= 0 and high <= 255
 
 
-def limited(size: tuple[int, int], what: Callable[[], str]) -> tuple[int, int]:
+def limited(size: tuple[int, int], name: str) -> tuple[int, int]:
     """A (width, height) to which a picture is enlarged, unless that is more than Pillow would open."""
     limit = pillow()[0].MAX_IMAGE_PIXELS
     if limit and size[0] * size[1] > limit:
-        raise InputError(f"{what()}: would be enlarged to {size[0]} x {size[1]} pixels; cut it to a squarer shape")
+        raise InputError(f"{name}: would be enlarged to {size[0]} x {size[1]} pixels; cut it to a squarer shape")
     return size

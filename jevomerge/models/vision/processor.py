@@ -51,16 +51,16 @@ class Processor:
         size = (self.size, self.size) if isinstance(self.size, int) and self.square else self.size
         return self.crop or (size if isinstance(size, tuple) else None)
 
-    def views(self, picture: Image) -> np.ndarray:
-        """An RGB picture -> (V, 3, S, S) float32, here one view."""
-        return self.view(picture)[None]
+    def views(self, picture: Image, name: str) -> np.ndarray:
+        """An RGB picture, and what error messages call it -> (V, 3, S, S) float32, here one view."""
+        return self.view(picture, name)[None]
 
-    def view(self, picture: Image) -> np.ndarray:
-        """An RGB picture -> (3, S, S) float32."""
+    def view(self, picture: Image, name: str) -> np.ndarray:
+        """The same -> (3, S, S) float32."""
         if self.square is not None:
-            picture = _squared(picture, self.square)
+            picture = _squared(picture, self.square, name)
         if self.size is not None:
-            picture = resized(picture, _target(self.size, picture.size), self.resample)
+            picture = picture.resize(limited(_target(self.size, picture.size), name), self.resample)
         pixels = np.asarray(picture)
         if self.crop is not None:
             pixels = _centre(pixels, *self.crop)
@@ -83,17 +83,10 @@ def _target(wanted: int | tuple[int, int], size: tuple[int, int]) -> tuple[int, 
     return (wanted, int(wanted * height / width)) if width <= height else (int(wanted * width / height), wanted)
 
 
-def resized(picture: Image, size: tuple[int, int], resample: int) -> Image:
-    """To (width, height)."""
-    width, height = picture.size
-    return picture.resize(limited(size, lambda: f"a picture of {width} x {height} pixels"), resample)
-
-
-def _squared(picture: Image, colour: tuple[int, ...]) -> Image:
+def _squared(picture: Image, colour: tuple[int, ...], name: str) -> Image:
     width, height = picture.size
     edge = max(width, height)
-    limited((edge, edge), lambda: f"a picture of {width} x {height} pixels")
-    square = pillow()[0].new("RGB", (edge, edge), colour)
+    square = pillow()[0].new("RGB", limited((edge, edge), name), colour)
     square.paste(picture, ((edge - width) // 2, (edge - height) // 2))
     return square
 
@@ -174,10 +167,11 @@ def read_size(size: Any, square: bool, fields: Fields, edge: str = "shortest_edg
         size, square = size[edge], False
     elif isinstance(size, Mapping) and size.keys() == {"height", "width"}:
         size = [size["height"], size["width"]]
-    numbers = size if isinstance(size, list | tuple) else [size]
-    if size is not None and not (len(numbers) <= 2 and all(isinstance(n, int) and n > 0 for n in numbers)):
+    pair = isinstance(size, list | tuple)
+    numbers = size if pair else [size]
+    if size is not None and not (len(numbers) == 1 + pair and all(isinstance(n, int) and n > 0 for n in numbers)):
         raise InputError(f"{fields.where}: `{size}` is no size; supported are a number, {edge}, and height with width")
-    if isinstance(size, list | tuple):
+    if pair:
         return tuple(size)
     return (size, size) if square and size is not None else size
 

@@ -1,7 +1,7 @@
 """What everybody may know of a model that sees: a decoder, and what turns a picture into embeddings for it.
 
     processor = model.processor(preprocessor_config_json)
-    views = model.views(open_picture(path, name), processor)        # once per picture, on the host
+    views = model.views(open_picture(content, name), processor)     # once per picture, on the host
     text = prompt.replace("<image>", model.placeholder(views.layout, "<image>"))
     seen = features(params, model, views.pixels, views.layout)      # (N, D), once per picture
     apply(params["text_model"], model.text, tokens, valid, pictures=Pictures(seen_of_each_row, model.image_token))
@@ -58,8 +58,8 @@ class Seeing(Protocol):
     def processor(self, values: Mapping[str, Any], where: str = ...) -> Processor:
         """What a preprocessor_config.json describes; InputError if this model cannot look at what it makes."""
 
-    def views(self, picture: Any, processor: Processor) -> Views:
-        """What the tower looks at of an RGB picture."""
+    def views(self, picture: Any, processor: Processor, name: str = ...) -> Views:
+        """What the tower looks at of an RGB picture, which error messages call `name`."""
 
     def placeholder(self, layout: Hashable, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""

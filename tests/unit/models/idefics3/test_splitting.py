@@ -31,7 +31,7 @@ def test_views_are_those_of_transformers(case):
     ours, smol = (read_processor(values | {"image_processor_type": k}, PROCESSORS, "a.json") for k in kinds)
     assert ours == smol == read_processor(theirs.to_dict(), PROCESSORS, "a.json")
     for size in [(3, 400)] if case == "at most 4096" else SIZES:
-        found, image = ours.views(picture(*size)), picture(*size)
+        found, image = ours.views(picture(*size), ""), picture(*size)
         for kind in (theirs, SmolVLMImageProcessorPil(**values)):
             expected = kind([[image]], return_row_col_info=True)
             np.testing.assert_array_equal(found, expected["pixel_values"][0])

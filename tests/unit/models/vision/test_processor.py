@@ -59,7 +59,7 @@ def test_pixels_are_those_of_transformers(case):
     assert ours[0] == ours[1] == ours[2]
     for size in SIZES:
         expected = theirs(picture(*size), return_tensors="np")["pixel_values"][0]
-        found = ours[0].view(picture(*size))
+        found = ours[0].views(picture(*size), "")[0]
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, expected)
         assert ours[0].view_size in (None, found.shape[1:])
@@ -81,6 +81,7 @@ def test_what_transformers_writes_is_read():
         ({"size": {"longest_edge": 28}}, "is no size"),
         ({"size": 0}, "is no size"),
         ({"size": [1, 2, 3]}, "is no size"),
+        ({"crop_size": [28]}, "is no size"),
         ({"resample": 9}, "none of Pillow's filters"),
         ({"image_mean": [0.5, 0.5]}, "one per colour"),
         ({"do_convert_rgb": False}, "do_convert_rgb"),
@@ -96,5 +97,5 @@ def test_what_is_not_understood_is_refused(values, words):
 @pytest.mark.parametrize("values", [{}, {"do_pad": True}])
 def test_a_thread_is_not_blown_up_to_gigabytes(values):
     processor = read({"image_processor_type": "LlavaImageProcessor"} | values)
-    with pytest.raises(InputError, match="a picture of 20000 x 1 pixels: would be enlarged"):
-        processor.view(Image.new("RGB", (20000, 1)))
+    with pytest.raises(InputError, match=r"^thread\.png: would be enlarged to \d+ x \d+ pixels"):
+        processor.views(Image.new("RGB", (200000, 1)), "thread.png")
