@@ -29,7 +29,7 @@ def case(request, tmp_path_factory):
     tensors = tensors_of(folder)
     fields = Fields(json.loads((folder / "config.json").read_text()), "config.json")
     model = Llava.read(fields).stored_as(tensors)
-    fields.refuse_rest()
+    assert not fields.unread()
     edge = model.config.vision.image_size
     values = {"image_processor_type": "CLIPImageProcessor", "size": edge, "crop_size": edge}
     if model.config.pinpoints:

@@ -58,13 +58,14 @@ class Idefics3:
         Raises:
             InputError: for a part, a key or a value that is not supported, by name.
         """
-        f.need("model_type"), f.get("vocab_size")
+        f.defaults = {"scale_factor": 2, "image_token_id": 128257}
+        f.get("vocab_size")  # of the text
         text = read_text(f, {"rms_norm_eps": 1e-5})
-        vision = read_vision(Fields(f.get("vision_config", {}), f"{f.where}: vision_config"), "idefics3_vision")
-        fold = f.get("scale_factor", 2)
-        if vision.side % fold:
-            raise InputError(f"{f.where}: `scale_factor: {fold}` does not divide the {vision.side} patches of a side")
-        return cls(vision, text, f.get("image_token_id", 128257), fold, f.values)
+        vision = f.table("vision_config") or Fields({}, f"{f.where}: vision_config")
+        tower, fold = read_vision(vision, "idefics3_vision"), f.integer("scale_factor")
+        if tower.side % fold:
+            raise InputError(f"{f.where}: `scale_factor: {fold}` does not divide the {tower.side} patches of a side")
+        return cls(tower, text, f.integer("image_token_id"), fold, f.values)
 
     @property
     def specs(self) -> tuple[ParamSpec, ...]:

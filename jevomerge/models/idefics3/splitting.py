@@ -97,12 +97,11 @@ def _even(pixels: int) -> int:
 
 def read_idefics3(fields: Fields) -> SplittingProcessor:
     """The processor of Idefics3 and SmolVLM."""
-    for key in ("do_pad", "return_row_col_info", "video_sampling"):  # of batches, of what is handed out, of films
-        fields.get(key)
     for key in ("do_rescale", "do_normalize"):  # else transformers takes black views for padding
         fields.expect(key, True)
-    edge = read_size(fields.get("max_image_size", {"longest_edge": 364}), False, fields, "longest_edge")
+    edge = read_size(fields.get("max_image_size") or {"longest_edge": 364}, False, fields, "longest_edge")
     if not isinstance(edge, int):
         raise InputError(f"{fields.where}: `max_image_size` must be that of the longest_edge")
-    steps = plain(fields, HALF | {"size": {"longest_edge": 4 * 364}, "resample": 1}, "longest_edge")
-    return SplittingProcessor(**steps, edge=edge, split=fields.get("do_image_splitting", True))
+    defaults = HALF | {"size": {"longest_edge": 4 * 364}, "resample": 1, "do_image_splitting": True}
+    steps = plain(fields, defaults, "longest_edge")
+    return SplittingProcessor(**steps, edge=edge, split=fields.flag("do_image_splitting"))

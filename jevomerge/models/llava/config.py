@@ -22,7 +22,17 @@ LARGE = {
     "image_size": 336,
     "patch_size": 14,
 }
-HARMLESS = ("ignore_index", "vocab_size", "use_image_newline_parameter", "image_seq_length")
+DEFAULTS: Mapping[str, Any] = {  # of the classes
+    "projector_hidden_act": "gelu",
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "multimodal_projector_bias": True,
+    "image_token_index": 32000,
+}
+HARMLESS = (  # `image_grid_pinpoints` is in EvoVLM-JP-v1's file, which is no LLaVA-NeXT's
+    "ignore_index", "vocab_size", "use_image_newline_parameter", "image_seq_length", "image_grid_pinpoints",
+    "image_token_index",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,25 +65,24 @@ def read_llava(f: Fields) -> tuple[LlavaConfig, Decoder]:
             f"{f.where}: this is the layout of the first LLaVA code; take the model in the layout of transformers "
             "(llava-hf), or convert it with its convert_llava_weights_to_hf.py"
         )
-    tiled = f.need("model_type") == "llava_next"
-    given = f.get("vision_config")
-    values: Mapping[str, Any] = LARGE if given is None else given
-    kind = values.get("model_type", "clip_vision_model")
-    vision = read_vision(Fields(values, f"{f.where}: vision_config"), kind)
+    f.defaults = DEFAULTS
+    tiled = f.text("model_type") == "llava_next"
+    table = f.table("vision_config") or Fields(LARGE, f"{f.where}: vision_config")
+    vision = read_vision(table, table.get("model_type") or "clip_vision_model")
     text = read_text(f)
     f.expect("projector_hidden_act", *ACTIVATIONS)
     f.expect("vision_feature_select_strategy", "default", "full")
     config = LlavaConfig(
         vision=vision,
         layers=_layers(f, vision.num_hidden_layers),
-        drop_first=f.get("vision_feature_select_strategy", "default") == "default",
+        drop_first=f.text("vision_feature_select_strategy") == "default",
         width=text.config.hidden_size,
-        act=ACTIVATIONS[f.get("projector_hidden_act", "gelu")],
-        bias=f.get("multimodal_projector_bias", True),
-        image_token=f.get("image_token_index", f.get("image_token_id", 32000)),
+        act=ACTIVATIONS[f.text("projector_hidden_act")],
+        bias=f.flag("multimodal_projector_bias"),
+        image_token=f.integer("image_token_index" if f.get("image_token_id") is None else "image_token_id"),
         pinpoints=read_pinpoints(f) if tiled else (),
     )
-    for key in (*HARMLESS, "image_grid_pinpoints"):  # which are in EvoVLM-JP-v1's file, although it is no LLaVA-NeXT
+    for key in HARMLESS:
         f.get(key)
     _check(config, f)
     return config, text
@@ -81,9 +90,10 @@ def read_llava(f: Fields) -> tuple[LlavaConfig, Decoder]:
 
 def _layers(f: Fields, depth: int) -> tuple[int, ...]:
     """`vision_feature_layer`: indices into the tower's hidden states, of which there is one before the first block."""
-    given = f.get("vision_feature_layer", -2)
+    given = f.get("vision_feature_layer")
+    given = DEFAULTS["vision_feature_layer"] if given is None else given
     layers = given if isinstance(given, list) else [given]
-    if not layers or not all(isinstance(i, int) and -depth - 1 <= i <= depth for i in layers):
+    if not layers or not all(type(i) is int and -depth - 1 <= i <= depth for i in layers):
         raise InputError(f"{f.where}: `vision_feature_layer: {given}`: the tower has {depth} layers")
     return tuple(i % (depth + 1) for i in layers)
 

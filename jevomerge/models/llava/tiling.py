@@ -85,7 +85,8 @@ class TilingProcessor(Processor):
 
 def read_pinpoints(fields: Fields) -> tuple[Size, ...]:
     """`image_grid_pinpoints`: resolutions to choose from."""
-    found: Any = fields.get("image_grid_pinpoints", PINPOINTS)
+    found: Any = fields.get("image_grid_pinpoints")
+    found = PINPOINTS if found is None else found
     try:
         pairs = tuple((int(height), int(width)) for height, width in found)
     except (TypeError, ValueError):
@@ -97,10 +98,8 @@ def read_pinpoints(fields: Fields) -> tuple[Size, ...]:
 
 def read_llava_next(fields: Fields) -> TilingProcessor:
     """The processor of LLaVA-NeXT."""
-    for key in ("do_pad", "aspect_ratio_setting"):  # pads a batch by views that are not looked at; of old files
-        fields.get(key)
     steps = plain_of_clip(fields)
-    size, crop = steps["size"], read_size(fields.get("crop_size", 224), True, fields)  # the tiles', cropped or not
+    size, crop = steps["size"], read_size(fields.get("crop_size") or 224, True, fields)  # the tiles', cropped or not
     if size is None:
         raise InputError(f"{fields.where}: `do_resize: false` is not supported: the views need a size")
     whole = size if isinstance(size, tuple) else (size, size)

@@ -8,6 +8,7 @@ from typing import Any
 from jevomerge.errors import InputError
 from jevomerge.models.fields import Fields
 
+MOST_LAYERS = 10_000  # more are a slip of the pen
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 
 
@@ -51,39 +52,40 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "siglip_vision_model": _SIZES | _SIGLIP | {"patch_size": 16},
     "idefics3_vision": _SIZES | _SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32},
 }
-HARMLESS = (
-    "model_type", "projection_dim", "vocab_size", "vision_use_head", "initializer_factor", "tie_word_embeddings",
-    "use_base_siglip", "max_image_size", "size", )  # fmt: skip
 
 
 def read_vision(f: Fields, kind: str) -> VisionConfig:
     """A `vision_config`, which may leave out whatever its class knows; `kind` is its model_type.
 
     Raises:
-        InputError: for a tower, a key or a value that is not supported, by name.
+        InputError: for a tower or a value that is not supported, by name.
     """
     if kind not in DEFAULTS:
         raise InputError(f"{f.where}: model_type `{kind}` is not supported (only {', '.join(DEFAULTS)})")
-    defaults = DEFAULTS[kind]
-    values = {key: _square(f, key) if key.endswith("_size") else f.get(key) for key in defaults}
-    values = {key: default if values[key] is None else values[key] for key, default in defaults.items()}
-    act = values["hidden_act"]
+    f.defaults = DEFAULTS[kind]
     f.expect("hidden_act", *ACTIVATIONS)
     f.expect("num_channels", 3)
-    for key in HARMLESS:
-        f.get(key)
-    f.refuse_rest()
-    for key, parts in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
-        if values[key] < values[parts] or (key == "hidden_size" and values[key] % values[parts]):
-            raise InputError(f"{f.where}: `{key}: {values[key]}` does not go with `{parts}: {values[parts]}`")
-    return VisionConfig(**values | {"hidden_act": ACTIVATIONS[act]}, clip=kind == "clip_vision_model")
+    config = VisionConfig(
+        hidden_size=f.integer("hidden_size"),
+        intermediate_size=f.integer("intermediate_size"),
+        num_hidden_layers=f.integer("num_hidden_layers", MOST_LAYERS),
+        num_attention_heads=f.integer("num_attention_heads"),
+        hidden_act=ACTIVATIONS[f.text("hidden_act")],
+        layer_norm_eps=f.number("layer_norm_eps"),
+        image_size=_square(f, "image_size"),
+        patch_size=_square(f, "patch_size"),
+        clip=kind == "clip_vision_model",
+    )
+    if config.hidden_size % config.num_attention_heads:
+        raise f.wrong("hidden_size", config.hidden_size, f"a multiple of the {config.num_attention_heads} heads")
+    if not config.side:
+        raise f.wrong("patch_size", config.patch_size, f"at most the image_size, {config.image_size}")
+    return config
 
 
-def _square(f: Fields, key: str) -> Any:
+def _square(f: Fields, key: str) -> int:
     """A size, which may be written as height and width."""
     size = f.get(key)
-    if isinstance(size, list):
-        if len(set(size)) != 1:
-            raise InputError(f"{f.where}: `{key}: {size}`: only square pictures are supported")
-        size = size[0]
-    return size
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        return Fields({key: size[0]}, f.where).integer(key)
+    return f.integer(key)

@@ -27,10 +27,13 @@ CLIP = {
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
 HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
-HARMLESS = (
-    "processor_class", "image_processor_type", "feature_extractor_type", "data_format", "input_data_format", "device",
-    "return_tensors", "disable_grouping", "image_seq_length",
-)  # fmt: skip
+COMMON: Mapping[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ def read_processor(values: Mapping[str, Any], readers: Mapping[str, Reader], whe
         where: names the file in error messages.
 
     Raises:
-        InputError: for a class, a key or a value that is not supported, by name.
+        InputError: for a class or a value that is not supported, by name.
     """
     fields = Fields(values.get("image_processor") or values, where)
     kind = fields.get("image_processor_type") or fields.get("feature_extractor_type")
@@ -121,33 +124,30 @@ def read_processor(values: Mapping[str, Any], readers: Mapping[str, Reader], whe
     name = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if name not in readers:
         raise InputError(f"{where}: image_processor_type `{kind}` is not supported here (only {', '.join(readers)})")
-    processor = readers[name](fields)
-    for key in HARMLESS:
-        fields.get(key)
-    fields.refuse_rest()
-    return processor
+    return readers[name](fields)
 
 
 def plain(fields: Fields, defaults: Mapping[str, Any], edge: str = "shortest_edge") -> dict[str, Any]:
     """The fields of a `Processor` from the keys that all classes share; `edge` is which one `size` may name."""
+    fields.defaults = {**COMMON, **defaults}
 
-    def get(key: str, default: Any = None) -> Any:
-        return fields.get(key, defaults.get(key, default))
+    def get(key: str) -> Any:  # null and absent are the same
+        return fields.defaults.get(key) if fields.get(key) is None else fields.get(key)
 
     fields.expect("do_convert_rgb", True)
     fields.expect("pad_size")
-    size = read_size(get("size"), get("default_to_square", False), fields, edge)
+    size = read_size(get("size"), fields.flag("default_to_square"), fields, edge)
     crop = read_size(get("crop_size"), True, fields)
-    steps = {step: get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")}
-    scale, mean, std, resample = get("rescale_factor", 1 / 255), get("image_mean"), get("image_std"), get("resample", 3)
+    steps = {step: fields.flag(f"do_{step}") for step in ("resize", "rescale", "normalize")}
+    mean, std, resample = get("image_mean"), get("image_std"), get("resample")
     if resample not in range(6):
         raise InputError(f"{fields.where}: `resample: {resample}` is none of Pillow's filters (0 to 5)")
     mean, std = colours(mean, fields), colours(std, fields)
     return {
         "size": size if steps["resize"] else None,
         "resample": resample,
-        "crop": crop if get("do_center_crop", False) else None,
-        "scale": scale if steps["rescale"] else None,
+        "crop": crop if fields.flag("do_center_crop") else None,
+        "scale": fields.number("rescale_factor") if steps["rescale"] else None,
         "mean": mean if steps["normalize"] else None,
         "std": std if steps["normalize"] else None,
     }
@@ -178,7 +178,6 @@ def read_size(size: Any, square: bool, fields: Fields, edge: str = "shortest_edg
 
 def read_clip(fields: Fields) -> Processor:
     """CLIP's: its shortest edge resized, its middle cut out."""
-    fields.get("do_pad")  # to the largest of a batch, whose views are of one size
     fields.expect("use_square_size", False)
     return Processor(**plain_of_clip(fields))
 
@@ -190,12 +189,11 @@ def plain_of_clip(fields: Fields) -> dict[str, Any]:
 
 def read_siglip(fields: Fields) -> Processor:
     """SigLIP's: stretched to its size."""
-    fields.get("do_pad")  # as above
     return Processor(**plain(fields, HALF | {"size": [224, 224]}))
 
 
 def read_llava(fields: Fields) -> Processor:
     """LLaVA-1.5's: CLIP's, with the option of a square first."""
     steps = plain_of_clip(fields)
-    mean = colours(fields.get("image_mean", CLIP["image_mean"]), fields)
-    return Processor(**steps, square=tuple(int(x * 255) for x in mean) if fields.get("do_pad", False) else None)
+    mean = colours(fields.get("image_mean") or CLIP["image_mean"], fields)
+    return Processor(**steps, square=tuple(int(x * 255) for x in mean) if fields.flag("do_pad") else None)

@@ -85,7 +85,8 @@ def test_what_transformers_writes_is_read():
         ({"resample": 9}, "none of Pillow's filters"),
         ({"image_mean": [0.5, 0.5]}, "one per colour"),
         ({"do_convert_rgb": False}, "do_convert_rgb"),
-        ({"do_shuffle": True}, "do_shuffle: True` is not understood"),
+        ({"do_resize": "yes"}, "do_resize: yes` must be true or false"),
+        ({"rescale_factor": 0}, "rescale_factor: 0` must be a number above 0"),
     ],
 )
 def test_what_is_not_understood_is_refused(values, words):
