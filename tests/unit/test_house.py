@@ -38,7 +38,9 @@ TEXT = {"open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"}  # ca
 def test_texts_are_utf8_whatever_the_locale(path):
     for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
         name = getattr(call.func, "attr", getattr(call.func, "id", None))
-        if name not in TEXT or (getattr(getattr(call.func, "value", None), "id", None) == "os" and name == "open"):
+        if name not in TEXT or (
+            getattr(getattr(call.func, "value", None), "id", None) in ("os", "images") and name == "open"
+        ):
             continue
         binary = any(isinstance(a, ast.Constant) and isinstance(a.value, str) and "b" in a.value for a in call.args)
         named = any(k.arg == "encoding" for k in call.keywords) or ast.unparse(call.func) == "read_text"
