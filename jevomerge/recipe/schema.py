@@ -30,7 +30,15 @@ from jevomerge.schema import (
 from jevomerge.tokenizers.vocabulary import TokenizerSpec
 
 MODEL_KEYS = (
-    "model", "base_model", "path", "lora", "tokenizer_source", "source", "carry", "vision", "compute_as"
+    "model",
+    "base_model",
+    "path",
+    "lora",
+    "tokenizer_source",
+    "source",
+    "carry",
+    "vision",
+    "compute_as",
 )  # whose values may name a model
 SWITCHES = {
     **dict.fromkeys(("true", "yes", "on", "y", "t"), True),

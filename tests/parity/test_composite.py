@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import jevomerge as jm
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
+from jevomerge.genome.schema import Gene, PathSearch
 from jevomerge.models.model import apply, unembed
+from jevomerge.models.specs import flatten
+from jevomerge.problems.path import PathProblem
+from jevomerge.problems.weights import WeightProblem
 from jevomerge.recipe.schema import read_recipe
 from jevomerge.recipe.sources import Sources
 
@@ -64,9 +69,7 @@ def write_text_model(folder, seed, **more):
 
 def write_vlm(folder, seed, model_type="llava", layout="new", **more):
     text = TEXT | {"model_type": "mistral", "vocab_size": ROWS, "rope_theta": 1e6, "sliding_window": None}
-    config = CONFIG_MAPPING[model_type](
-        vision_config=dict(VISION), text_config=text, image_token_index=IMAGE, **more
-    )
+    config = CONFIG_MAPPING[model_type](vision_config=dict(VISION), text_config=text, image_token_index=IMAGE, **more)
     randomised(AutoModelForImageTextToText.from_config(config), seed).save_pretrained(folder)
     tensors = {LAYOUTS[layout](name): x for name, x in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -176,3 +179,46 @@ def test_what_is_wrong_is_said(folder, tmp_path):
         Sources(read_recipe(recipe(folder, carry=str(folder / "japanese"))))
     with pytest.raises(InputError, match="take its tokenizer"):
         Sources(read_recipe(recipe(folder, tokenizer_source="base")))
+
+
+def test_what_is_scored_is_what_is_exported(folder, tmp_path):
+    """Also the rows that are kept, whether a merge is made in memory or in the layer scan."""
+    given = recipe(folder)
+    for model in given["models"]:
+        del model["parameters"]
+    problem = WeightProblem(read_recipe(given), {"weight": Gene(range=(0, 1))})
+    genome = np.array([0.7, 0.2], np.float32)
+    problem.export(genome, tmp_path / "out")
+    exported = Checkpoint(tmp_path / "out")
+    candidates = problem.load()
+    made = candidates.make(genome)
+    for path, leaf in flatten(exported.load()).items():
+        np.testing.assert_array_equal(flatten(made)[path], leaf, err_msg=path)
+    tokens = jnp.asarray([[3, 7, IMAGE, 91, 95, 4]])
+    hidden = [
+        apply(i.params, problem.model, tokens, jnp.ones_like(tokens, bool), layer=i.layer)[0]
+        for i in (candidates.model(made, genome), candidates.model(None, genome))
+    ]
+    np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-6)
+    assert problem.tokenizer().convert_tokens_to_ids("<image>") == IMAGE
+
+
+def test_a_path_leads_through_language_parts(folder, tmp_path):
+    path = {"models": [str(folder / "llava"), str(folder / "japanese")], "repeats": 1, "scaling": "per_hop"}
+    given = json.loads((folder / "japanese" / "config.json").read_text())
+    llava = json.loads((folder / "llava" / "config.json").read_text())["text_config"]
+    changed = {key: llava[key] for key in ("rope_parameters", "sliding_window")}
+    (tmp_path / "japanese").mkdir()
+    for file in (folder / "japanese").iterdir():
+        (tmp_path / "japanese" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "japanese" / "config.json").write_text(json.dumps(given | changed))
+    path["models"][1] = str(tmp_path / "japanese")
+    problem = PathProblem(PathSearch.model_validate(path))
+    problem.export(np.random.default_rng(0).uniform(0.4, 0.9, len(problem.names)), tmp_path / "out")
+    before, after = (load_file(p / "model.safetensors") for p in (folder / "llava", tmp_path / "out"))
+    for name in before:
+        if not language(name):
+            np.testing.assert_array_equal(after[name], before[name])
+    _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
