@@ -33,7 +33,7 @@ class Answered(AsGiven):
 
     def material(self, split: str) -> Material:
         """The rows of a split as examples."""
-        _, examples = load_examples(self.given, split, self.tokenizer)
+        _, examples = load_examples(self.given, split, self.tokenizer, self.answers.eyes)
         for example in examples:
             self._check(split, example)
 
@@ -69,13 +69,13 @@ class Answered(AsGiven):
         return {name: float(np.mean([grade(way, *pair) for pair in pairs])) for name, way in ways}
 
 
-def make_answered(task: Task, tokenizer: Any) -> Answered:
-    """A task of ours that is ready.
+def make_answered(task: Task, tokenizer: Any, eyes: Any = None) -> Answered:
+    """A task of ours that is ready; `eyes`: `fitness.pictures.Eyes`, if it has pictures.
 
     Raises:
         InputError: if its texts could not be judged, for want of a package, of such a language or of their end.
     """
-    answers = Likelihood(padding(tokenizer))
+    answers = Likelihood(padding(tokenizer), eyes)
     if task.score == "likelihood":
         return Answered(task, tokenizer, answers, answers, "fitness")
     if task.score == "match":
@@ -83,4 +83,4 @@ def make_answered(task: Task, tokenizer: Any) -> Answered:
     if task.language is not None:
         check_language(task.language)
     grade(task, "", "")
-    return Answered(task, tokenizer, Generation(tokenizer, task.max_new_tokens, task.stop), answers, None)
+    return Answered(task, tokenizer, Generation(tokenizer, task.max_new_tokens, task.stop, eyes), answers, None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import numpy as np
 from jax import Array
+
+from jevomerge.models.model import Pictures
 
 
 class Example(NamedTuple):
@@ -18,6 +20,8 @@ class Example(NamedTuple):
     answer: str
     prompt_tokens: list[int]
     answer_tokens: list[int]
+    pictures: tuple[Any, ...] = ()  # `fitness.pictures.Picture`s, in the order of their tokens
+    features: int = 0  # of all of them
 
 
 @flax.struct.dataclass
@@ -27,6 +31,7 @@ class Batch:
     tokens: Array  # (B, T) int32
     valid: Array  # (B, T) bool
     answer_length: Array  # (B,) int32
+    pictures: Pictures | None = None
 
 
 class Layout(NamedTuple):
@@ -35,6 +40,7 @@ class Layout(NamedTuple):
     rows: int
     length: int  # T
     answer_slots: int  # A, or the room for new tokens
+    features: int = 0  # F, the room for features of pictures
 
 
 def plan_layouts(
@@ -46,6 +52,7 @@ def plan_layouts(
     pieces: int = 1,
     *,
     written: int = 0,
+    features: Sequence[int] = (),
 ) -> list[Layout]:
     """A few batch shapes, by growing length, into which every text fits.
 
@@ -62,8 +69,9 @@ def plan_layouts(
         at_once: how many of the search split make a minibatch; None: all.
         pieces: in which a candidate is scored, at least.
         written: tokens that a row grows by.
+        features: (n,) how many features of pictures each text has; (): none.
     """
-    sizes, room = np.array(lengths), np.array(slots)
+    sizes, room, seen = np.array(lengths), np.array(slots), np.array(features or [0] * len(lengths))
     buckets = np.ceil(np.log2(np.maximum(sizes, 16))).astype(int)
     longest = {bucket: sizes[buckets == bucket].max() for bucket in np.unique(buckets)}
     if sizes.size * sizes.max() < 1.25 * sum(longest[bucket] for bucket in buckets):
@@ -79,7 +87,7 @@ def plan_layouts(
         count = max(count, inside.sum() / 8)  # a bucket that the search hardly meets is for the others
         most = max(1, tokens_per_batch // (length + written))
         rows = math.ceil(count / max(math.ceil(count / most), min(pieces, math.ceil(count))))  # full ones of equal size
-        layouts.append(Layout(rows, length, int(room[inside].max())))
+        layouts.append(Layout(rows, length, int(room[inside].max()), int(seen[inside].max())))
     return layouts
 
 
@@ -97,3 +105,16 @@ def left_padded(texts: Sequence[Sequence[int]], layout: Layout, pad: int) -> tup
         valid[row, layout.length - len(text) :] = True
     valid[len(texts) :, -1] = True  # padding rows hold one token: an empty row has no softmax
     return tokens, valid
+
+
+def shown(examples: Sequence[Example], layout: Layout, eyes: Any) -> Pictures | None:
+    """What is seen in the pictures of at most B texts, by `fitness.pictures.Eyes`; None: there are none."""
+    if not layout.features:
+        return None
+    features = np.zeros((layout.rows, layout.features, eyes.width), eyes.dtype)
+    for row, example in zip(features, examples, strict=False):
+        if example.pictures:
+            seen = np.concatenate([eyes.look(p) for p in example.pictures])
+            row[: len(seen)] = seen
+    arrays: tuple[Any, ...] = (features, np.int32(eyes.model.image_token))  # NumPy's, for any mesh
+    return Pictures(*arrays)

@@ -139,7 +139,7 @@ class ByTexts(AsGiven):
 
     def material(self, split: str) -> Material:
         """The rows of a split as examples."""
-        rows, examples = load_examples(self.given, split, self.tokenizer)
+        rows, examples = load_examples(self.given, split, self.tokenizer, self.answers.eyes)
 
         def read(numbers: Sequence[int], outputs: Sequence[Sequence[Any]]) -> list[tuple[float, float]]:
             texts = [before_stop(self.given, text) for (text,) in outputs]
@@ -162,7 +162,7 @@ class ByBatch(AsGiven):
 
     def material(self, split: str) -> Material:
         """The rows of a split as examples."""
-        _, examples = load_examples(self.given, split, self.tokenizer)
+        _, examples = load_examples(self.given, split, self.tokenizer, self.answers.eyes)
         return of_examples(examples, self.read)
 
     def read(self, numbers: Sequence[int], outputs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
@@ -212,8 +212,8 @@ class ByFolder(AsGiven):
         return of_examples([Numbered(self.called.name, "", 0)], read)
 
 
-def make_own(task: Task | FunctionTask, score: OwnScore, tokenizer: Any, model: Model) -> Ready:
-    """A task, judged by a function of the user's, that is ready.
+def make_own(task: Task | FunctionTask, score: OwnScore, tokenizer: Any, model: Model, eyes: Any = None) -> Ready:
+    """A task, judged by a function of the user's, that is ready; `eyes` as for `make_answered`.
 
     Raises:
         InputError: if there is no such function, or it does not take what it is given.
@@ -225,8 +225,8 @@ def make_own(task: Task | FunctionTask, score: OwnScore, tokenizer: Any, model: 
             return ByFolder(task, called)
         check_signature(called, "(model, params)")
         return ByParams(task, called, OfParams(called, count_scores(called, model)))
-    answers = Likelihood(padding(tokenizer))
+    answers = Likelihood(padding(tokenizer), eyes)
     if score.of == "texts":
-        return ByTexts(task, called, tokenizer, Generation(tokenizer, task.max_new_tokens, task.stop), answers)
+        return ByTexts(task, called, tokenizer, Generation(tokenizer, task.max_new_tokens, task.stop, eyes), answers)
     check_signature(called, "(model, params, batch)")
-    return ByBatch(task, called, tokenizer, OfBatch(answers.pad, called), answers)
+    return ByBatch(task, called, tokenizer, OfBatch(answers.pad, eyes, function=called), answers)

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from jevomerge.checkpoint.source import Source
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.answered import make_answered
 from jevomerge.fitness.own import make_own
+from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.schema import AnyTask, FunctionTask, HarnessTask, OwnScore
 from jevomerge.fitness.task import Ready
 from jevomerge.models.model import Model
 
 
-def make_ready(tasks: Sequence[AnyTask], tokenizer: Any | None, model: Model) -> list[Ready]:
+def make_ready(
+    tasks: Sequence[AnyTask],
+    tokenizer: Any | None,
+    model: Model,
+    seer: Source | None = None,
+    dtype: str = "float32",
+) -> list[Ready]:
     """Tasks with all that it takes to read their data and to judge.
 
     Args:
         tasks: from `read_tasks` or a run's config.
         tokenizer: that of the models; None: they have none, and only functions of parameters or folders can judge.
         model: what will be judged; no weights are needed.
+        seer: the model whose parts beside the language model it has, with which it looks at pictures.
+        dtype: of what it sees in them.
 
     Raises:
         InputError: for a task that cannot judge, or needs a package that is not installed.
         FitnessError: for what goes wrong in a function of the user's.
     """
-    return [_ready(task, tokenizer, model) for task in tasks]
+
+    @functools.cache
+    def eyes() -> Eyes:
+        if seer is None:
+            raise InputError("`image` needs a vision-language model among the models")
+        return Eyes(seer, tokenizer, dtype)
+
+    return [_ready(task, tokenizer, model, eyes) for task in tasks]
 
 
-def _ready(task: AnyTask, tokenizer: Any | None, model: Any) -> Ready:
+def _ready(task: AnyTask, tokenizer: Any | None, model: Any, eyes: Callable[[], Eyes]) -> Ready:
     try:
         if isinstance(task, FunctionTask):
             return make_own(task, task.score, tokenizer, model)
@@ -38,8 +56,9 @@ def _ready(task: AnyTask, tokenizer: Any | None, model: Any) -> Ready:
             from jevomerge.fitness.harness.task import LoadedTask  # imported late: lm-eval takes seconds
 
             return LoadedTask(task, tokenizer, model.max_length)
+        sees = eyes() if task.image else None
         if isinstance(task.score, OwnScore):
-            return make_own(task, task.score, tokenizer, model)
-        return make_answered(task, tokenizer)
+            return make_own(task, task.score, tokenizer, model, sees)
+        return make_answered(task, tokenizer, sees)
     except (InputError, FitnessError) as error:
         raise type(error)(f"task {task.name}: {error}") from error

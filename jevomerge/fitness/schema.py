@@ -120,6 +120,7 @@ class Task(Strict):
     search: DataSource  # what evolution sees
     heldout: DataSource  # what it never sees; scored once, at the end
     prompt: Template  # over the example's fields: "Q: {question}\nA:"
+    image: Template | tuple[Template, ...] | None = None  # pictures: paths, lists of them, bytes; `<image>` in `prompt`
     answer: Template  # likewise
     score: Score = "likelihood"
     extract: Extractor | None = None

@@ -62,6 +62,21 @@ def render(template: str, row: Mapping[str, Any]) -> str:
     return text
 
 
+def value_of(template: str, row: Mapping[str, Any]) -> Any:
+    """The value of the field that a template is, such as "{image}"; of any other template the text.
+
+    Raises:
+        ValueError: as `render`.
+    """
+    parts = list(Formatter().parse(template))
+    if len(parts) == 1 and not parts[0][0] and parts[0][1] is not None:
+        try:
+            return _find(row, parts[0][1])
+        except ValueError as error:
+            raise ValueError(f"field `{parts[0][1]}` {error}") from None
+    return render(template, row)
+
+
 def as_text(value: Any) -> str:
     """A value of a row as the text that it has in JSON; a text without its quotes.
 

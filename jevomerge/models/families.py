@@ -10,7 +10,10 @@ from jevomerge.errors import InputError
 from jevomerge.models.decoder.decoder import Decoder
 from jevomerge.models.decoder.hf_config import DEFAULTS, read_config
 from jevomerge.models.fields import Fields, refuse_quantised
+from jevomerge.models.idefics3.idefics3 import Idefics3
+from jevomerge.models.llava.llava import Llava
 from jevomerge.models.model import Language
+from jevomerge.models.vision.seeing import Seeing
 from jevomerge.schema import Notes
 
 Reader = Callable[[Fields], Language]
@@ -37,6 +40,24 @@ def read_model(values: Mapping[str, Any], where: str = "config.json", notes: Not
     if notes is not None and (unread := fields.unread()):
         notes.add(f"{where}: {', '.join(unread)}: no key of {family} models, in transformers neither; ignored")
     return model
+
+
+SEEING: dict[str, Callable[[Fields], Seeing]] = {
+    **dict.fromkeys(("llava", "llava_next"), Llava.read),
+    **dict.fromkeys(("idefics3", "smolvlm"), Idefics3.read),
+}
+
+
+def read_seeing(values: Mapping[str, Any], where: str = "config.json") -> Seeing:
+    """The model that sees which a `config.json` describes, its decoder included.
+
+    Raises:
+        InputError: for a family, a key or a value that is not supported, by name.
+    """
+    fields = Fields(values, where)
+    if (family := fields.text("model_type")) not in SEEING:
+        raise InputError(f"{where}: pictures are not supported for model_type `{family}` (only {', '.join(SEEING)})")
+    return SEEING[family](fields)
 
 
 def class_default(family: Any, key: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jevomerge.devices.mesh import by_member, everywhere, make_mesh
 from jevomerge.fitness.batches import Layout
 from jevomerge.fitness.judge import SPLITS, Judge
 from jevomerge.fitness.members import make_members, run_members
-from jevomerge.fitness.rollouts.rollout import Rollout, make_batches
+from jevomerge.fitness.rollouts.rollout import Rollout
 from jevomerge.fitness.task import Ready
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.route import HOPS
@@ -183,9 +183,13 @@ def batches_of(
     judge: Judge, task: Ready, split: str, subset: Mapping[str, np.ndarray] | None = None
 ) -> Counter[Layout]:
     """How many batches of each layout a candidate is scored on."""
-    examples = judge.chosen(task, split, subset)
-    batches = make_batches(task.rollout, judge.subject, examples, judge.layouts[task.name])
-    return Counter(layout for layout, *_ in batches)
+    return count_batches(task.rollout, judge.chosen(task, split, subset), judge.layouts[task.name])
+
+
+def count_batches(rollout: Rollout, examples: Sequence[Any], layouts: Sequence[Layout]) -> Counter[Layout]:
+    """How many batches of each layout `make_batches` would make."""
+    inside = np.bincount(rollout.strata(examples, layouts), minlength=len(layouts))
+    return Counter({lay: -(-int(n) // lay.rows) for lay, n in zip(layouts, inside, strict=True) if n})
 
 
 class WholeModels(NamedTuple):
@@ -222,8 +226,7 @@ def likelihoods(setup: Setup, whole: WholeModels) -> Iterator[Program]:
         assert task.answers is not None
         examples = judge.chosen(task, "search")
         layouts = task.answers.layouts(examples, [], judge.tokens_per_batch)
-        batches = make_batches(task.answers, judge.subject, examples, layouts)
-        for layout, count in Counter(layout for layout, *_ in batches).items():
+        for layout, count in count_batches(task.answers, examples, layouts).items():
             program = scores_of(task.name, task.answers, layout, judge, whole.arguments, None, {HOPS: 0.0})
             often = {"sources": sources * count}
             yield program._replace(name=f"{program.name}, whole", once=often, model=whole.bytes)

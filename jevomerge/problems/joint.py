@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.export import scratch_folder
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.source import Checkpoint, Source
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, distinct, express_path
 from jevomerge.genome.schema import PathSearch
@@ -112,6 +112,11 @@ class JointProblem:
         if baseline == AVERAGE or baseline in self.weights.sources.names:
             return self.weights.merge_of(baseline)
         return unchanged(next(c for c in self.others if c.name == baseline))
+
+    @property
+    def seer(self) -> Source | None:
+        """That of the merge."""
+        return self.weights.seer
 
     def tokenizer(self) -> Any:
         """That of the merge."""

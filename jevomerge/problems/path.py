@@ -90,6 +90,11 @@ class PathProblem:
         """One of the models, unchanged."""
         return unchanged(next(c for c in self.checkpoints if c.name == baseline))
 
+    @property
+    def seer(self) -> Source | None:
+        """Model A, if it sees."""
+        return self.checkpoints[0] if self.checkpoints[0].frame else None
+
     def tokenizer(self) -> Any:
         """That of model A."""
         return load_tokenizer(self.checkpoints[0].folder)

@@ -77,6 +77,10 @@ class Problem(Protocol):
     def merge_of(self, baseline: str) -> Sources:
         """The merge that writes a baseline, by its name or `AVERAGE`, as it was scored."""
 
+    @property
+    def seer(self) -> Source | None:
+        """The model whose parts beside the language model the exported one has; None: it has none."""
+
     def tokenizer(self) -> Any | None:
         """The tokenizer that the exported model will have; None: it has none."""
 

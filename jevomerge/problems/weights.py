@@ -134,6 +134,11 @@ class WeightProblem:
         changes |= {"parameters": {}, "out_dtype": own[0] if own else self.sources.dtype}
         return Sources(recipe.model_copy(update=changes), opener=self._opener)
 
+    @property
+    def seer(self) -> Source | None:
+        """The model whose other parts the merged one has."""
+        return self.sources.carrier
+
     def tokenizer(self) -> Any | None:
         """That of the recipe: one of the sources', or one that is made of theirs; models in memory have none."""
         if isinstance(self.sources.like, InMemory):

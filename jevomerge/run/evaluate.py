@@ -63,7 +63,7 @@ def evaluate(
 
 def by_own(task: AnyTask, model: Checkpoint, split: str, observer: Observer) -> dict[str, Any]:
     """The scores of a task of our own."""
-    ready = make_ready([task], load_tokenizer(model.folder), model.model)
+    ready = make_ready([task], load_tokenizer(model.folder), model.model, model)
     judge = make_judge(ready, model.model, splits=[split])
     scores = judge.model(model.load(), split, write=lambda path: path.symlink_to(model.folder.resolve()))
     fitness, _ = judge.fitness(scores)

@@ -79,7 +79,7 @@ class Refiner:
         lengths = [len(e.prompt_tokens) + len(e.answer_tokens) for e in examples]
         slots = max(1, *(len(e.answer_tokens) for e in examples))
         rows = min(self.refine.examples_per_step or len(examples), len(examples))
-        return Layout(rows, -(-max(lengths) // 8) * 8, slots)
+        return Layout(rows, -(-max(lengths) // 8) * 8, slots, max(e.features for e in examples))
 
     def _examples(self, task: Ready, subset: Mapping[str, np.ndarray] | None = None) -> list[Example]:
         """What the loss is of: the task's examples, for the entropy without their answers."""

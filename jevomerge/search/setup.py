@@ -89,7 +89,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     if search.start and not search.evaluations:
         raise InputError("search.start: without evaluations there is no first generation; leave it out")
     judge = make_judge(
-        make_ready(config.tasks, problem.tokenizer(), problem.model),
+        make_ready(config.tasks, problem.tokenizer(), problem.model, problem.seer, config.compute_dtype),
         problem.model,
         tokens_per_batch=config.tokens_per_batch,
         examples_at_once=search.examples_per_generation,

@@ -7,12 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from safetensors.numpy import load_file
+from transformers import AutoModelForImageTextToText
 
 import jevomerge as jm
 from jevomerge.checkpoint.source import Checkpoint
@@ -24,57 +20,7 @@ from jevomerge.problems.path import PathProblem
 from jevomerge.problems.weights import WeightProblem
 from jevomerge.recipe.schema import read_recipe
 from jevomerge.recipe.sources import Sources
-
-WORDS = [f"w{i}" for i in range(88)] + ["<s>", "</s>"]
-IMAGE, ROWS = 90, 96  # the picture's token behind those of the text models, and rows without a token
-TEXT = {
-    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-VISION = {
-    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "image_size": 14, "patch_size": 7,
-}  # fmt: skip
-LAYOUTS = {  # what the parts were and are called: (as transformers saves a new model, as others did)
-    "2024": lambda name: name.replace("vision_tower.", "vision_tower.vision_model.", 1),
-    "new": lambda name: name,
-    "in memory": lambda name: (
-        name.removeprefix("language_model.")
-        if "lm_head" in name
-        else "model." + name.replace("language_model.model.", "language_model.", 1)
-    ),
-}
-
-
-def write_tokenizer(folder, words):
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="w0")
-    fast.save_pretrained(folder)
-
-
-def randomised(model, seed):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * 0.2)
-    return model.eval()
-
-
-def write_text_model(folder, seed, **more):
-    config = CONFIG_MAPPING["mistral"](vocab_size=len(WORDS), **(TEXT | {"rope_theta": 10000.0} | more))
-    randomised(AutoModelForCausalLM.from_config(config), seed).save_pretrained(folder)
-    write_tokenizer(folder, WORDS)
-
-
-def write_vlm(folder, seed, model_type="llava", layout="new", **more):
-    text = TEXT | {"model_type": "mistral", "vocab_size": ROWS, "rope_theta": 1e6, "sliding_window": None}
-    config = CONFIG_MAPPING[model_type](vision_config=dict(VISION), text_config=text, image_token_index=IMAGE, **more)
-    randomised(AutoModelForImageTextToText.from_config(config), seed).save_pretrained(folder)
-    tensors = {LAYOUTS[layout](name): x for name, x in load_file(folder / "model.safetensors").items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    write_tokenizer(folder, [*WORDS, "<image>", "<pad>"])
-    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+from tests.composites import IMAGE, LAYOUTS, ROWS, WORDS, write_text_model, write_vlm
 
 
 @pytest.fixture(scope="module")

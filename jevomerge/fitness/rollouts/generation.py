@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest
+from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest, shown
 from jevomerge.fitness.rollouts.likelihood import check_lengths, check_tokens
-from jevomerge.models.model import Language, apply, unembed
+from jevomerge.models.model import Language, Pictures, apply, unembed
 from jevomerge.problems.problem import Instance
 from jevomerge.tokenizers.load import ends_of_text, padding
 from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
@@ -35,6 +35,7 @@ class Prompts:
     max_new_tokens: Array  # () int32, at most the room that there is
     eos: Array  # (E,) int32: the tokens that end a text
     stops: Array | None = None  # (S, V) what follows each state on each token, by `stop_table`; None: no strings do
+    pictures: Pictures | None = None
 
 
 @flax.struct.dataclass
@@ -77,7 +78,7 @@ def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int
         return jnp.any(token[:, None] == eos[None, :], axis=1) | (seen == ENDED)
 
     cache = model.cache(rows, length + new_slots, dtype, path)
-    hidden, filled = run(batch.tokens, batch.valid, cache)
+    hidden, filled = run(batch.tokens, batch.valid, cache, pictures=batch.pictures)
     assert filled is not None
     token = pick(hidden)
     seen = follow(jnp.full((rows,), START, jnp.int32), token)
@@ -110,6 +111,7 @@ class Generation:
     tokenizer: Any = field(compare=False)
     max_new_tokens: int = field(compare=False)
     stop: tuple[str, ...] = field(default=(), compare=False)  # what ends a text, in the order in which it is cut
+    eyes: Any = field(default=None, compare=False)  # as of `Likelihood`
 
     many_passes = True
     writes = True
@@ -132,9 +134,11 @@ class Generation:
         pieces: int = 1,
     ) -> list[Layout]:
         """Of prompts, with room for the texts that follow."""
-        lengths, new = _lengths([*search, *others]), self.max_new_tokens
-        slots = [new] * len(lengths)
-        return plan_layouts(lengths, slots, len(search), tokens_per_batch, at_once, pieces, written=new)
+        examples, new = [*search, *others], self.max_new_tokens
+        return plan_layouts(
+            _lengths(examples), [new] * len(examples), len(search), tokens_per_batch, at_once, pieces,
+            written=new, features=[e.features for e in examples],
+        )  # fmt: skip
 
     def strata(self, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
         """(n,) the index of the shortest layout that holds each prompt."""
@@ -145,7 +149,8 @@ class Generation:
         tokens, valid = left_padded([e.prompt_tokens for e in examples], layout, padding(self.tokenizer))
         eos = np.asarray(ends_of_text(self.tokenizer), np.int32)
         # NumPy's, for any mesh.
-        arrays: tuple[Any, ...] = (tokens, valid, np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
+        ends = (np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
+        arrays: tuple[Any, ...] = (tokens, valid, *ends, shown(examples, layout, self.eyes))
         return Prompts(*arrays)
 
     @functools.cached_property

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
-from jevomerge.fitness.batches import Batch, Example, Layout, left_padded, plan_layouts, shortest
+from jevomerge.fitness.batches import Batch, Example, Layout, left_padded, plan_layouts, shortest, shown
 from jevomerge.models.model import Language, apply, unembed
 from jevomerge.problems.problem import Instance
 
@@ -45,8 +45,9 @@ def answer_likelihood(
     """
     params, layer, path, scale = instance
     hidden, _ = apply(
-        params, model, batch.tokens[:, :-1], batch.valid[:, :-1], layer=layer, route=path, scale=scale, dtype=dtype
-    )
+        params, model, batch.tokens[:, :-1], batch.valid[:, :-1], pictures=batch.pictures,
+        layer=layer, route=path, scale=scale, dtype=dtype,
+    )  # fmt: skip
     hidden = hidden[:, -answer_slots:]  # the state before token t predicts token t
     targets = batch.tokens[:, -answer_slots:]
     slots = jnp.arange(answer_slots, dtype=jnp.int32)[None, :]
@@ -69,6 +70,7 @@ class Likelihood:
     """Asks how likely the reference answers are: (mean log-probability per token, whether greedy decoding agrees)."""
 
     pad: int = field(compare=False)  # the token that fills rows
+    eyes: Any = field(default=None, compare=False)  # `fitness.pictures.Eyes`, where examples have pictures
 
     many_passes = False
     writes = False
@@ -89,7 +91,10 @@ class Likelihood:
         """Of prompts with their answers."""
         examples = [*search, *others]
         answers = [len(e.answer_tokens) for e in examples]
-        return plan_layouts(_lengths(examples), answers, len(search), tokens_per_batch, at_once, pieces)
+        return plan_layouts(
+            _lengths(examples), answers, len(search), tokens_per_batch, at_once, pieces,
+            features=[e.features for e in examples],
+        )  # fmt: skip
 
     def strata(self, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
         """(n,) the index of the shortest layout that holds each."""
@@ -100,7 +105,8 @@ class Likelihood:
         tokens, valid = left_padded([e.prompt_tokens + e.answer_tokens for e in examples], layout, self.pad)
         answer_length = np.zeros(layout.rows, np.int32)
         answer_length[: len(examples)] = [len(e.answer_tokens) for e in examples]
-        arrays: tuple[Any, ...] = (tokens, valid, answer_length)  # NumPy's, for any mesh
+        # NumPy's, for any mesh.
+        arrays: tuple[Any, ...] = (tokens, valid, answer_length, shown(examples, layout, self.eyes))
         return Batch(*arrays)
 
     def run(

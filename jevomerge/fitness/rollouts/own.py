@@ -189,7 +189,7 @@ class OfParams:
 class OfBatch(Likelihood):
     """Asks for the scores of a function of parameters and a batch, which is laid out as for likelihoods."""
 
-    function: Called
+    function: Called = field(kw_only=True)
 
     def run(self, model: Language, instance: Instance, batch: Batch, layout: Layout, *, dtype: str) -> Array:  # type: ignore[override]
         """(B,) one score for each row."""

@@ -1,0 +1,130 @@
+"""Pictures in prompts: read, counted in tokens, and looked at once in a run.
+
+The tower and what joins it to the decoder hold no gene, so what a picture is to the decoder is the same for all
+candidates: it is computed when it is first needed and kept. A candidate costs what texts of that length cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jevomerge.checkpoint.files import read_json
+from jevomerge.checkpoint.source import Source
+from jevomerge.errors import InputError
+from jevomerge.models.families import read_seeing
+from jevomerge.models.specs import unflatten
+from jevomerge.models.vision.pictures import open_picture
+from jevomerge.models.vision.seeing import Seeing, features
+from jevomerge.models.vision.specs import TEXT
+
+MARK = "<image>"  # what stands in a prompt for a picture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as it was handed in, and how the model it is for divides it."""
+
+    name: str
+    content: bytes
+    layout: Hashable
+    text: str  # what stands for it in the text that is tokenised
+
+    @property
+    def digest(self) -> str:
+        """Of its content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+class Eyes:
+    """What sees for a language model: tower, projector and processor of a folder."""
+
+    def __init__(self, source: Source, tokenizer: Any, dtype: str = "float32"):
+        """Read the configuration of `source`; weights are read when the first picture is looked at.
+
+        Raises:
+            InputError: if it cannot see, or its processor is not known.
+        """
+        if source.frame is None:
+            raise InputError(f"{source.name} has no eyes: a task with `image` needs a vision-language model")
+        frame, self.dtype = source.frame, dtype
+        model = read_seeing(frame.json, str(frame.folder / "config.json"))
+        self.model: Seeing = model.stored_as([*frame.tensors, frame.name("model.norm.weight")])
+        self.tensors = frame.tensors
+        self.processor = self._read_processor(frame.folder)
+        self.token = tokenizer.convert_ids_to_tokens(self.model.image_token)
+        if tokenizer.convert_tokens_to_ids(self.token) != self.model.image_token:
+            raise InputError(f"{source.name}: its tokenizer has no token {self.model.image_token}, the picture's")
+        self._seen: dict[tuple[str, Hashable], np.ndarray] = {}
+
+    def _read_processor(self, folder: Path) -> Any:
+        for file in ("preprocessor_config.json", "processor_config.json"):
+            if (path := folder / file).exists():
+                return self.model.processor(read_json(path), str(path))
+        raise InputError(
+            f"{folder} has no preprocessor_config.json, without which pictures cannot be read as it needs them; take "
+            "it from where the model is from"
+        )
+
+    @property
+    def width(self) -> int:
+        """D of a feature."""
+        return self.model.text.config.hidden_size
+
+    def picture(self, given: Any, folder: Path, name: str) -> Picture:
+        """A picture from a field of a row: a path from `folder`, bytes, {"bytes"} or {"path"}; `name` for messages."""
+        if isinstance(given, Mapping):
+            given = given.get("bytes") or given.get("path")
+        if isinstance(given, str):
+            path = folder / given
+            if not path.is_file():
+                raise InputError(f"{name}: {path} is no file; pictures are named by their paths from the data file")
+            given = path.read_bytes()
+        if not isinstance(given, bytes):
+            raise InputError(f"{name}: a picture is a path or bytes, not {type(given).__name__}")
+        views = self.model.views(open_picture(given, name), self.processor, name)
+        return Picture(name, given, views.layout, self.model.placeholder(views.layout, self.token))
+
+    def look(self, picture: Picture) -> np.ndarray:
+        """(N, D) what a picture is to the decoder."""
+        key = (picture.digest, picture.layout)
+        if key not in self._seen:
+            views = self.model.views(open_picture(picture.content, picture.name), self.processor, picture.name)
+            seen = features(self._params, self.model, jnp.asarray(views.pixels), views.layout, dtype=self.dtype)
+            self._seen[key] = np.asarray(seen)
+        return self._seen[key]
+
+    @cached_property
+    def _params(self) -> dict[str, Any]:
+        """The parts beside the decoder, in float32."""
+        leaves = {}
+        for spec in self.model.specs:
+            if spec.path.startswith(f"{TEXT}."):
+                continue
+            stored = np.stack([self.tensors[name].read().astype(np.float32) for name in spec.names()])
+            leaves[spec.path] = jnp.asarray(stored.reshape(spec.leaf_shape))
+        return unflatten(leaves)
+
+
+def images_of(value: Any) -> Sequence[Any]:
+    """The pictures in a field: one, or a list of them."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def placed(prompt: str, pictures: Sequence[Picture], where: str) -> str:
+    """The prompt as it is tokenised: what stands for each picture in place of its mark.
+
+    Raises:
+        InputError: unless there is a mark for each.
+    """
+    if (marks := prompt.count(MARK)) != len(pictures):
+        raise InputError(f"{where}: the prompt has {MARK} {marks} times for {len(pictures)} pictures")
+    first, *rest = prompt.split(MARK)
+    return first + "".join(p.text + text for p, text in zip(pictures, rest, strict=True))
