@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 import jevomerge as jm
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
+from jevomerge.fitness.data import load_examples
 from jevomerge.fitness.pictures import Eyes
+from jevomerge.fitness.schema import Task
 from jevomerge.models.vision.pictures import open_picture
 from jevomerge.observers.observer import SILENT
 from jevomerge.tokenizers.load import load_tokenizer
 from tests.composites import write_text_model, write_vlm
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 COUNTS = [1, 2, 1, 1, 2, 1]  # pictures of each row
 
 
@@ -157,3 +161,21 @@ def test_models_that_cannot_see_are_said(folder, tmp_path):
             (blind / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="has no preprocessor_config"):
         jm.evaluate(blind, folder / "task.yaml")
+
+
+@pytest.mark.parametrize("name", ["ja_vg_vqa_500", "ja_vlm_bench_in_the_wild"])
+def test_rows_of_the_form_of_the_papers_data(name, folder, tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    asked = [{"question": "w3 w4", "answer": "w5"}, {"question": "w6", "answer": "w7"}]
+    picture = {"bytes": (folder / "0_0.png").read_bytes(), "path": "1.jpg"}
+    row = {"image": picture, "image_id": 1, "qas": asked, **asked[0]}
+    pq.write_table(pa.Table.from_pylist([row] * 500), tmp_path / "rows.parquet")
+    given = yaml.safe_load((CONFIGS / "tasks" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for split in ("search", "heldout"):
+        given[split] = {"path": str(tmp_path / "rows.parquet"), "rows": given[split]["rows"]}
+    source = Checkpoint(folder / "llava")
+    tokenizer = load_tokenizer(source.folder)
+    rows, examples = load_examples(Task.model_validate(given), "heldout", tokenizer, Eyes(source, tokenizer))
+    assert len(rows) == given["heldout"]["rows"][1] - given["heldout"]["rows"][0]
+    assert examples[0].prompt.endswith("<image>\nw3 w4 [/INST]")
+    assert (examples[0].answer, examples[0].features) == ("w5", 4)
