@@ -40,8 +40,7 @@ class Opening:
             self.parts = None
         self.carrier = self._carrier()
         self.spec = recipe.spec
-        rows = {c.model.vocab_size for c in self.checkpoints}
-        if self.spec is None and self.carrier is not None and len(rows) > 1:
+        if self.spec is None and self.carrier is not None and len({c.model.vocab_size for c in self.checkpoints}) > 1:
             self.spec = TokenizerSpec(source=self.carrier.reference)
 
     @property
