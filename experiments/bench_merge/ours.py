@@ -54,10 +54,10 @@ def merge(sources: Any, *args: Any, **kwargs: Any) -> None:
     parts["merge_cpu_seconds"] = time.process_time() - cpu
 
 
-def stream_safetensors(path: Any, shapes: Any, dtype: str, tensor: Callable[[str], Any]) -> None:
+def stream_safetensors(path: Any, planned: Any, tensor: Callable[[str], Any]) -> None:
     inside = parts["tensors"] + parts["fsync"]
     begin = time.perf_counter()
-    write(path, shapes, dtype, timed("tensors", tensor))
+    write(path, planned, timed("tensors", tensor))
     parts["write"] += time.perf_counter() - begin - (parts["tensors"] + parts["fsync"] + parts["compile"] - inside)
 
 
