@@ -63,13 +63,13 @@ def text_config(values: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     Raises:
         InputError: for a `text_config` that is no object.
     """
-    inside = values.get("text_config")
-    if inside is None and values.get("model_type") not in TEXT:
+    inside, whole = values.get("text_config"), str(values.get("model_type"))
+    if inside is None and whole not in TEXT:
         return None
     inside = {} if inside is None else inside
     if not isinstance(inside, Mapping):
         raise InputError(f"{where}: `text_config` must be an object; copy or download the file again")
-    family = inside.get("model_type", TEXT.get(values.get("model_type", "")))
+    family = inside.get("model_type", TEXT.get(whole))
     tied = [part["tie_word_embeddings"] for part in (values, inside) if part.get("tie_word_embeddings") is not None]
     return {**inside, "model_type": family} | ({"tie_word_embeddings": any(tied)} if tied else {})
 

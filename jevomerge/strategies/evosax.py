@@ -223,7 +223,10 @@ class EvosaxStrategy:
             population, asked = self._jitted_ask(jax.device_put(key, cpu), self._to_evosax(state))
             drawn = np.asarray(population, np.float64)
             if not np.isfinite(drawn).all():
-                raise InputError(f"search.strategy: {self.name} asks for NaN; choose another, such as cma_es")
+                raise InputError(
+                    f"search.strategy: {self.name} asks for NaN: what it draws from has shrunk to a point, or grown "
+                    "without bound; ask for fewer `evaluations`, or choose another strategy"
+                )
             return drawn, state | self._from_evosax(asked) | ({"drawn": drawn} if self._from_draw else {})
 
     def tell(

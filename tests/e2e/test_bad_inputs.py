@@ -13,6 +13,8 @@ from tests.e2e.bad_inputs.outcome import as_process, judged, prepare
 from tests.e2e.bad_inputs.world import RECIPE, place_of
 
 INPUTS = [pytest.param(given, id=f"{kind}: {given.name}") for kind, inputs in KINDS.items() for given in inputs]
+OFTEN = INPUTS[::5] + INPUTS[2::5]  # some 270, of all kinds
+SELDOM = [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) for p in INPUTS if p not in OFTEN]
 ONE_OF_EACH = [pytest.param(inputs[0], id=kind) for kind, inputs in KINDS.items()]
 RIGHT = ("merge recipe.yaml --explain", "report begun", "compare begun finished")
 
@@ -45,7 +47,8 @@ def hand_in(given, template, monkeypatch, capsys):
 
 def test_there_are_many():
     names = [(kind, given.name) for kind, inputs in KINDS.items() for given in inputs]
-    assert len(set(names)) == len(names) >= 250
+    assert len(set(names)) == len(names) >= 600
+    assert len(OFTEN) >= 250
 
 
 @pytest.mark.parametrize("command", RIGHT)
@@ -53,7 +56,7 @@ def test_what_is_right_is_accepted(command, template, monkeypatch, capsys):
     assert hand_in(Input("nothing", command, lambda world: None, ""), template, monkeypatch, capsys).status == 0
 
 
-@pytest.mark.parametrize("given", INPUTS)
+@pytest.mark.parametrize("given", OFTEN + SELDOM)
 def test_bad_inputs_are_refused(given, template, monkeypatch, capsys):
     assert hand_in(given, template, monkeypatch, capsys).fault(given) is None
 

@@ -23,8 +23,8 @@ def evolve(output, evaluations, resume):
     return jm.evolve(
         models=trees, model=model, recipe={"merge_method": "task_arithmetic", "base_model": "0"},
         genome={"weight": [0, 1]}, fitness=miss,
-        search={"evaluations": evaluations, "population": 5, "checkpoint_every": 1000}, output=output, observer=SILENT,
-        resume=resume,
+        search={"strategy": "random", "evaluations": evaluations, "population": 5, "checkpoint_every": 1000},
+        output=output, observer=SILENT, resume=resume,
     )
 
 def disturb(number, sent):

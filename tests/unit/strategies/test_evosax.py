@@ -135,7 +135,7 @@ def median_evaluations(make: Callable[[int], Any], objective: Objective, target:
     ("n", "size", "objective", "target", "limit"),
     [
         pytest.param(6, 9, sphere, -1e-8, 2_000, id="sphere"),
-        pytest.param(6, 9, ellipsoid(6, 1e4), -1e-8, 4_000, id="ellipsoid-1e4"),
+        pytest.param(6, 9, ellipsoid(6, 1e4), -1e-8, 4_000, id="ellipsoid-1e4", marks=pytest.mark.slow),
         pytest.param(6, 9, accuracy, 1.0, 2_000, id="accuracy"),
         pytest.param(10, 10, sphere, -1e-8, 3_000, id="sphere-10", marks=pytest.mark.slow),
         pytest.param(10, 10, ellipsoid(10, 1e6), -1e-8, 10_000, id="ellipsoid-1e6", marks=pytest.mark.slow),
@@ -181,9 +181,9 @@ def test_cma_es_learns_what_the_reference_learns():
 @pytest.mark.parametrize(
     ("size", "objective", "limit"),
     [
-        pytest.param(10, sphere, 3_000, id="sphere", marks=pytest.mark.slow),
+        pytest.param(10, sphere, 3_000, id="sphere"),
         pytest.param(10, ellipsoid(10, 1e4, rotated=False), 5_000, id="ellipsoid-1e4", marks=pytest.mark.slow),
-        pytest.param(40, ellipsoid(10, 1e6, rotated=False), 9_000, id="ellipsoid-1e6-P40"),
+        pytest.param(40, ellipsoid(10, 1e6, rotated=False), 9_000, id="ellipsoid-1e6-P40", marks=pytest.mark.slow),
     ],
 )
 def test_sep_cma_es_needs_no_more_evaluations_than_the_reference(size, objective, limit):

@@ -76,7 +76,11 @@ def all_scores(kind, shape, members_per_device=1):
 
 @pytest.mark.parametrize(
     ("kind", "shape", "members"),
-    [("task_arithmetic", (2, 2), 2), ("path", (2, 1), 1), ("both", (1, 2), 1)],
+    [
+        ("task_arithmetic", (2, 2), 2),
+        pytest.param("path", (2, 1), 1, marks=pytest.mark.slow),
+        pytest.param("both", (1, 2), 1, marks=pytest.mark.slow),
+    ],
 )
 def test_likelihood_by_hand_is_ours(kind, shape, members):
     found = all_scores(kind, shape, members)
