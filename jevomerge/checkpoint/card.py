@@ -42,6 +42,11 @@ def verbatim(text: str) -> str:
     return f"{fence} {text} {fence}"
 
 
+def escaped(text: str) -> str:
+    """A sentence as Markdown that shows it as it is, whatever names are in it."""
+    return re.sub(r"([^\w\s,.()%+-]|_)", r"\\\1", text)
+
+
 def row(*cells: str) -> str:
     """A line of a table; a bar would end a cell even in backticks."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -77,7 +82,7 @@ def model_card(
         lines += [row("model", *map(verbatim, columns)), "|---" * (len(columns) + 1) + "|"]
         lines += [row(verbatim(name), *(f"{values[c]:.4f}" for c in columns)) for name, values in scores.items()]
         lines += [""]
-    lines += [line for note in notes for line in (note, "")]
+    lines += [line for note in notes for line in (escaped(note), "")]
     lines += ["| source | licence |", "|---|---|"]
     lines += [row(verbatim(origin), verbatim(licence or "not stated")) for origin, licence in origins]
     if front["license"] == "other":

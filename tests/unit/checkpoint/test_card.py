@@ -2,7 +2,7 @@
 
 import pytest
 
-from jevomerge.checkpoint.card import model_card, verbatim
+from jevomerge.checkpoint.card import escaped, model_card, verbatim
 from jevomerge.checkpoint.source import licence
 
 
@@ -37,6 +37,12 @@ def test_nothing_in_a_name_is_markup(name):
     table = [line for line in card.splitlines() if line.startswith("| ") and "not stated" in line]
     assert len(table) == 1
     assert table[0].replace("\\|", "").count("|") == 3
+
+
+def test_nothing_in_a_sentence_is_markup():
+    assert escaped("It beats [x](y)_z_, by 0.5 (95 % interval +0.4 to +0.6).") == (
+        r"It beats \[x\](y)\_z\_, by 0.5 (95 % interval +0.4 to +0.6)."
+    )
 
 
 def test_a_recipe_cannot_end_its_block():
