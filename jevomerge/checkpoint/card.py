@@ -44,7 +44,7 @@ def verbatim(text: str) -> str:
 
 def escaped(text: str) -> str:
     """A sentence as Markdown that shows it as it is, whatever names are in it."""
-    return re.sub(r"([^\w\s,.()%+-]|_)", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>#|~&$])", r"\\\1", text)
 
 
 def row(*cells: str) -> str:

@@ -65,6 +65,8 @@ def run_search(
             for broken weights, before anything is written.
     """
     on_first(lambda: check_folder(folder, resume, config.search.evaluations))
+    if resume:
+        on_first(lambda: check_records(folder))
     on_first(lambda: check_trackers(config.trackers))
     observer.stage("reading configuration, models' headers and data")
     setup = together(lambda: set_up(config, opener=opener))
@@ -104,6 +106,13 @@ def check_folder(folder: Path, resume: bool, evaluations: float = 0) -> None:
         above = folder.absolute().parent / "config.yaml"
         if above.exists() and "stages" in load_one(above)[0]:
             raise InputError(f"{folder} is finished, and a stage of {above.parent}, which has used its outcome")
+
+
+def check_records(folder: Path) -> None:
+    """What a run has written must be what runs write: found before its models and data are looked at."""
+    read_environment(folder)
+    if (log := folder / "evaluations.jsonl").exists():
+        read_archive(log)
 
 
 def finished(folder: Path) -> InputError:
