@@ -85,9 +85,8 @@ def outcome(folder):
     exported = {p.name: p.read_bytes() for p in (folder / "best").iterdir()}
     for name in ("recipe.yaml", "README.md"):  # models by their paths from there
         exported[name] = re.sub(rb"(\.\./)+", b"", exported[name])
-    exported = {name: hashlib.sha256(content).hexdigest() for name, content in exported.items()}
     assert "model.safetensors" in exported
-    return result, records, exported
+    return result, records, {name: hashlib.sha256(content).hexdigest() for name, content in exported.items()}
 
 
 def resumed(folder, capsys):
@@ -399,7 +398,6 @@ def test_a_run_is_left_alone_until_it_is_terminated(problem, undisturbed, tmp_pa
 # Forks a process for every command, which saves it the imports (those that start no threads).
 NURSERY = """
 import json, os, sys
-import datasets
 from orbax.checkpoint import v1
 from transformers import AutoTokenizer
 from jevomerge.cli import main
@@ -416,11 +414,10 @@ for line in sys.stdin:
 @pytest.fixture
 def nursery(tmp_path):
     """(start, status): starts a command and gives its process id; waits for its end and gives its exit status."""
-    environment = dict(os.environ)
     with (
         (tmp_path / "output").open("w") as output,
         subprocess.Popen(
-            [sys.executable, "-c", NURSERY], text=True, bufsize=1, env=environment,
+            [sys.executable, "-c", NURSERY], text=True, bufsize=1, env=dict(os.environ),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
         ) as process,
     ):  # fmt: skip
