@@ -14,8 +14,8 @@ Of evosax 0.3.2, and what is done about it:
   adapts; large populations then stall. Only sigma^2 C has a meaning, so scale is moved to sigma until det C is about 1
   (`_balanced`; the slow test of an ellipsoid at P = 100 fails without it).
 - Separable CMA-ES learns n variances at the rate that is safe for n (n + 1) / 2 covariances (`_separable_rates`).
-- PSO. evosax draws one pair of numbers for all genes of a particle, which then hardly leaves the line to the best:
-  1e-3 of a sphere of 6 is out of its reach. Here each gene has its own pair, with Clerc's constants (`_swarmed`).
+- PSO. evosax draws one pair of numbers for all genes of a particle, which then hardly leaves the line to the best.
+  Here each gene has its own pair, with Clerc's constants (`_swarmed`).
 - Precision. Up to 256 genes all is float64, beyond that float32; always on the host CPU, under evosax's own
   promotion rules, and without touching the program's settings.
 

@@ -1,9 +1,9 @@
 """An evolved path through the blocks of several models as an ordinary model, its scales folded into the weights.
 
     stack = Stack([Checkpoint(a), Checkpoint(b)])     # blocks of a, then of b; embedding, head and tokenizer of a
-    folding = fold(stack.config, path)
+    folding = stack.model.fold(path)
     with export_folder(out) as folder:
-        write_folded(folder, folding, a.config_json, stack.read, "bfloat16")
+        write_folded(folder, stack.model, folding, stack.read, "bfloat16")
 
 Why it works ("stream"): let c_t be the product of the scales of hops 1 to t. A norm sees only the direction of
 its input, so that the stream may be kept as stream / c_t: what a block adds to it is divided by c_t, what reads it

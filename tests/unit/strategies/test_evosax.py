@@ -221,7 +221,7 @@ class Swarm:
 
 
 def test_pso_needs_no_more_evaluations_than_the_reference():
-    """Medians over 20 seeds on the sphere, to 1e-4: ours 464, reference 417; with the draws of evosax not in 20,000."""
+    """Medians over 20 seeds on the sphere, to 1e-4: ours 464, reference 417."""
     strategy = strategy_of("pso", 6, 10)
     ours = median_evaluations(lambda seed: Ours(strategy, seed), sphere, -1e-4, 2_000)
     reference = median_evaluations(lambda seed: Swarm(6, 10, seed), sphere, -1e-4, 2_000)
