@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from jevomerge.devices.signals import heeded
+from jevomerge.devices.sockets import forbid
 from jevomerge.devices.tpu import describe_tpu, tpu_is_here
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.run.mergekit_flags import add_flags, read_size
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, summary: str, description: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=description, epilog=EPILOG)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.add_argument("--offline", action="store_true", help="open no connection: hub names only as far as cached")
         return sub
 
     evolve = command(
@@ -165,6 +167,8 @@ def run_evolve(args: argparse.Namespace) -> None:
 
     explicit = (args.coordinator, args.num_processes, args.process_id)
     if args.distributed or any(value is not None for value in explicit):
+        if args.offline:
+            raise InputError("--offline: several processes talk over a network; leave one of the two out")
         if not args.distributed and None in explicit:
             raise InputError("evolve: --coordinator, --num-processes and --process-id go together")
         join(*explicit)
@@ -294,6 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nobody needs
+    if args.offline:
+        forbid()
     if not tpu_is_here():
         describe_tpu("v5e")
     if argv is None:  # a command of its own: names are shown in any locale

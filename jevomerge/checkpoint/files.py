@@ -69,6 +69,8 @@ def resolve(reference: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except InputError:  # --offline
+        raise
     except Exception as error:
         raise InputError(
             f"{reference} is not a folder here, and downloading it from the hub failed: "
