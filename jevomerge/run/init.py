@@ -105,7 +105,7 @@ def ask(data: str, prompt: str | None, answer: str | None) -> Asked:
     Raises:
         InputError: for too few rows, and for fields that tell nothing.
     """
-    rows = read_rows(DataSource(path=str(expanded(data)) if os.path.exists(expanded(data)) else data), "--data")
+    rows = read_rows(DataSource(path=_here(data), limit=None), "--data")
     if len(rows) < FEWEST:
         raise InputError(f"--data: {data} has {len(rows)} rows; a search and its judgement take {FEWEST} or more")
     fields = [name for name in rows[0] if all(row.get(name) not in (None, "") for row in rows)]
@@ -180,9 +180,9 @@ class _Plan(NamedTuple):
     def config(self) -> RunConfig:
         """As it will be read, its paths those of this process."""
         asked = self.asked
-        data = str(expanded(asked.data)) if os.path.exists(expanded(asked.data)) else asked.data
+        data = _here(asked.data)
         windows = {"search": [0, asked.search], "heldout": [asked.search, asked.search + asked.heldout]}
-        task = {"name": self.name, "prompt": asked.prompt, "answer": asked.answer}
+        task: dict[str, Any] = {"name": self.name, "prompt": asked.prompt, "answer": asked.answer}
         task |= {split: {"path": data, "rows": rows} for split, rows in windows.items()}
         found = read_config({"name": self.name, "recipe": self.recipe(), "genome": self.genome(), "tasks": [task]})
         assert isinstance(found, RunConfig)
@@ -256,6 +256,12 @@ tasks:
 search: {{evaluations: {evaluations}}}  # about {PER_GENE} for each gene
 # seeds: 5  # run it so often, and compare
 """
+
+
+def _here(reference: str) -> str:
+    """A path as seen from here; a hub name stays."""
+    path = expanded(reference)
+    return str(path) if os.path.exists(path) else reference
 
 
 def _from(folder: Path, reference: str) -> str:
