@@ -1,4 +1,4 @@
-"""The command line: `jevomerge evolve | merge | evaluate | export | report | compare | plan | translate`."""
+"""The command line: `jevomerge init | evolve | merge | evaluate | export | report | compare | plan | translate`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,24 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("--offline", action="store_true", help="open no connection: hub names only as far as cached")
         return sub
+
+    init = command(
+        "init",
+        "write a config for your models and data",
+        "Look at models and data, time a candidate, and write NAME.yaml and tasks/NAME.yaml, which `plan` and `evolve` "
+        "take as they are: a search with a budget that fits, on two thirds of the rows, judged on the others.",
+    )
+    init.add_argument("models", metavar="MODEL", nargs="+", help="Hugging Face folders, or hub names")
+    init.add_argument("--data", required=True, metavar="FILE", help="questions and answers: JSONL, CSV, TSV, Parquet")
+    init.add_argument(
+        "--base", metavar="MODEL", help="from which the others were made (default: whom their cards name)"
+    )
+    init.add_argument("--name", default="my_merge", help="of the run (default: my_merge)")
+    init.add_argument(
+        "--prompt", metavar="TEMPLATE", help='such as "Q: {question}\nA:" (default: by the names of fields)'
+    )
+    init.add_argument("--answer", metavar="TEMPLATE", help='such as " {answer}"')
+    init.add_argument("--output", metavar="FOLDER", default=".", help="where to write (default: here)")
 
     evolve = command(
         "evolve",
@@ -136,6 +154,10 @@ def parser() -> argparse.ArgumentParser:
         help="one line for each slice of that chip, from CHIP:SHAPE on, and each members_per_device",
     )
 
+    plan.add_argument(
+        "--measure", action="store_true", help="also score some candidates here, and say how long it takes"
+    )
+
     translate = command(
         "translate",
         "print the config of a mergekit-evolve run as one of ours",
@@ -149,6 +171,18 @@ def parser() -> argparse.ArgumentParser:
 def reading(what: str) -> None:
     """The first word of a command, before the imports that take seconds."""
     print(f"jevomerge: reading {what} ...", file=sys.stderr, flush=True)
+
+
+def run_init(args: argparse.Namespace) -> None:
+    """`jevomerge init`."""
+    reading(", ".join(args.models))
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.init import init
+
+    templates = {
+        key: value and value.replace("\\n", "\n") for key, value in (("prompt", args.prompt), ("answer", args.answer))
+    }
+    init(args.models, args.data, base=args.base, name=args.name, **templates, output=args.output, observer=Terminal())
 
 
 def run_evolve(args: argparse.Namespace) -> None:
@@ -270,7 +304,7 @@ def run_plan(args: argparse.Namespace) -> None:
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.plan import plan
 
-    plan(args.config, args.topology, args.sweep, observer=Terminal())
+    plan(args.config, args.topology, args.sweep, args.measure, observer=Terminal())
 
 
 def run_translate(args: argparse.Namespace) -> None:
@@ -282,6 +316,7 @@ def run_translate(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
+    "init": run_init,
     "evolve": run_evolve,
     "merge": run_merge,
     "evaluate": run_evaluate,

@@ -310,16 +310,21 @@ def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tup
     return leaf.reshape(*numbers.shape, *shape)
 
 
-def licence(folder: Path) -> str | None:
-    """The licence in a model card's front matter, if it names one."""
+def front_matter(folder: Path) -> dict[str, Any]:
+    """What a model card says above its text; {} if there is none that can be read."""
     card = folder / "README.md"
     if not card.exists():
-        return None
+        return {}
     front = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         values = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:  # the card of somebody else: no reason to stop
-        return None
-    found = values.get("license") if isinstance(values, dict) else None
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def licence(folder: Path) -> str | None:
+    """The licence in a model card's front matter, if it names one."""
+    found = front_matter(folder).get("license")
     names = [str(name).strip().lower() for name in (found if isinstance(found, list) else [found]) if name]
     return ", ".join(names) or None

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import jax
 
 from jevomerge.config import RunConfig, StagedConfig, read_config
+from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.planning.chips import larger_slices, slice_devices
 from jevomerge.planning.measure import best_plan
 from jevomerge.planning.report import advice, lines_of, summary
+from jevomerge.planning.timing import in_words, time_candidates
 from jevomerge.schema import Given
 from jevomerge.search.setup import set_up_stages
 
@@ -21,6 +23,7 @@ def plan(
     config: Given | RunConfig | StagedConfig,
     topology: str | None = None,
     sweep: bool = False,
+    measure: bool = False,
     *,
     observer: Observer = SILENT,
 ) -> list[str]:
@@ -30,6 +33,7 @@ def plan(
         config: the YAML of a run or of several stages, or what it holds.
         topology: a TPU slice such as "v5e:4x8", which need not be there; None: this machine.
         sweep: one line for each slice of that chip, from `topology` on, and each members_per_device.
+        measure: also score some candidates on this machine, which reads the weights, and say how long a run takes.
         observer: is told the lines as they are found.
 
     Returns:
@@ -39,13 +43,15 @@ def plan(
         InputError: for whatever is wrong with the config, its models or data, and for a slice that does not exist.
     """
     lines = []
-    for line in plans(read_config(config), topology, sweep):
+    if measure and topology is not None:
+        raise InputError("plan: --measure is for this machine; leave --topology out")
+    for line in plans(read_config(config), topology, sweep, measure):
         observer.line(line)
         lines.append(line)
     return lines
 
 
-def plans(config: RunConfig | StagedConfig, topology: str | None, sweep: bool) -> Iterator[str]:
+def plans(config: RunConfig | StagedConfig, topology: str | None, sweep: bool, measure: bool = False) -> Iterator[str]:
     """The lines, one plan after the other."""
     devices = devices_of(topology)
     for setup in set_up_stages(config, devices):
@@ -55,6 +61,12 @@ def plans(config: RunConfig | StagedConfig, topology: str | None, sweep: bool) -
             yield from lines_of(found, topology or f"{len(devices)} x {devices[0].device_kind}")
             if not found.fits:
                 yield f"  to make it fit: {advice(setup, found, devices)}"
+            elif measure:
+                timing, evaluations = time_candidates(setup), setup.config.search.evaluations
+                yield (
+                    f"  measured: {timing.candidate:.3g} s for a candidate, {timing.first:.3g} s before the second; "
+                    f"the search, {evaluations} evaluations: {in_words(timing.of(evaluations))}"
+                )
             continue
         for name in larger_slices(topology) if topology else [None]:
             for members in (1, 2, 4, 8):

@@ -1,0 +1,126 @@
+"""`jevomerge init`: what it writes is what `plan` and `evolve` take, and says the truth about models and data."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from jevomerge.cli import main
+from jevomerge.config import read_run
+from jevomerge.fitness.rows import read_rows
+from jevomerge.search.setup import set_up
+
+ROWS = [{"id": i, "begin": f"Once upon a time, there was a {w}", "end": " who liked to play."} for i, w in enumerate(
+    ["boy", "girl", "dog", "cat", "bird", "frog", "fish", "bear", "man"]
+)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(request, tmp_path_factory):
+    """A trained model, and two that are near it and say so."""
+    folder = tmp_path_factory.mktemp("models")
+    base = request.path.parents[2] / "data" / "stories260k"
+    shutil.copytree(base, folder / "base")
+    for seed, name in enumerate(("one", "two")):
+        shutil.copytree(base, folder / name)
+        rng = np.random.default_rng(seed)
+        weights = load_file(base / "model.safetensors")
+        noisy = {k: v + 0.02 * rng.normal(size=v.shape).astype(v.dtype) for k, v in weights.items()}
+        save_file(noisy, folder / name / "model.safetensors", {"format": "pt"})
+        (folder / name / "README.md").write_text("---\nbase_model: someone/base\n---\n")
+    return folder
+
+
+def written(folder, name, rows):
+    path = folder / name
+    fields = list(rows[0])
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        path.write_text("\n".join([",".join(fields), *(",".join(f'"{r[f]}"' for f in fields) for r in rows)]))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_what_it_writes_is_taken_as_it_is(kind, models, tmp_path, capsys, monkeypatch):
+    data = written(tmp_path, f"rows.{kind}", ROWS)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    arguments = [*(str(models / m) for m in ("base", "one", "two")), "--data", "../rows." + kind, "--name", "mine"]
+    assert main(["init", *arguments, "--debug"]) == 0
+    said = capsys.readouterr().out
+    config = read_run(work / "mine.yaml")
+    assert config.recipe is not None
+    assert (config.recipe.merge_method, [m.model for m in config.recipe.models]) == (
+        "task_arithmetic", [str(models / "one"), str(models / "two")]
+    )  # fmt: skip
+    assert config.recipe.base_model == str(models / "base")  # as the others' cards say
+    setup = set_up(config)
+    assert setup.config.search.evaluations >= 7 * len(setup.problem.names)
+    assert setup.config.search.evaluations % setup.strategy.population_size == 0
+    examples = setup.judge.examples
+    assert [len(examples[split]["mine"]) for split in ("search", "heldout")] == [6, 3]
+    assert [e.prompt for e in examples["search"]["mine"]] == [f"Q: {r['begin']}\nA:" for r in ROWS[:6]]
+    assert read_rows(config.tasks[0].search, "")[0]["begin"] == ROWS[0]["begin"]
+    assert f"{len(setup.problem.names)} genes, {setup.config.search.evaluations} evaluations: about" in said
+    assert data.exists()
+    capsys.readouterr()
+    assert main(["init", *arguments]) == 2  # nothing is overwritten
+    assert "mine.yaml exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        (ROWS[:7], [], "has 7 rows; a search and its judgement take 8 or more"),
+        (
+            [{"a": 1, "b": 2}] * 8,
+            [],
+            'which fields of a, b are the question and the answer? Give --prompt "{question}"',
+        ),
+        (ROWS, ["--prompt", "{beginning}"], "field `beginning` is missing"),
+        (ROWS, ["--base", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_written(rows, arguments, message, models, tmp_path, capsys):
+    data = written(tmp_path, "rows.jsonl", rows)
+    there = {*tmp_path.rglob("*")}
+    given = [str(models / "one"), str(models / "two"), "--data", str(data), "--output", str(tmp_path), *arguments]
+    assert main(["init", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert {*tmp_path.rglob("*")} == there
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"question": "q", "answer": "a"}, "Q: {question}\nA:", " {answer}"),
+        ({"instruction": "i", "input": "x", "output": "o"}, "Q: {instruction}\n{input}\nA:", " {output}"),
+        ({"instruction": "i", "input": "", "output": "o"}, "Q: {instruction}\nA:", " {output}"),
+        ({"id": 3, "text": "t", "label": "l"}, "Q: {text}\nA:", " {label}"),
+        ({"Question": "q", "Answer": "a"}, "Q: {Question}\nA:", " {Answer}"),
+    ],
+)
+def test_templates_follow_the_names_of_fields(row, prompt, answer, tmp_path):
+    from jevomerge.run.init import ask
+
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 9))
+    asked = ask(str(tmp_path / "rows.jsonl"), None, None)
+    assert (asked.prompt, asked.answer, asked.search, asked.heldout) == (prompt, answer, 6, 3)
+
+
+def test_plan_measures(models, tmp_path, capsys):
+    data = written(tmp_path, "rows.jsonl", ROWS)
+    given = [str(models / "one"), str(models / "two"), "--data", str(data), "--output", str(tmp_path)]
+    assert main(["init", *given, "--debug"]) == 0
+    assert (
+        yaml.safe_load((tmp_path / "my_merge.yaml").read_text())["recipe"]["merge_method"] == "linear"
+    )  # without a base
+    capsys.readouterr()
+    assert main(["plan", str(tmp_path / "my_merge.yaml"), "--measure", "--debug"]) == 0
+    assert "s for a candidate" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "my_merge.yaml"), "--measure", "--topology", "v5e:2x2"]) == 2
