@@ -25,6 +25,7 @@ from jevomerge.fitness.members import make_members, run_members
 from jevomerge.fitness.rollouts.generation import Generation, Prompts
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import make_batches
+from jevomerge.fitness.schema import Decode
 from jevomerge.methods.bank import Merge, abstract_bank, make_bank
 from jevomerge.methods.registry import MERGEKIT, PAPER
 from jevomerge.models.families import read_model
@@ -280,6 +281,15 @@ def test_memory_by_kind_adds_up_to_what_the_compiler_says():
     assert largest * (3 * 2 + 4) < export.temporaries < largest * (3 * 2 + 4) * 1.5  # its inputs and its result
     most = max(analyses[0].temp_size_in_bytes, generate.cache + generate.temporaries)
     assert plan.peak == plan.sources + plan.prepared + merge.merged + most
+
+
+def test_each_beam_has_a_cache():
+    by_beams = task("generation").model_copy(update={"decode": Decode(beams=3)})
+    setup = set_up(config_of("task_arithmetic", tasks=[by_beams]))
+    _, generate, _ = plan_on(setup, mesh_of(1, 1), 1).uses
+    c, layout = setup.judge.subject.config, setup.judge.layouts["generation"][0]
+    tokens = 3 * layout.rows * (layout.length + layout.answer_slots)
+    assert generate.cache == 2 * c.num_hidden_layers * tokens * c.num_key_value_heads * c.head_dim * 4
 
 
 def test_the_mesh_is_the_smallest_that_fits(monkeypatch):
