@@ -25,9 +25,10 @@ def with_thumbnails(
     """
     examples = {name: [dict(row) for row in rows] for name, rows in heldout["examples"].items()}
     for task in tasks:
-        cases = wins_and_losses(heldout, task)
+        documents = material[task.name].documents
+        cases = wins_and_losses(heldout, task) if any(d.pictures for d in documents) else None
         for case in (*cases.won, *cases.lost) if cases else ():
-            pictures = material[task.name].documents[case.number].pictures
+            pictures = documents[case.number].pictures
             if small := [base64.b64encode(thumbnail(p.content, p.name)).decode() for p in pictures[:MOST]]:
                 examples[task.name][case.number]["pictures"] = small
     return {**heldout, "examples": examples}

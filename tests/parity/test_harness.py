@@ -95,7 +95,7 @@ SETTINGS = [
     {"until": [".", " the"], "max_gen_toks": 12, "do_sample": False},
     {"until": "Lily", "max_new_tokens": 12, "temperature": 0.0},
     {"until": [], "max_gen_toks": 5},
-    {"until": [], "max_gen_toks": 12, "repetition_penalty": 1.5},
+    {"until": [], "max_gen_toks": 12, "repetition_penalty": 1.5, "num_beams": 1},
 ]
 
 

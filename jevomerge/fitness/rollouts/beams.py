@@ -1,8 +1,8 @@
 """The texts that a model writes by beam search, as `generate` of transformers 5 searches.
 
-Of each prompt K texts run on. A text is worth its summed log-probability; one that has ended is worth the mean over its
-tokens (`length_penalty: 1.0`) and is kept apart. A prompt is done when its best running text, ended here, would be
-worth less than all of K ended ones (`early_stopping: False`), and the best of those is the answer.
+Of each prompt K texts run on. A running text is worth its summed log-probability, one that has ended the mean over its
+tokens (`length_penalty: 1.0`), and the K best of these are kept apart. A prompt is done when there are K and its best
+running text, were it to end here, would be worth no more than the last of them (`early_stopping: False`).
 
 B prompts, K beams of each, V vocabulary, A room for new tokens.
 """
@@ -43,7 +43,7 @@ class Beams:
     def best(self, count: int) -> tuple[Beams, Array]:
         """So many of them, the best first, and (B, count) their numbers.
 
-        Among equals the earlier one is better (XLA's `TopK` promises that, torch's `topk` nothing).
+        Among equals the earlier one is better, as `jax.lax.top_k` promises; torch's `topk` promises nothing.
         """
         _, which = jax.lax.top_k(self.worth, count)
         return self.take(which), which
