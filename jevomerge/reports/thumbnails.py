@@ -13,7 +13,7 @@ from jevomerge.models.vision.pictures import open_picture, pillow
 from jevomerge.reports.heldout import wins_and_losses
 
 SIDE = 240  # pixels of the longer side
-MOST = 4  # pictures of an example; as JPEG some 10 kB each
+MOST = 4  # pictures of an example
 
 
 def with_thumbnails(
