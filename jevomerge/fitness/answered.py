@@ -13,7 +13,7 @@ from jevomerge.fitness.answers.extract import NUMBERS, extract_answer, grade, ot
 from jevomerge.fitness.answers.language import check_language
 from jevomerge.fitness.batches import Example
 from jevomerge.fitness.data import load_examples
-from jevomerge.fitness.rollouts.generation import Generation
+from jevomerge.fitness.rollouts.beams import writing
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import Rollout
 from jevomerge.fitness.schema import Task
@@ -83,4 +83,4 @@ def make_answered(task: Task, tokenizer: Any, eyes: Any = None) -> Answered:
     if task.language is not None:
         check_language(task.language)
     grade(task, "", "")
-    return Answered(task, tokenizer, Generation(tokenizer, task.max_new_tokens, task.stop, eyes), answers, None)
+    return Answered(task, tokenizer, writing(task, tokenizer, eyes), answers, None)

@@ -72,8 +72,12 @@ def pictures_of(task: Task, row: Row, eyes: Eyes, folder: Path, where: str) -> t
 
 def refuse_overlap(task: str, search: Sequence[Document], heldout: Sequence[Document]) -> None:
     """Held-out examples must not be among those the search sees."""
-    seen = {(e.prompt, e.answer) for e in search}
-    if common := sum((e.prompt, e.answer) in seen for e in heldout):
+
+    def content(document: Document) -> tuple[str, ...]:
+        return (document.prompt, document.answer, *(picture.digest for picture in document.pictures))
+
+    seen = set(map(content, search))
+    if common := sum(content(document) in seen for document in heldout):
         raise InputError(
             f"task {task}: {common} of {len(heldout)} held-out examples are also in the search split; "
             "give the two splits different rows"

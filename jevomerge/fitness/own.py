@@ -30,6 +30,7 @@ import numpy as np
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.answers.extract import before_stop
 from jevomerge.fitness.data import load_examples
+from jevomerge.fitness.rollouts.beams import writing
 from jevomerge.fitness.rollouts.folder import Folder
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
@@ -227,6 +228,6 @@ def make_own(task: Task | FunctionTask, score: OwnScore, tokenizer: Any, model: 
         return ByParams(task, called, OfParams(called, count_scores(called, model)))
     answers = Likelihood(padding(tokenizer), eyes)
     if score.of == "texts":
-        return ByTexts(task, called, tokenizer, Generation(tokenizer, task.max_new_tokens, task.stop, eyes), answers)
+        return ByTexts(task, called, tokenizer, writing(task, tokenizer, eyes), answers)
     check_signature(called, "(model, params, batch)")
     return ByBatch(task, called, tokenizer, OfBatch(answers.pad, eyes, function=called), answers)

@@ -105,13 +105,23 @@ Score = Annotated[
 Extractor = Literal["exact", "last_number", "sakana"]
 
 
+class Decode(Strict):
+    """How a text is decoded: as transformers' `generate` does it with `num_beams` and `repetition_penalty`.
+
+    In beam search stop strings cut the text that comes out, and do not end a beam.
+    """
+
+    beams: int = Field(default=1, gt=0)  # 1: greedily
+    repetition_penalty: float = Field(default=1.0, gt=0)  # for tokens that prompt or text have already; 1: none
+
+
 class Task(Strict):
     """Something a good model does: examples, a prompt, and how an output is judged.
 
     The score of an example is
       `likelihood`: mean log-probability per token of the reference answer;
       `match`: 1 if the reference answer is what greedy decoding would write, from one forward pass;
-      `generation`: 1 if the answer extracted from greedily generated text equals the reference (or how like it
+      `generation`: 1 if the answer extracted from generated text (see `decode`) equals the reference (or how like it
         that is, see `compare`) and, if there is a `language`, the text is in it;
     or what a function of the user's says of the generated text, or of the model and a batch of the examples.
     """
@@ -128,6 +138,7 @@ class Task(Strict):
     compare: Literal["equal", "rouge_l_ja"] = "equal"  # rouge_l_ja: F-measure of ROUGE-L over MeCab's words
     language: str | None = None  # such as ja: what fastText's lid.176 must say of the text with more than 1/2
     also: tuple[Extractor, ...] = ()  # by what else the held-out texts are judged and reported; never the fitness
+    decode: Decode = Decode()
     max_new_tokens: int = Field(256, gt=0)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # generated text ends before the first of these
     weight: float = Field(1.0, gt=0)
@@ -199,6 +210,13 @@ class Task(Strict):
         if value is not None and re.search(r"(?<!\\)\{[a-z]", value):
             raise ValueError("write \\{ for a brace before a letter: `regex`, which bounds the time, has a use for it")
         return value
+
+    @model_validator(mode="after")
+    def _decodes(self) -> Task:
+        texts = self.score.of == "texts" if isinstance(self.score, OwnScore) else self.score == "generation"
+        if self.decode != Decode() and not texts:
+            raise ValueError(f"`decode` is about generated text; score: {self.score} generates none")
+        return self
 
     @model_validator(mode="after")
     def _extractor(self) -> Task:

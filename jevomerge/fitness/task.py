@@ -18,6 +18,7 @@ class Document(NamedTuple):
 
     prompt: str
     answer: str
+    pictures: tuple[Any, ...] = ()  # `fitness.pictures.Picture`s
 
 
 # From the numbers of some documents and, of each, what a model made of its examples (see `Rollout.read`): of each the
@@ -108,4 +109,5 @@ class AsGiven:
 
 def of_examples(examples: list[Any], read: Read) -> Material:
     """Material whose documents are one example each."""
-    return Material(examples, np.arange(len(examples) + 1), [Document(e.prompt, e.answer) for e in examples], read)
+    documents = [Document(e.prompt, e.answer, getattr(e, "pictures", ())) for e in examples]
+    return Material(examples, np.arange(len(examples) + 1), documents, read)

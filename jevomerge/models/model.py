@@ -96,7 +96,10 @@ class Language(Model, Protocol):
         """(..., D) -> (..., V) float32."""
 
     def cache(self, rows: int, slots: int, dtype: Any, route: Route | None = None) -> Any:
-        """An empty cache with room for `slots` tokens per row, for `hidden` with this route or none."""
+        """An empty cache with room for `slots` tokens per row, for `hidden` with this route or none.
+
+        It has `of_rows`, as `models.decoder.decoder.Cache` has.
+        """
 
     def fold(self, route: Route, scale: Scaling = "stream") -> Any:
         """What makes an ordinary model of a concrete route; see `models.decoder.fold.Folding`."""

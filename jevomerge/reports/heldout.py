@@ -145,9 +145,11 @@ class Answer(NamedTuple):
 class Case(NamedTuple):
     """An example with everybody's answers, the result's last."""
 
+    number: int  # in its split
     prompt: str
     answer: str
     answers: list[Answer]
+    pictures: list[str]  # JPEGs in base64, the first of those that it has
 
 
 class Cases(NamedTuple):
@@ -183,7 +185,7 @@ def wins_and_losses(heldout: Mapping[str, Any], task: AnyTask) -> Cases | None:
             for name, m in models.items()
             for texts in (m["texts"].get(task.name),)
         ]
-        return Case(examples[i]["prompt"], examples[i]["answer"], answers)
+        return Case(int(i), examples[i]["prompt"], examples[i]["answer"], answers, examples[i].get("pictures", []))
 
     first_won, first_lost = ([case(i) for i in chosen[:CASES]] for chosen in (won, lost))
     right_or_wrong = _is_right_or_wrong(task, np.append(sources, best))

@@ -33,6 +33,7 @@ from jevomerge.planning.measure import best_plan, memory_limit
 from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.to_folder import merge_to_folder
+from jevomerge.reports.thumbnails import with_thumbnails
 from jevomerge.reports.verdict import verdict
 from jevomerge.run.begun import check_unchanged, machine, read_environment, record_run
 from jevomerge.schema import load_one
@@ -264,7 +265,8 @@ def export_best(
         exports.write_baseline(source)
     best = exports.scored["best"]
     front = export_front(setup, exports, found, source, observer) if setup.strategy.several_goals else None
-    record_heldout(folder, heldout_of(setup.judge, baselines, exports.scored, source))
+    heldout = heldout_of(setup.judge, baselines, exports.scored, source)
+    record_heldout(folder, with_thumbnails(heldout, setup.config.tasks, setup.judge.material["heldout"]))
     refiner = refiner_of(setup, candidates)
     spent = {  # beside what each evaluation took
         "gradients": Tokens(0, 0) if refiner is None else refiner.tokens(found.records),

@@ -69,10 +69,18 @@ class Texts(Splits):
     texts: dict[str, Any]
 
 
+class Shown(Part):
+    """A held-out example as people read it."""
+
+    prompt: str
+    answer: str
+    pictures: list[str] = Field(default_factory=list)
+
+
 class Heldout(Part):
     """heldout.json."""
 
-    examples: dict[str, list[dict[str, Any]]]
+    examples: dict[str, list[Shown]]
     sources: dict[str, Texts]
     average: Texts | None
     best: Texts | None

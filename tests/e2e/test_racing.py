@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
+import jevomerge as jm
 from jevomerge.cli import main
+from jevomerge.observers.observer import SILENT
 from tests.e2e.test_hosts import done, finish, launch, lines
 
 
@@ -51,3 +54,25 @@ def test_strategies_that_need_every_rank_refuse_it(siblings, tmp_path, capsys):
     (siblings / "refused.yaml").write_text(text)
     assert main(["evolve", str(siblings / "refused.yaml"), "--output", str(tmp_path / "run")]) == 2
     assert "cma_es learns from the rank of every candidate" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_texts_by_beams_race(siblings, tmp_path):
+    """What stops a candidate are bounds of its scores, however its texts come about."""
+    config = yaml.safe_load((siblings / "run.yaml").read_text())
+    task = yaml.safe_load((siblings / "task.yaml").read_text())
+    written = {"score": "generation", "pattern": "^( ?[a-z]+)", "max_new_tokens": 6}
+    written["decode"] = {"beams": 3, "repetition_penalty": 1.2}
+    files = {split: str(siblings / f"{split}.jsonl") for split in ("search", "heldout")}
+    models = [{"model": str(siblings / name)} for name in ("front", "back")]
+    config |= {"recipe": {**config["recipe"], "models": models}, "tasks": [{**task, **written, **files}]}
+    found = []
+    for rule in (None, "exact"):
+        config["search"] = {"strategy": "snes", "evaluations": 24, "population": 6, "racing": rule}
+        run = tmp_path / str(rule)
+        jm.evolve(config, output=run, observer=SILENT)
+        found.append((lines(run), json.loads((run / "result.json").read_text())["best"]))
+    (whole, best), (raced, same) = found
+    np.testing.assert_allclose([r["genome"] for r in raced], [r["genome"] for r in whole], atol=1e-4)
+    assert best["evaluation"] == same["evaluation"]
+    assert best["heldout"] == same["heldout"]

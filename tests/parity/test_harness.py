@@ -95,6 +95,7 @@ SETTINGS = [
     {"until": [".", " the"], "max_gen_toks": 12, "do_sample": False},
     {"until": "Lily", "max_new_tokens": 12, "temperature": 0.0},
     {"until": [], "max_gen_toks": 5},
+    {"until": [], "max_gen_toks": 12, "repetition_penalty": 1.5, "num_beams": 1},
 ]
 
 
@@ -145,6 +146,7 @@ def test_every_end_that_the_model_names_ends_a_text(tmp_path):
         ({"do_sample": True, "temperature": 0.8}, "do_sample is not supported"),
         ({"temperature": 0.8}, "do_sample is not supported"),
         ({"num_beams": 4}, "num_beams is not supported"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, not a positive number"),
         ({"max_gen_toks": 512}, "512 new tokens leave no room"),
     ],
 )

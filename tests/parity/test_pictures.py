@@ -1,7 +1,9 @@
 """Tasks with pictures, against transformers: the same scores and texts; and a search as a user runs it."""
 
+import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.schema import Task
 from jevomerge.models.vision.pictures import open_picture
 from jevomerge.observers.observer import SILENT
+from jevomerge.reports.page import write_report
 from jevomerge.tokenizers.load import load_tokenizer
 from tests.composites import write_text_model, write_vlm
 
@@ -84,8 +87,10 @@ def test_likelihoods_are_those_of_transformers(folder):
         np.testing.assert_allclose(score, logprobs.mean().item(), atol=1e-4)
 
 
-def test_texts_are_those_of_transformers(folder):
-    (folder / "write.yaml").write_text(yaml.safe_dump(task(score="generation", max_new_tokens=6, extract="exact")))
+@pytest.mark.parametrize("decode", [{}, {"beams": 3, "repetition_penalty": 1.5}])
+def test_texts_are_those_of_transformers(decode, folder):
+    written = {"score": "generation", "max_new_tokens": 6, "extract": "exact", "decode": decode}
+    (folder / "write.yaml").write_text(yaml.safe_dump(task(**written)))
     found = jm.evaluate(folder / "llava", folder / "write.yaml", "search")
     model, tokenizer, given = reference(folder, rows_of(folder, 0, 4))
     for text, (prompt, pixels) in zip(found["texts"]["look"], given, strict=True):
@@ -93,6 +98,7 @@ def test_texts_are_those_of_transformers(folder):
             tokens = model.generate(
                 input_ids=torch.tensor([prompt]), pixel_values=pixels, attention_mask=torch.ones(1, len(prompt)),
                 max_new_tokens=6, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
+                num_beams=decode.get("beams", 1), repetition_penalty=decode.get("repetition_penalty", 1.0),
             )  # fmt: skip
         assert text == tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)
 
@@ -111,6 +117,14 @@ def test_a_search_over_a_model_that_sees(folder, tmp_path):
     assert again["results"]["look"]["likelihood"] == pytest.approx(result.scores["best"]["heldout"], abs=1e-5)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "best")
     assert model.config.image_token_index == 90
+    page = write_report(tmp_path / "run").read_text()
+    shown = [base64.b64decode(x) for x in re.findall(r'<img src="data:image/jpeg;base64,([^"]*)" alt=', page)]
+    assert len(shown) == sum(COUNTS[4:])
+    given = [open_picture((folder / name).read_bytes(), name) for row in rows_of(folder, 4, 6) for name in row["image"]]
+    for content in shown:  # is one of them, enlarged: two pictures of noise differ by 85
+        small = Image.open(io.BytesIO(content))
+        same = [np.asarray(p.resize(small.size, Image.Resampling.NEAREST), float) for p in given]
+        assert min(np.abs(np.asarray(small) - p).mean() for p in same) < 25
 
 
 def test_a_picture_matters_and_bytes_are_as_good_as_a_path(folder, tmp_path):

@@ -34,6 +34,7 @@ class Prompt(NamedTuple):
     example: Example
     limit: int  # new tokens
     until: tuple[str, ...]
+    penalty: float  # of repetition
 
 
 class Encoder(TemplateLM):
@@ -107,12 +108,19 @@ class Encoder(TemplateLM):
         return [self.prompt(*request.args) for request in requests]
 
     def prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
-        """A context and the task's `generation_kwargs`, which must be those of greedy decoding."""
+        """A context and the task's `generation_kwargs`, which must be those of greedy decoding.
+
+        No beams: which of them the harness's own backend lets stop strings end depends on its batches.
+        """
         given = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
-        until, limit = given.pop("until"), given.pop("max_gen_toks")
+        until, limit, penalty = given.pop("until"), given.pop("max_gen_toks"), given.pop("repetition_penalty", 1.0)
+        if given.get("num_beams") == 1:
+            del given["num_beams"]
         if given.get("do_sample") or (other := given.keys() - GREEDY):
             what = "do_sample" if given.get("do_sample") else min(other)
             raise InputError(f"generation_kwargs: {what} is not supported, texts are decoded greedily")
+        if not isinstance(penalty, float | int) or not penalty > 0:
+            raise InputError(f"generation_kwargs: repetition_penalty is {penalty!r}, not a positive number")
         if limit >= self.max_length:
             raise InputError(
                 f"generation_kwargs: {limit} new tokens leave no room for a prompt, the model takes {self.max_length}"
@@ -122,7 +130,7 @@ class Encoder(TemplateLM):
         tokens = tokens[-(self.max_length - limit) :] or [self.prefix_token_id]
         end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
         stops = tuple(handle_stop_sequences(list(until), eos=end))
-        return Prompt(Example(context, "", tokens, []), limit, stops)
+        return Prompt(Example(context, "", tokens, []), limit, stops, float(penalty))
 
 
 def answer(request: list[Example] | Prompt, outputs: Sequence[Any]) -> Any:

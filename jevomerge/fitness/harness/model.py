@@ -64,9 +64,9 @@ class HarnessModel(LM):
         """The text that each prompt is continued by, up to its first stop string."""
         prompts = self.encoder.generate_until(requests)
         written = [""] * len(prompts)
-        for ends in sorted({p[1:] for p in prompts}):
-            chosen = [i for i, p in enumerate(prompts) if p[1:] == ends]
-            texts = self._ask(Generation(self.tokenizer, *ends), [prompts[i].example for i in chosen])
+        for asked in sorted({p[1:] for p in prompts}):
+            chosen = [i for i, p in enumerate(prompts) if p[1:] == asked]
+            texts = self._ask(Generation(self.tokenizer, *asked), [prompts[i].example for i in chosen])
             for i, text in zip(chosen, texts, strict=True):
                 written[i] = answer(prompts[i], [text])
         return written

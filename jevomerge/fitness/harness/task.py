@@ -111,8 +111,8 @@ class LoadedTask:
         self.metric, self.sign = self._metric()
         self.rollout: Rollout = Likelihood(padding(tokenizer))
         if self.task.OUTPUT_TYPE == "generate_until":
-            _, limit, until = self.encoder.prompt("", self.task.config.generation_kwargs or {})
-            self.rollout = Generation(tokenizer, limit, until)
+            asked = self.encoder.prompt("", self.task.config.generation_kwargs or {})
+            self.rollout = Generation(tokenizer, asked.limit, asked.until, asked.penalty)
 
     def _filter(self) -> Any:
         """The filters that texts go through before they are judged."""
@@ -182,8 +182,9 @@ class LoadedTask:
             raise InputError("a task that asks in several ways, or repeatedly, cannot be a fitness")
         requests = getattr(self.encoder, kinds.pop())(instances, disable_tqdm=True)
         if isinstance(self.rollout, Generation):
-            if any(r.limit != self.rollout.max_new_tokens for r in requests):
-                raise InputError("a task whose documents have different limits on new tokens cannot be a fitness")
+            given = (self.rollout.max_new_tokens, self.rollout.penalty)
+            if any((r.limit, r.penalty) != given for r in requests):
+                raise InputError("a task whose documents are decoded in different ways cannot be a fitness")
             if any(r.until != self.rollout.stop for r in requests):
                 self.rollout = dataclasses.replace(self.rollout, stop=())  # no string ends all texts
         examples = [[r.example] if hasattr(r, "example") else r for r in requests]

@@ -35,6 +35,7 @@ class Prompts:
     max_new_tokens: Array  # () int32, at most the room that there is
     eos: Array  # (E,) int32: the tokens that end a text
     stops: Array | None = None  # (S, V) what follows each state on each token, by `stop_table`; None: no strings do
+    penalty: Array | None = None  # () float32, of repetition; None: there is none
     pictures: Pictures | None = None
 
 
@@ -46,6 +47,7 @@ class Decoding:
     token: Array  # (B,) int32: the last ones
     seen: Array  # (B,) int32: the states of the stop strings' automaton after them
     done: Array  # (B,) bool: which texts have ended
+    said: Array | None  # (B, V) bool: the tokens of prompts and texts; None: there is no penalty
     written: Array  # (B, A) int32: all of them; the first of `eos` where a text has ended, and beyond `step`
     cache: Any  # keys and values of prompts and new tokens but the last
 
@@ -68,8 +70,12 @@ def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int
     params, _, path, scale = instance
     run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
 
-    def pick(hidden: Array) -> Array:
-        return jnp.argmax(unembed(params, model, hidden[:, -1]), axis=-1).astype(jnp.int32)
+    def pick(hidden: Array, said: Array | None) -> Array:
+        logits = penalised(unembed(params, model, hidden[:, -1]), said, batch.penalty)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)  # the smaller of equals
+
+    def remember(said: Array | None, token: Array) -> Array | None:
+        return None if said is None else said.at[jnp.arange(rows), token].set(True)
 
     def follow(seen: Array, token: Array) -> Array:
         return seen if stops is None else stops[seen, token].astype(jnp.int32)
@@ -80,7 +86,8 @@ def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int
     cache = model.cache(rows, length + new_slots, dtype, path)
     hidden, filled = run(batch.tokens, batch.valid, cache, pictures=batch.pictures)
     assert filled is not None
-    token = pick(hidden)
+    said = said_by(batch, model.vocab_size)
+    token = pick(hidden, said)
     seen = follow(jnp.full((rows,), START, jnp.int32), token)
     written = jnp.full((rows, new_slots), eos[0], jnp.int32).at[:, 0].set(token)
 
@@ -90,15 +97,37 @@ def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int
     def body(state: Decoding) -> Decoding:
         hidden, cache = run(state.token[:, None], ~state.done[:, None], state.cache)
         assert cache is not None
-        token = jnp.where(state.done, eos[0], pick(hidden))
+        token = jnp.where(state.done, eos[0], pick(hidden, state.said))
         seen = follow(state.seen, token)
         at = (jnp.zeros_like(state.step), state.step)
         written = jax.lax.dynamic_update_slice(state.written, token[:, None], at)
-        return Decoding(state.step + 1, token, seen, state.done | ends(token, seen), written, cache)
+        done, said = state.done | ends(token, seen), remember(state.said, token)
+        return Decoding(state.step + 1, token, seen, done, said, written, cache)
 
-    start = Decoding(jnp.ones((), jnp.int32), token, seen, ends(token, seen), written, filled)
+    step, done = jnp.ones((), jnp.int32), ends(token, seen)
+    start = Decoding(step, token, seen, done, remember(said, token), written, filled)
     with jax.named_scope(DECODE):
         return jax.lax.while_loop(unfinished, body, start).written
+
+
+def said_by(batch: Prompts, vocab_size: int) -> Array | None:
+    """(B, V) which tokens prompts have, those that stand for pictures too, but not their padding; None: no penalty."""
+    if batch.penalty is None:
+        return None
+    rows = jnp.arange(batch.tokens.shape[0])[:, None]
+    tokens = jnp.where(batch.valid, batch.tokens, vocab_size)
+    return jnp.zeros((len(rows), vocab_size), bool).at[rows, tokens].set(True, mode="drop")
+
+
+def penalised(scores: Array, said: Array | None, penalty: Array | None) -> Array:
+    """(..., V) scores, lower where a token is `said` already if the penalty is above 1: arXiv:1909.05858, sec. 4.1.
+
+    As in transformers the scores are logits in greedy decoding, log-probabilities, which are never positive, in beam
+    search; so the same penalty does more there.
+    """
+    if said is None or penalty is None:
+        return scores
+    return jnp.where(said, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 # --- on the host --------------------------------------------------------------------------------------------
@@ -111,6 +140,7 @@ class Generation:
     tokenizer: Any = field(compare=False)
     max_new_tokens: int = field(compare=False)
     stop: tuple[str, ...] = field(default=(), compare=False)  # what ends a text, in the order in which it is cut
+    penalty: float = field(default=1.0, compare=False)  # of repetition
     eyes: Any = field(default=None, compare=False)  # as of `Likelihood`
 
     many_passes = True
@@ -150,7 +180,8 @@ class Generation:
         eos = np.asarray(ends_of_text(self.tokenizer), np.int32)
         # NumPy's, for any mesh.
         ends = (np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
-        arrays: tuple[Any, ...] = (tokens, valid, *ends, shown(examples, layout, self.eyes))
+        penalty = None if self.penalty == 1.0 else np.float32(self.penalty)
+        arrays: tuple[Any, ...] = (tokens, valid, *ends, penalty, shown(examples, layout, self.eyes))
         return Prompts(*arrays)
 
     @functools.cached_property

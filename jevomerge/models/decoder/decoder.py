@@ -57,6 +57,18 @@ class Cache:
     valid: Array  # (B, S) bool
     length: Array  # () int32: slots written
 
+    def of_rows(self, rows: Array, common: int = 0) -> Cache:
+        """The same of other rows, one for each of (R,) numbers.
+
+        `common`: static; so many of the first slots stay as they are, where each row takes the place of one that has
+        the same there.
+        """
+
+        def moved(x: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(x, x[:, rows, common:], common, 2) if common else x[:, rows]
+
+        return Cache(moved(self.keys), moved(self.values), self.valid[rows], self.length)
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:

@@ -11,10 +11,12 @@ from jevomerge.fitness.answers.extract import extract_answer, is_correct
 from jevomerge.fitness.batches import Example
 from jevomerge.fitness.data import refuse_overlap
 from jevomerge.fitness.outcome import over_tasks
+from jevomerge.fitness.pictures import Picture
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import make_batches
 from jevomerge.fitness.schema import Task
+from jevomerge.fitness.task import Document
 from jevomerge.tokenizers.load import load_tokenizer
 
 
@@ -157,6 +159,14 @@ def test_rows_fit_the_search_and_not_the_heldout_split():
 def test_overlap_is_refused():
     with pytest.raises(InputError, match="1 of 2 held-out"):
         refuse_overlap("t", examples([1, 2, 3], [1, 1, 1]), [*examples([1], [1]), Example("new", "x", [1], [1])])
+
+
+def test_the_same_question_about_another_picture_is_another_example():
+    pictures = [Picture(name, content, (), "") for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"))]
+    asked = [[Document("colour?", "red", (picture,))] for picture in pictures]
+    refuse_overlap("t", asked[0], asked[1])
+    with pytest.raises(InputError, match="1 of 1 held-out"):
+        refuse_overlap("t", asked[0], asked[2])
 
 
 def test_tasks_count_by_their_weights():

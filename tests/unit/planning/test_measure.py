@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from jax.extend.core import jaxprs_in_params
 
 from jevomerge.checkpoint.export import write_model
 from jevomerge.cli import main
@@ -22,6 +23,7 @@ from jevomerge.devices.collectives import collectives, executions
 from jevomerge.devices.mesh import by_member, make_mesh, put
 from jevomerge.fitness.batches import Batch, Layout
 from jevomerge.fitness.members import make_members, run_members
+from jevomerge.fitness.rollouts.beams import BeamSearch
 from jevomerge.fitness.rollouts.generation import Generation, Prompts
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import make_batches
@@ -148,7 +150,7 @@ def test_the_programs_are_those_that_the_judge_runs(kind):
 ROWS, LENGTH, ANSWERS = 3, 24, 4
 
 
-def traced(generating):
+def traced(generating, beams=1):
     """One model's architecture, the sizes of its parameters, and its pass over ROWS texts of LENGTH tokens."""
     setup, shape = setup_of("task_arithmetic"), jax.ShapeDtypeStruct
     model, tokenizer = setup.judge.subject, setup.problem.tokenizer()
@@ -157,7 +159,7 @@ def traced(generating):
     texts = shape((ROWS, LENGTH), np.int32), shape((ROWS, LENGTH), bool)
     rollout, batch = Likelihood(pad=0), Batch(*texts, shape((ROWS,), np.int32))
     if generating:
-        rollout = Generation(tokenizer, ANSWERS)
+        rollout = Generation(tokenizer, ANSWERS) if beams == 1 else BeamSearch(tokenizer, ANSWERS, beams=beams)
         batch = Prompts(*texts, shape((), np.int32), shape((1,), np.int32))
     static = {"mesh": mesh_of(1, 1), "model": model, "layout": Layout(ROWS, LENGTH, ANSWERS), "dtype": "float32"}
     arguments = (candidates, None, shape((1, 0), np.float32), batch)
@@ -189,6 +191,24 @@ def test_a_decoded_token_moves_the_weights_and_the_cache():
     assert (twenty.matmul - ten.matmul) / 10 == pytest.approx(expected, rel=0.01)
     assert ten.unknown == set()
     assert cost_of(jaxpr).unknown == {"decode"}
+
+
+def test_each_beam_is_a_row_of_the_cache():
+    c, _, jaxpr = traced(generating=True, beams=3)
+    setup, layout = setup_of("task_arithmetic"), Layout(ROWS, LENGTH, ANSWERS)
+    shape = BeamSearch(setup.problem.tokenizer(), ANSWERS, beams=3).cache(setup.judge.subject, layout, None)
+    assert shape == (c.num_hidden_layers, 3 * ROWS, LENGTH + ANSWERS, c.num_key_value_heads, c.head_dim)
+    carried = [v.aval.shape for e in loops(jaxpr.jaxpr) for v in e.invars]
+    assert carried.count(shape) == 2  # keys and values
+
+
+def loops(jaxpr):
+    """The loops of dynamic length in a program."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "while":
+            yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from loops(inner)
 
 
 def test_a_loop_counts_as_often_as_it_runs():

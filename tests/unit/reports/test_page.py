@@ -11,6 +11,7 @@ from scipy import stats
 
 from jevomerge.cli import main
 from jevomerge.config import RunConfig
+from jevomerge.errors import InputError
 from jevomerge.fitness.schema import HarnessTask, Task
 from jevomerge.genome.route import PathSpace, hops_of
 from jevomerge.reports.heldout import BEST, bootstrap, standings, wins_and_losses
@@ -148,7 +149,7 @@ class Outside(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         links = [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action", "poster")]
-        self.found += [v for v in links if not v.startswith(("#", "data:image/png"))]
+        self.found += [v for v in links if not v.startswith(("#", "data:image/png", "data:image/jpeg"))]
         self.found += [k for k, _ in attrs if k.startswith("on")]
         self.found += [tag] * (tag in ("script", "link", "iframe", "object", "embed", "base"))
 
@@ -276,6 +277,20 @@ def test_the_page_needs_nothing_and_runs_nothing(run):
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; 日本" in page
     assert "x" * 361 not in page  # long texts are cut
     assert len(page) < 300_000
+
+
+def test_pictures_stand_beside_questions(run):
+    heldout = json.loads((run / "heldout.json").read_text())
+    heldout["examples"]["sums"][0] |= {"prompt": "<image> or <image>, or <image>?", "pictures": ["AAAA", '"><script>']}
+    (run / "heldout.json").write_text(json.dumps(heldout))
+    page = write_report(run).read_text()
+    assert page.count('<img src="data:image/jpeg;base64,AAAA" alt="picture 1">') == 1
+    assert "and 1 more" in page
+    assert not outside(page)
+    heldout["examples"]["sums"][0]["pictures"] = "AAAA"
+    (run / "heldout.json").write_text(json.dumps(heldout))
+    with pytest.raises(InputError, match="is damaged"):
+        write_report(run)
 
 
 def test_a_run_that_was_killed(run):
