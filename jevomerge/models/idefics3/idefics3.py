@@ -69,6 +69,11 @@ class Idefics3:
         return cls(tower, text, f.integer("image_token_id"), fold, f.values)
 
     @property
+    def unseen(self) -> Mapping[int, str]:
+        """No other tokens."""
+        return {}
+
+    @property
     def specs(self) -> tuple[ParamSpec, ...]:
         """The parameter table of all parts."""
         name = f"{CONNECTOR}.modality_projection.proj.weight"

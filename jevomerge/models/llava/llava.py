@@ -119,6 +119,11 @@ class Llava:
         return self.config.image_token
 
     @property
+    def unseen(self) -> Mapping[int, str]:
+        """No other tokens."""
+        return {}
+
+    @property
     def specs(self) -> tuple[ParamSpec, ...]:
         """The parameter table of all parts."""
         return _table(self.config, self.text.config, self.names)

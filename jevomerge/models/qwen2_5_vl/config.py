@@ -53,14 +53,18 @@ class TextBeside:
         return found
 
     def around(self, values: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-        """Where the file has them; a key that is in both places is the same in both."""
+        """Where the file has them; of a file that has them in both places in `text_config` alone, which is read."""
         inside = {key: value for key, value in text.items() if key not in OF_THE_FOLDER}
-        inside = _with_theta({**DECODERS["qwen2"], **inside, "model_type": "qwen2_5_vl_text"}, 1e4)
+        defaults = {**DECODERS["qwen2"], "tie_word_embeddings": False}
+        inside = _with_theta({**defaults, **inside, "model_type": "qwen2_5_vl_text"}, 1e4)
         key = "rope_scaling" if inside.get("rope_scaling") or not inside.get("rope_parameters") else "rope_parameters"
         inside[key] = {**(inside.get(key) or {"type": "mrope"}), SECTIONS: list(sections(values))}
         nested = values.get("text_config") is not None
-        outside = {k: v for k, v in inside.items() if k != "model_type" and (k in values or not nested)}
-        return {**values, **outside, **({"text_config": inside} if nested else {})}
+        before = values["text_config"] if nested else values
+        rest = {k: v for k, v in values.items() if k in (*OUTSIDE, *OF_THE_FOLDER) or k not in before}
+        if nested:
+            return {**rest, "tie_word_embeddings": inside["tie_word_embeddings"], "text_config": inside}
+        return {**rest, **{k: v for k, v in inside.items() if k != "model_type"}}
 
 
 def _with_theta(text: dict[str, Any], theta: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jevomerge.models.decoder.decoder import Decoder
 from jevomerge.models.decoder.nested import read_text
 from jevomerge.models.fields import Fields
 from jevomerge.models.layers import Params
-from jevomerge.models.qwen2_5_vl.config import IMAGE, SECTIONS, TextBeside, TowerConfig, read_tower, sections
+from jevomerge.models.qwen2_5_vl.config import IMAGE, SECTIONS, VIDEO, TextBeside, TowerConfig, read_tower, sections
 from jevomerge.models.qwen2_5_vl.resizing import ResizingProcessor, read_qwen2_vl
 from jevomerge.models.qwen2_5_vl.tower import BLOCKS, Grid, init, look, merged, windows
 from jevomerge.models.specs import ParamSpec
@@ -60,6 +60,7 @@ class Qwen25VL:
     vision: TowerConfig
     text: Decoder
     image_token: int
+    video_token: int
     sections: tuple[int, ...]  # pairs of a head that turn by the time, row and column of a feature
     json: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)  # its config.json
     names: Names = dataclasses.field(default_factory=lambda: names_in(()), compare=False)
@@ -71,7 +72,7 @@ class Qwen25VL:
         Raises:
             InputError: for a part, a key or a value that is not supported, by name.
         """
-        f.defaults = {"image_token_id": IMAGE}
+        f.defaults = {"image_token_id": IMAGE, "video_token_id": VIDEO}
         text = read_text(f, NESTING)
         tower = read_tower(f.table("vision_config") or Fields({}, f"{f.where}: vision_config"))
         if tower.width != text.config.hidden_size:
@@ -82,7 +83,13 @@ class Qwen25VL:
         pairs, each = text.config.head_dim // 2, sections(f.values)
         if not isinstance(each, list) or [type(n) for n in each] != [int] * 3 or min(each) < 1 or sum(each) != pairs:
             raise InputError(f"{f.where}: `{SECTIONS}: {each}` must be three numbers of pairs, all {pairs} of a head")
-        return cls(tower, text, f.integer("image_token_id"), tuple(each), f.values)
+        image, video = (f.integer(f"{kind}_token_id") for kind in ("image", "video"))
+        return cls(tower, text, image, video, tuple(each), f.values)
+
+    @property
+    def unseen(self) -> Mapping[int, str]:
+        """The token of videos."""
+        return {self.video_token: "a video"}
 
     @property
     def specs(self) -> tuple[ParamSpec, ...]:

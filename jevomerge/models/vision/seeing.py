@@ -46,6 +46,10 @@ class Seeing(Protocol):
         """The token that stands for one feature of a picture."""
 
     @property
+    def unseen(self) -> Mapping[int, str]:
+        """{token that stands for something else which is not looked at: what that is}."""
+
+    @property
     def specs(self) -> tuple[ParamSpec, ...]:
         """The parameter table of all parts, sorted by path, names as in `stored_as`."""
 
