@@ -1,6 +1,7 @@
 """Tiny random models of several parts, and text models of the same shape, with tokenizers."""
 
 import json
+import re
 
 import torch
 from safetensors.numpy import load_file, save_file
@@ -35,7 +36,7 @@ def write_tokenizer(folder, words):
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "w0"}
-    special |= {"additional_special_tokens": [w for w in words if w in ("<image>", "<pad>")]}
+    special |= {"additional_special_tokens": [w for w in words if w.startswith("<") and w not in WORDS]}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.save_pretrained(folder)
 
@@ -48,10 +49,34 @@ def randomised(model, seed):
     return model.eval()
 
 
-def write_text_model(folder, seed, **more):
-    config = CONFIG_MAPPING["mistral"](vocab_size=len(WORDS), **(TEXT | {"rope_theta": 10000.0} | more))
+def write_text_model(folder, seed, model_type="mistral", **more):
+    config = CONFIG_MAPPING[model_type](vocab_size=len(WORDS), **(TEXT | {"rope_theta": 10000.0} | more))
     randomised(AutoModelForCausalLM.from_config(config), seed).save_pretrained(folder)
     write_tokenizer(folder, WORDS)
+
+
+def write_qwen(folder, seed, layout="hub"):
+    """A Qwen2.5-VL, as on the hub (config.json without a `text_config`) or as transformers 5 has it in memory."""
+    vision = {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 7, "window_size": 28,
+        "fullatt_block_indexes": [1], "out_hidden_size": TEXT["hidden_size"],
+    }  # fmt: skip
+    text = TEXT | {"vocab_size": ROWS, "rope_theta": 1e6}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [1, 1, 1]}
+    tokens = dict(zip(("image", "video", "vision_start", "vision_end"), range(IMAGE, ROWS), strict=False))
+    flat = {"vision_config": vision, **{f"{kind}_token_id": i for kind, i in tokens.items()}, **text}
+    model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING["qwen2_5_vl"](**json.loads(json.dumps(flat))))
+    randomised(model, seed).save_pretrained(folder)
+    if layout == "hub":
+        whole = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", **flat}
+        (folder / "config.json").write_text(json.dumps(whole))
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        called = {n: re.sub("^visual", "model.visual", re.sub("^model", "model.language_model", n)) for n in tensors}
+        save_file({called[n]: x for n, x in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    write_tokenizer(folder, [*WORDS, "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+    values = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 7, "min_pixels": 784, "max_pixels": 3000}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
 
 
 def write_vlm(folder, seed, model_type="llava", layout="new", **more):

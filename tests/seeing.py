@@ -46,6 +46,17 @@ TEXT = {
 GEMMA = TEXT | {"model_type": "gemma3_text", "sliding_window": 64, "query_pre_attn_scalar": 12}
 NEXT = {"image_grid_pinpoints": PINPOINTS}
 IDEFICS3 = CLIP | {"model_type": "idefics3_vision"}
+QWEN = {
+    "model_type": "qwen2_5_vl_vision",
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "depth": 3,
+    "num_heads": 2,
+    "patch_size": 7,
+    "window_size": 28,
+    "fullatt_block_indexes": [1],
+    "out_hidden_size": 48,
+}
 MODELS = {
     "llava": ("llava", CLIP, TEXT, {}),
     "llava-last-full": ("llava", CLIP, TEXT, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
@@ -67,6 +78,12 @@ MODELS = {
         IDEFICS3 | {"model_type": "smolvlm_vision"},
         TEXT | {"model_type": "llama", "tie_word_embeddings": True},
         {"scale_factor": 4, "image_token_id": IMAGE, "tie_word_embeddings": True},
+    ),
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        QWEN,
+        TEXT | {"model_type": "qwen2_5_vl_text", "rope_parameters": {"rope_theta": 1e4, "mrope_section": [1, 2, 3]}},
+        {"image_token_id": IMAGE, "video_token_id": 91},
     ),
 }
 
@@ -129,12 +146,15 @@ def texts(counts, side):
     return tokens, valid
 
 
-def pictures_of(features):
-    """What stands for the pictures of these texts."""
+def pictures_of(features, shifts):
+    """What stands for the pictures of these texts; `shifts`: of each text's, None with plain positions."""
     rows = [np.concatenate([features[i] for i in row]) if row else np.zeros((0, features[0].shape[1])) for row in ROWS]
     most = max(map(len, rows))
-    padded = np.stack([np.pad(r, ((0, most - len(r)), (0, 0))).astype(np.float32) for r in rows])
-    return Pictures(jnp.asarray(padded), jnp.asarray(IMAGE, jnp.int32))
+    padded = [
+        None if given is None else jnp.stack([np.pad(r, ((0, most - len(r)), (0, 0))).astype(dtype) for r in given])
+        for given, dtype in ((rows, np.float32), (shifts, np.int32))
+    ]
+    return Pictures(padded[0], jnp.asarray(IMAGE, jnp.int32), padded[1])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -143,23 +163,22 @@ def run(params, model, tokens, valid, pictures=None, cache=None):
     return unembed(params, model, hidden), cache
 
 
-def compare_logits(reference, inputs, params, model, features, side):
-    """Of texts padded on one side."""
+def compare_logits(reference, inputs, params, model, features, side, shifts=None):
+    """Of texts padded on one side; `inputs` may say what positions are to transformers."""
     tokens, valid = texts(list(map(len, features)), side)
     with torch.no_grad():
         expected = reference(
             input_ids=torch.tensor(tokens, dtype=torch.long),
             attention_mask=torch.tensor(valid, dtype=torch.long),
-            position_ids=torch.tensor(np.maximum(valid.cumsum(1) - 1, 0)),
-            **inputs,
+            **{"position_ids": torch.tensor(np.maximum(valid.cumsum(1) - 1, 0))} | inputs,
         ).logits.numpy()
-    found, _ = run(params, model, tokens, valid, pictures_of(features))
+    found, _ = run(params, model, tokens, valid, pictures_of(features, shifts))
     np.testing.assert_allclose(found[valid], expected[valid], atol=1e-4)
     blind, _ = run(params, model, tokens, valid)
     assert np.abs(blind - found)[valid].max() > 0.02  # the pictures are seen
 
 
-def compare_greedy(reference, inputs, params, model, features):
+def compare_greedy(reference, inputs, params, model, features, shifts=None):
     """Texts of `NEW` tokens, from left-padded prompts."""
     tokens, valid = texts(list(map(len, features)), "left")
     with torch.no_grad():
@@ -172,7 +191,7 @@ def compare_greedy(reference, inputs, params, model, features):
             do_sample=False,
         )[:, tokens.shape[1] :].numpy()
     cache = model.cache(len(tokens), tokens.shape[1] + NEW, jnp.float32)
-    logits, cache = run(params, model, tokens, valid, pictures_of(features), cache)
+    logits, cache = run(params, model, tokens, valid, pictures_of(features, shifts), cache)
     found = []
     for _ in range(NEW):
         ruled_out = jnp.where(jnp.arange(logits.shape[-1]) == 1, -jnp.inf, logits[:, -1])  # min_new_tokens

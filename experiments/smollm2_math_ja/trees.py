@@ -111,7 +111,7 @@ def logprobs(low_rank: Any, params: Params, config: DecoderConfig, trees: Trees)
     branch, order = trees.branch, jnp.arange(width)
     own = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
     mask = own & (order[:, None] >= order) & (branch[:, None, :] >= 0)
-    rope = c.kinds[0].rope.tables(trees.positions, c.head_dim)
+    rope = c.kinds[0].rope.tables(trees.positions[..., None], c.head_dim)
 
     def block(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         frozen, both = layer

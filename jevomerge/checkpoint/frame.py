@@ -1,8 +1,8 @@
 """What stands around a language model in a folder of several parts: a vision-language model, say.
 
-Such a folder's config.json has a `text_config`, and its tensors those of a language model below a prefix. That part is
-opened like a model alone; all the rest, whatever it is, is only ever carried along: the tensors to the bit, config.json
-with another `text_config`, the processor's files.
+Such a folder's config.json holds that of a language model, and among its tensors are those of one below a prefix. That
+part is opened like a model alone; all the rest, whatever it is, is only ever carried along: the tensors to the bit,
+config.json around that of another language model, the processor's files.
 """
 
 from __future__ import annotations
@@ -14,15 +14,10 @@ from typing import Any
 
 from jevomerge.checkpoint.safetensors_file import StoredTensor
 from jevomerge.errors import InputError
+from jevomerge.models.decoder.nested import Nesting
 
-# The model_type of a `text_config` that names none, and of folders without one, as transformers' classes have it.
-TEXT = {
-    "llava": "llama", "llava_next": "llama", "idefics3": "llama", "smolvlm": "llama", "mistral3": "mistral",
-    "gemma3": "gemma3_text",
-}  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
-OF_THE_FOLDER = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +26,7 @@ class Frame:
 
     folder: Path
     json: Mapping[str, Any]  # its config.json
+    nesting: Nesting  # where in it that of its language model is
     prefix: str  # what stands here for the "model." of a language model alone
     tensors: Mapping[str, StoredTensor]  # those that are not the language model's, by their names
 
@@ -42,9 +38,7 @@ class Frame:
 
     def around(self, text: Mapping[str, Any]) -> dict[str, Any]:
         """The folder's config.json around the config.json of another language model."""
-        inside = {key: value for key, value in text.items() if key not in OF_THE_FOLDER}
-        shared = [key for key in ("vocab_size", "tie_word_embeddings") if key in self.json and key in inside]
-        return {**self.json, **{key: inside[key] for key in shared}, "text_config": inside}
+        return self.nesting.around(self.json, text)
 
     @property
     def parts(self) -> list[str]:
@@ -57,25 +51,8 @@ class Frame:
         return [path for name in PROCESSOR_FILES if (path := self.folder / name).exists()]
 
 
-def text_config(values: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    """The config.json that the language part of a folder would have alone; None where it is alone.
-
-    Raises:
-        InputError: for a `text_config` that is no object.
-    """
-    inside, whole = values.get("text_config"), str(values.get("model_type"))
-    if inside is None and whole not in TEXT:
-        return None
-    inside = {} if inside is None else inside
-    if not isinstance(inside, Mapping):
-        raise InputError(f"{where}: `text_config` must be an object; copy or download the file again")
-    family = inside.get("model_type", TEXT.get(whole))
-    tied = [part["tie_word_embeddings"] for part in (values, inside) if part.get("tie_word_embeddings") is not None]
-    return {**inside, "model_type": family} | ({"tie_word_embeddings": any(tied)} if tied else {})
-
-
 def frame_of(
-    values: Mapping[str, Any], folder: Path, tensors: Mapping[str, StoredTensor]
+    values: Mapping[str, Any], nesting: Nesting, folder: Path, tensors: Mapping[str, StoredTensor]
 ) -> tuple[Frame, dict[str, StoredTensor]]:
     """A folder's frame, and the tensors of its language part by the names that they would have alone.
 
@@ -83,11 +60,11 @@ def frame_of(
         InputError: if it is not to be seen which these are.
     """
     prefix = text_prefix(tensors, folder)
-    frame = Frame(folder, values, prefix, {})
+    frame = Frame(folder, values, nesting, prefix, {})
     own = {frame.name(HEAD): HEAD}
     own |= {name: f"model.{name.removeprefix(prefix)}" for name in tensors if _in_text(name, prefix)}
     rest = {name: stored for name, stored in tensors.items() if name not in own}
-    return Frame(folder, values, prefix, rest), {own[name]: tensors[name] for name in tensors if name in own}
+    return Frame(folder, values, nesting, prefix, rest), {own[name]: tensors[name] for name in tensors if name in own}
 
 
 def text_prefix(names: Iterable[str], folder: Path) -> str:

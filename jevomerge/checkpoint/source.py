@@ -14,7 +14,7 @@ import yaml
 from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import digest, read_json, resolve, split_adapter
-from jevomerge.checkpoint.frame import Frame, frame_of, text_config
+from jevomerge.checkpoint.frame import Frame, frame_of
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
 from jevomerge.checkpoint.safetensors_file import (
     DTYPES,
@@ -27,7 +27,7 @@ from jevomerge.checkpoint.safetensors_file import (
 )
 from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
-from jevomerge.models.families import read_model
+from jevomerge.models.families import nesting_of, read_model
 from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
@@ -107,11 +107,12 @@ class Checkpoint:
             raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
         self.notes, config, self.frame = Notes(), self.folder / "config.json", None
         values = read_json(config)
-        alone = text_config(values, str(config))
-        self.model: Language = read_model(values if alone is None else alone, str(config), self.notes)
+        nesting = nesting_of(values)
+        alone = values if nesting is None else nesting.alone(values, str(config))
+        self.model: Language = read_model(alone, str(config), self.notes)
         self.tensors = self._read_headers()
-        if alone is not None:
-            self.frame, self.tensors = frame_of(values, self.folder, self.tensors)
+        if nesting is not None:
+            self.frame, self.tensors = frame_of(values, nesting, self.folder, self.tensors)
         self.specs = self.model.specs
         self._check_names()
         for head, embedding in self.model.tied.items():  # models with a head of their own ask for it

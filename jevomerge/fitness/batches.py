@@ -112,9 +112,13 @@ def shown(examples: Sequence[Example], layout: Layout, eyes: Any) -> Pictures | 
     if not layout.features:
         return None
     features = np.zeros((layout.rows, layout.features, eyes.width), eyes.dtype)
-    for row, example in zip(features, examples, strict=False):
+    plain = eyes.model.shifts(())
+    shifts = None if plain is None else np.zeros((*features.shape[:2], plain.shape[1]), np.int32)
+    for row, example in enumerate(examples):
         if example.pictures:
             seen = np.concatenate([eyes.look(p) for p in example.pictures])
-            row[: len(seen)] = seen
-    arrays: tuple[Any, ...] = (features, np.int32(eyes.model.image_token))  # NumPy's, for any mesh
+            features[row, : len(seen)] = seen
+            if shifts is not None:
+                shifts[row, : len(seen)] = eyes.model.shifts([p.layout for p in example.pictures])
+    arrays: tuple[Any, ...] = (features, np.int32(eyes.model.image_token), shifts)  # NumPy's, for any mesh
     return Pictures(*arrays)

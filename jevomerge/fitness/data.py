@@ -45,12 +45,8 @@ def load_examples(task: Task, split: str, tokenizer: Any, eyes: Eyes | None = No
                 sum(p.text.count(eyes.token) for p in pictures) if eyes else 0,
             )
         )
-        seen = 0 if eyes is None else examples[-1].prompt_tokens.count(eyes.model.image_token)
-        if seen != examples[-1].features:
-            raise InputError(
-                f"{place}: the prompt has {seen} tokens for {examples[-1].features} features of pictures; the "
-                "tokenizer must know what stands for a picture as a token of its own"
-            )
+        if eyes is not None:
+            eyes.check(examples[-1].prompt_tokens, examples[-1].features, place)
         if not examples[-1].answer_tokens or not (answer.strip() or isinstance(task.score, OwnScore)):
             raise InputError(f"{place}: the answer is empty")
         if not examples[-1].prompt_tokens:

@@ -59,7 +59,7 @@ class Eyes:
         self.model: Seeing = model.stored_as([*frame.tensors, frame.name("model.norm.weight")])
         self.tensors = frame.tensors
         self.processor = self._read_processor(frame.folder)
-        self.token = tokenizer.convert_ids_to_tokens(self.model.image_token)
+        self.tokenizer, self.token = tokenizer, tokenizer.convert_ids_to_tokens(self.model.image_token)
         if tokenizer.convert_tokens_to_ids(self.token) != self.model.image_token:
             raise InputError(f"{source.name}: its tokenizer has no token {self.model.image_token}, the picture's")
         self._seen: dict[tuple[str, Hashable], np.ndarray] = {}
@@ -91,6 +91,20 @@ class Eyes:
             raise InputError(f"{name}: a picture is a path or bytes, not {type(given).__name__}")
         views = self.model.views(open_picture(given, name), self.processor, name)
         return Picture(name, given, views.layout, self.model.placeholder(views.layout, self.token))
+
+    def check(self, tokens: Sequence[int], features: int, where: str) -> None:
+        """Raise InputError unless a text has as many tokens for features, and none for what is not looked at."""
+        if found := self.model.unseen.keys() & set(tokens):
+            token = self.tokenizer.convert_ids_to_tokens(min(found))
+            raise InputError(
+                f"{where}: the prompt has {token}, which stands for {self.model.unseen[min(found)]}; only pictures are "
+                f"looked at, each where the prompt has {MARK}"
+            )
+        if (seen := tokens.count(self.model.image_token)) != features:
+            raise InputError(
+                f"{where}: the prompt has {seen} tokens for {features} features of pictures; the tokenizer must know "
+                "what stands for a picture as a token of its own"
+            )
 
     def look(self, picture: Picture) -> np.ndarray:
         """(N, D) what a picture is to the decoder."""

@@ -9,10 +9,15 @@ from typing import Any
 from jevomerge.errors import InputError
 from jevomerge.models.decoder.decoder import Decoder
 from jevomerge.models.decoder.hf_config import DEFAULTS, read_config
+from jevomerge.models.decoder.nested import Nesting, TextConfig
 from jevomerge.models.fields import Fields, refuse_quantised
+from jevomerge.models.idefics3 import idefics3
 from jevomerge.models.idefics3.idefics3 import Idefics3
+from jevomerge.models.llava import config as llava
 from jevomerge.models.llava.llava import Llava
 from jevomerge.models.model import Language
+from jevomerge.models.qwen2_5_vl import qwen2_5_vl
+from jevomerge.models.qwen2_5_vl.qwen2_5_vl import Qwen25VL
 from jevomerge.models.vision.seeing import Seeing
 from jevomerge.schema import Notes
 
@@ -45,6 +50,7 @@ def read_model(values: Mapping[str, Any], where: str = "config.json", notes: Not
 SEEING: dict[str, Callable[[Fields], Seeing]] = {
     **dict.fromkeys(("llava", "llava_next"), Llava.read),
     **dict.fromkeys(("idefics3", "smolvlm"), Idefics3.read),
+    "qwen2_5_vl": Qwen25VL.read,
 }
 
 
@@ -58,6 +64,21 @@ def read_seeing(values: Mapping[str, Any], where: str = "config.json") -> Seeing
     if (family := fields.text("model_type")) not in SEEING:
         raise InputError(f"{where}: pictures are not supported for model_type `{family}` (only {', '.join(SEEING)})")
     return SEEING[family](fields)
+
+
+NESTINGS: dict[str, Nesting] = {  # of these also without a `text_config`
+    **dict.fromkeys(("llava", "llava_next"), llava.NESTING),
+    **dict.fromkeys(("idefics3", "smolvlm"), idefics3.NESTING),
+    "qwen2_5_vl": qwen2_5_vl.NESTING,
+    "mistral3": TextConfig({"model_type": "mistral"}),
+    "gemma3": TextConfig({"model_type": "gemma3_text"}),
+}
+
+
+def nesting_of(values: Mapping[str, Any]) -> Nesting | None:
+    """How a config.json keeps that of its language model; None: it is that of a language model alone."""
+    usual = None if values.get("text_config") is None else TextConfig()
+    return NESTINGS.get(str(values.get("model_type")), usual)
 
 
 def class_default(family: Any, key: str) -> Any:

@@ -86,11 +86,15 @@ class Language(Model, Protocol):
         valid: Array,
         cache: Any = None,
         *,
+        shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
         scale: Scaling = "stream",
     ) -> tuple[Array, Any]:
-        """(B, T, D) embeddings, (B, T) which are no padding -> (B, T, D) after the last norm, and the cache."""
+        """(B, T, D) embeddings, (B, T) which are no padding -> (B, T, D) after the last norm, and the cache.
+
+        `shift`: `Pictures.shift`.
+        """
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """(..., D) -> (..., V) float32."""
@@ -111,13 +115,34 @@ class Pictures:
 
     features: Array  # (B, F, D), those of all its pictures in their order; behind them anything
     token: Array  # () int32, of which a row has as many as features
+    shifts: Array | None = None  # (B, F, H/2) int32, for models to which pictures are no lines of tokens: see `shift`
 
     def place(self, x: Array, tokens: Array) -> Array:
         """(B, T, D) embeddings of (B, T) tokens, those that are `token` replaced in order; NaN where F is too few."""
+        here, count = self._found(tokens)
+        return jnp.where(here[..., None], _at(self.features, count).astype(x.dtype), x)
+
+    def shift(self, tokens: Array) -> Array | None:
+        """(B, T, H/2) how much further each token is turned than in a text of these (B, T) tokens, pair by pair.
+
+        What follows a feature is turned as much further as the pair of it that is turned most: with Qwen's positions
+        a text goes on behind the largest one of a picture (M-RoPE; Wang et al., 2024).
+        """
+        if self.shifts is None:
+            return None
+        here, count = self._found(tokens)
+        found = jnp.where((count > 0)[..., None], _at(self.shifts, count), 0)
+        return jnp.where(here[..., None], found, jnp.max(found, axis=-1, keepdims=True))
+
+    def _found(self, tokens: Array) -> tuple[Array, Array]:
+        """(B, T) which tokens stand for a feature, and how many do up to each."""
         here = tokens == self.token
-        at = jnp.maximum(jnp.cumsum(here, axis=1, dtype=jnp.int32) - 1, 0)
-        features = jnp.take_along_axis(self.features, at[..., None], axis=1)
-        return jnp.where(here[..., None], features.astype(x.dtype), x)
+        return here, jnp.cumsum(here, axis=1, dtype=jnp.int32)
+
+
+def _at(rows: Array, count: Array) -> Array:
+    """(B, F, N), (B, T) -> (B, T, N): of each row the element with that number, the first being 1."""
+    return jnp.take_along_axis(rows, jnp.maximum(count - 1, 0)[..., None], axis=1)
 
 
 def apply(
@@ -140,10 +165,10 @@ def apply(
     Returns:
         (B, T, D) final hidden states in `dtype`, which `unembed` turns into logits, and the cache.
     """
-    x = model.embed(params, tokens, dtype)
+    x, shift = model.embed(params, tokens, dtype), None
     if pictures is not None:
-        x = pictures.place(x, tokens)
-    return model.hidden(params, x, valid, cache, layer=layer, route=route, scale=scale)
+        x, shift = pictures.place(x, tokens), pictures.shift(tokens)
+    return model.hidden(params, x, valid, cache, shift=shift, layer=layer, route=route, scale=scale)
 
 
 def unembed(params: Params, model: Language, hidden: Array) -> Array:

@@ -26,6 +26,8 @@ from jevomerge.tokenizers.chat import chat_template, template_of, templates_of, 
 from jevomerge.tokenizers.load import model_ends
 from jevomerge.tokenizers.vocabulary import Alignment, align, read_beside, special_ids, token_names
 
+KINDS = ("image", "video", "audio", "vision_start", "vision_end")  # of tokens that stand for no text
+
 
 class Sources:
     """A recipe's checkpoints, opened and checked against each other, and its coefficients; no weight is read.
@@ -153,7 +155,7 @@ class Sources:
         names = {i: token for token, i in (carrier.vocabulary() or {}).items()}
         output = names if self.alignment is None else {i: token for token, i in self.alignment.vocabulary.items()}
         for key, i in frame.json.items():
-            if not key.endswith(("_token_index", "image_token_id", "video_token_id", "audio_token_id")):
+            if not key.endswith(("_token_index", *(f"{kind}_token_id" for kind in KINDS))):
                 continue
             if i not in names:
                 self.notes.add(f"{carrier.name}: its tokenizer has no token with the id of `{key}`, {i}")

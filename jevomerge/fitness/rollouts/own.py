@@ -104,6 +104,7 @@ class Seen:
         valid: Array,
         cache: Any = None,
         *,
+        shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
         scale: Scaling = "stream",
@@ -112,7 +113,7 @@ class Seen:
         if params is self.params and cache is None:
             params, layer = self.instance.params, self.instance.layer
         _, _, route, scale = self.instance
-        return self.model.hidden(params, x, valid, cache, layer=layer, route=route, scale=scale)
+        return self.model.hidden(params, x, valid, cache, shift=shift, layer=layer, route=route, scale=scale)
 
     def cache(self, rows: int, slots: int, dtype: Any, route: Route | None = None) -> Any:
         """As the model's, for the route."""

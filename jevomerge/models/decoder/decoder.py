@@ -49,13 +49,14 @@ class Cache:
         row 0  valid 0 0 1 1 1 _ _      tokens . . a b c
         row 1  valid 1 1 1 1 1 _ _      tokens d e f g h        length = 5
 
-    A slot's position is the number of valid slots before it, so padding shifts nothing.
+    A slot's position is the number of valid slots before it, so padding shifts nothing; pictures may.
     """
 
     keys: Array  # (L, B, S, K, H), with a route (P, B, S, K, H): a block has other keys at every visit
     values: Array  # like keys
     valid: Array  # (B, S) bool
     length: Array  # () int32: slots written
+    shift: Array  # (B,) int32: how much further than by its valid slots a row has come, see `Decoder.hidden`
 
     def of_rows(self, rows: Array, common: int = 0) -> Cache:
         """The same of other rows, one for each of (R,) numbers.
@@ -148,6 +149,7 @@ class Decoder:
         valid: Array,
         cache: Cache | None = None,
         *,
+        shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
         scale: Scaling = "stream",
@@ -160,6 +162,8 @@ class Decoder:
             x: (B, T, D) embeddings in the dtype of the activations.
             valid: (B, T) bool, False for padding (on either side).
             cache: what came before, or None for a forward pass that nothing follows.
+            shift: (B, T, H/2) int32, how much further than a text's each token is turned, each pair of a head by
+                itself, as `models.model.Pictures` has it; what follows the last token goes on from its largest.
             layer: see `params`.
             route: which blocks to run, by default all in order. Its length is dynamic: another one compiles nothing,
                 and a hop that is not made costs nothing (under `vmap` all members would make as many hops as the
@@ -171,9 +175,9 @@ class Decoder:
         """
         c, dtype = self.config, x.dtype
         if cache is None:
-            key_valid, start = valid, jnp.zeros((), jnp.int32)
+            key_valid, start, before = valid, jnp.zeros((), jnp.int32), jnp.zeros(len(x), jnp.int32)
         else:
-            start = cache.length
+            start, before = cache.length, cache.shift
             key_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (jnp.zeros((), jnp.int32), start))
         key_positions = jnp.cumsum(key_valid, axis=1, dtype=jnp.int32) - 1  # (B, S)
         positions = jax.lax.dynamic_slice_in_dim(key_positions, start, x.shape[1], axis=1)  # (B, T)
@@ -181,7 +185,8 @@ class Decoder:
         visible = key_valid[:, None, :] & (distance >= 0)
         # One mask and one pair of rotary tables per kind of layer; the scan picks by index.
         masks = jnp.stack([visible if k.window is None else visible & (distance < k.window) for k in c.kinds])
-        tables = [k.rope.tables(positions, c.head_dim) for k in c.kinds]
+        moved = before[:, None, None] if shift is None else before[:, None, None] + shift  # (B, T or 1, H/2 or 1)
+        tables = [k.rope.tables(positions[..., None] + moved, c.head_dim) for k in c.kinds]
         ropes = tuple(jnp.stack(t) for t in zip(*tables, strict=True))
         block, blocks = Block(c), params[BLOCKS]
         kinds = jnp.asarray(c.layer_kinds, jnp.int32)
@@ -229,7 +234,8 @@ class Decoder:
         x = rms_norm(x, params["norm"]["weight"], c.rms_norm_eps, c.norm_plus_one)
         if kv is None:
             return x, None
-        return x, Cache(keys=kv[0], values=kv[1], valid=key_valid, length=start + positions.shape[1])
+        length, after = start + positions.shape[1], jnp.max(moved[:, -1], axis=-1)
+        return x, Cache(keys=kv[0], values=kv[1], valid=key_valid, length=length, shift=after)
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """(..., D) hidden states -> (..., V) logits in float32."""
@@ -247,6 +253,7 @@ class Decoder:
             values=jnp.zeros(shape, dtype),
             valid=jnp.zeros((rows, slots), bool),
             length=jnp.zeros((), jnp.int32),
+            shift=jnp.zeros((rows,), jnp.int32),
         )
 
     def fold(self, route: Route, scale: Scaling = "stream") -> Folding:

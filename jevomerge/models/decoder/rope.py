@@ -52,9 +52,12 @@ class Rope:
         return inv.astype(np.float32)
 
     def tables(self, positions: Array, head_dim: int) -> tuple[Array, Array]:
-        """cos and sin, each positions.shape + (head_dim/2,), in float32 (bfloat16 angles lose positions)."""
+        """cos and sin of (..., 1) positions or, for each pair its own, (..., head_dim/2): (..., head_dim/2) each.
+
+        In float32: bfloat16 angles lose positions.
+        """
         inv = jnp.asarray(self.inverse_frequencies(head_dim))
-        angles = positions.astype(jnp.float32)[..., None] * jnp.expand_dims(inv, range(positions.ndim))
+        angles = positions.astype(jnp.float32) * jnp.expand_dims(inv, range(positions.ndim - 1))
         scale = 1.0
         if self.rope_type == "yarn":
             scale = self.attention_factor or (0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0)

@@ -14,7 +14,7 @@ patches one row off, which ones depends on the processor.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax import Array
 
 from jevomerge.errors import InputError
 from jevomerge.models.decoder.decoder import Decoder
-from jevomerge.models.decoder.nested import read_text
+from jevomerge.models.decoder.nested import TextConfig, read_text
 from jevomerge.models.fields import Fields
 from jevomerge.models.idefics3.splitting import SplittingProcessor, read_idefics3, text_of
 from jevomerge.models.layers import Params
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CONNECTOR = "connector"
 NAMES = Names(text="model.text_model.", head="", tower="model.vision_model.", rest="model.")  # in all files
+NESTING = TextConfig({"model_type": "llama", "rms_norm_eps": 1e-5})
 PROCESSORS = {"Idefics3": read_idefics3, "SmolVLM": read_idefics3}
 
 
@@ -60,12 +61,17 @@ class Idefics3:
         """
         f.defaults = {"scale_factor": 2, "image_token_id": 128257}
         f.get("vocab_size")  # of the text
-        text = read_text(f, {"rms_norm_eps": 1e-5})
+        text = read_text(f, NESTING)
         vision = f.table("vision_config") or Fields({}, f"{f.where}: vision_config")
         tower, fold = read_vision(vision, "idefics3_vision"), f.integer("scale_factor")
         if tower.side % fold:
             raise InputError(f"{f.where}: `scale_factor: {fold}` does not divide the {tower.side} patches of a side")
         return cls(tower, text, f.integer("image_token_id"), fold, f.values)
+
+    @property
+    def unseen(self) -> Mapping[int, str]:
+        """No other tokens."""
+        return {}
 
     @property
     def specs(self) -> tuple[ParamSpec, ...]:
@@ -105,6 +111,9 @@ class Idefics3:
     def placeholder(self, layout: Any, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""
         return text_of(layout, token * (self.vision.side // self.fold) ** 2)
+
+    def shifts(self, layouts: Sequence[Hashable]) -> None:
+        """None: features are turned as tokens in their place."""
 
     def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
         """(V, 3, S, S) in the dtype of the activations -> (N, D)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from jevomerge.errors import InputError
 from jevomerge.models.decoder.decoder import Decoder
-from jevomerge.models.decoder.nested import read_text
+from jevomerge.models.decoder.nested import TextConfig, read_text
 from jevomerge.models.fields import Fields
 from jevomerge.models.llava.tiling import Size, read_pinpoints
 from jevomerge.models.vision.config import ACTIVATIONS, VisionConfig, read_vision
@@ -22,6 +22,7 @@ LARGE = {
     "image_size": 336,
     "patch_size": 14,
 }
+NESTING = TextConfig({"model_type": "llama"})
 DEFAULTS: Mapping[str, Any] = {  # of the classes
     "projector_hidden_act": "gelu",
     "vision_feature_layer": -2,
@@ -69,7 +70,7 @@ def read_llava(f: Fields) -> tuple[LlavaConfig, Decoder]:
     tiled = f.text("model_type") == "llava_next"
     table = f.table("vision_config") or Fields(LARGE, f"{f.where}: vision_config")
     vision = read_vision(table, table.get("model_type") or "clip_vision_model")
-    text = read_text(f)
+    text = read_text(f, NESTING)
     f.expect("projector_hidden_act", *ACTIVATIONS)
     f.expect("vision_feature_select_strategy", "default", "full")
     config = LlavaConfig(

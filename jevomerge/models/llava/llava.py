@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -119,6 +119,11 @@ class Llava:
         return self.config.image_token
 
     @property
+    def unseen(self) -> Mapping[int, str]:
+        """No other tokens."""
+        return {}
+
+    @property
     def specs(self) -> tuple[ParamSpec, ...]:
         """The parameter table of all parts."""
         return _table(self.config, self.text.config, self.names)
@@ -157,6 +162,9 @@ class Llava:
     def placeholder(self, layout: Hashable, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""
         return token * (layout.tokens(self.config.vision.side) if isinstance(layout, Tiling) else self.config.per_view)
+
+    def shifts(self, layouts: Sequence[Hashable]) -> None:
+        """None: features are turned as tokens in their place."""
 
     def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
         """(V, 3, S, S) in the dtype of the activations -> (N, D)."""

@@ -4,7 +4,8 @@
     views = model.views(open_picture(content, name), processor)     # once per picture, on the host
     text = prompt.replace("<image>", model.placeholder(views.layout, "<image>"))
     seen = features(params, model, views.pixels, views.layout)      # (N, D), once per picture
-    apply(params["text_model"], model.text, tokens, valid, pictures=Pictures(seen_of_each_row, model.image_token))
+    pictures = Pictures(seen_of_each_row, model.image_token, model.shifts(layouts_of_each_row))
+    apply(params["text_model"], model.text, tokens, valid, pictures=pictures)
 
 V views, S pixels along a side, N features of a picture, D hidden.
 """
@@ -12,7 +13,7 @@ V views, S pixels along a side, N features of a picture, D hidden.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
@@ -45,6 +46,10 @@ class Seeing(Protocol):
         """The token that stands for one feature of a picture."""
 
     @property
+    def unseen(self) -> Mapping[int, str]:
+        """{token that stands for something else which is not looked at: what that is}."""
+
+    @property
     def specs(self) -> tuple[ParamSpec, ...]:
         """The parameter table of all parts, sorted by path, names as in `stored_as`."""
 
@@ -63,6 +68,12 @@ class Seeing(Protocol):
 
     def placeholder(self, layout: Hashable, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""
+
+    def shifts(self, layouts: Sequence[Hashable]) -> np.ndarray | None:
+        """(F, H/2) int32, how much further the features of a text's pictures are turned than tokens in their place.
+
+        As `models.model.Pictures` has it. None: they are turned as tokens are.
+        """
 
     def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
         """(V, 3, S, S) in the dtype of the activations -> (N, D)."""

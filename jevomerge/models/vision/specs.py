@@ -62,15 +62,23 @@ def tower_specs(config: VisionConfig, prefix: str) -> tuple[ParamSpec, ...]:
     """A tower's table."""
     parts = {"heads": config.num_attention_heads, "ff": config.intermediate_size}
     table = module_specs(lambda: init(jax.random.key(0), config), TOWER, prefix, "vision tower", parts)
-    stack, blocks = (("layer", config.num_hidden_layers),), f"{TOWER}.{BLOCKS}"
+    return tuple(stacked(table, BLOCKS, config.num_hidden_layers))
 
-    def stacked(s: ParamSpec) -> ParamSpec:
-        if not s.path.startswith(f"{blocks}."):
+
+def stacked(table: Iterable[ParamSpec], blocks: str, layers: int) -> list[ParamSpec]:
+    """A tower's table, the leaves under `blocks` being stacks of its layers."""
+    block = f"{TOWER}.{blocks}"
+
+    def stack(s: ParamSpec) -> ParamSpec:
+        if not s.path.startswith(f"{block}."):
             return s
-        template = s.template.replace(f"{BLOCKS}.", f"{BLOCKS}.{{layer}}.", 1)
-        return dataclasses.replace(s, template=template, shape=s.shape[1:], axes=s.axes[1:], stack=stack, block=blocks)
+        template = s.template.replace(f"{blocks}.", f"{blocks}.{{layer}}.", 1)
+        shape, axes = s.shape[1:], s.axes[1:]
+        return dataclasses.replace(
+            s, template=template, shape=shape, axes=axes, stack=(("layer", layers),), block=block
+        )
 
-    return tuple(map(stacked, table))
+    return [stack(s) for s in table]
 
 
 def module_specs(
