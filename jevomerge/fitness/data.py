@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ def load_examples(task: Task, split: str, tokenizer: Any, eyes: Eyes | None = No
     """
     where = f"task {task.name}, {split}"
     source: DataSource = getattr(task, split)
+    if task.private and not os.path.exists(Path(source.path).expanduser()):
+        raise InputError(
+            f"{where}: private: {source.path} is not a file here; one of the hub is kept in a cache on disk"
+        )
     rows, examples = read_rows(source, where), []
     folder = Path(source.path).expanduser().parent
     for number, row in enumerate(rows, (source.rows or (0,))[0]):

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -296,11 +297,30 @@ class Judge:
 def scoring(task: Ready) -> Iterator[None]:
     """What goes wrong in the block has to do with this task."""
     try:
-        yield
+        with discreet(task):
+            yield
     except (FitnessError, InputError) as error:
         raise type(error)(f"task {task.name}: {error}") from error
     except Exception as error:
         raise FitnessError(f"task {task.name}: {type(error).__name__}: {error}") from error
+
+
+QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
+
+
+@contextlib.contextmanager
+def discreet(task: Ready) -> Iterator[None]:
+    """What is said of a private task in the block quotes none of its texts."""
+    try:
+        yield
+    except (FitnessError, InputError) as error:
+        if not task.private:
+            raise
+        raise type(error)(QUOTED.sub("(private)", str(error))) from None
+    except Exception as error:  # of others, who may say anything
+        if not task.private:
+            raise
+        raise FitnessError(f"{type(error).__name__}; what it says may be private") from None
 
 
 def in_scratch(scratch: contextlib.ExitStack, write: Write | None, genome: np.ndarray) -> Where:
@@ -358,16 +378,15 @@ def make_judge(
     material: dict[str, dict[str, Material]] = {split: {} for split in splits}
     layouts: dict[str, Sequence[Layout]] = {}
     for task in tasks:
-        for split in splits:
-            material[split][task.name] = task.material(split)
+        with discreet(task):
+            for split in splits:
+                material[split][task.name] = task.material(split)
         if set(splits) == set(SPLITS) and task.apart:
             refuse_overlap(task.name, *(material[s][task.name].documents for s in SPLITS))
         first, *rest = (material[split][task.name].examples for split in splits)
         others = [e for examples in rest for e in examples]
-        try:
+        with scoring(task):
             task.rollout.check(subject, [*first, *others])
-        except InputError as error:
-            raise InputError(f"task {task.name}: {error}") from None
         at_once, pieces = examples_at_once, 1 if racing is None else PIECES
         if at_once is not None:  # documents
             at_once = math.ceil(at_once * len(first) / len(material[splits[0]][task.name].documents))

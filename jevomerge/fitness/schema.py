@@ -142,13 +142,18 @@ class Task(Strict):
     max_new_tokens: int = Field(256, gt=0)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # generated text ends before the first of these
     weight: float = Field(1.0, gt=0)
+    private: bool = False  # of its texts, prompts, answers and outputs, none is written or shown anywhere: scores alone
 
     kind: ClassVar[str] = "tasks of our own"
     harness: ClassVar[None] = None
     answered: ClassVar[bool] = True  # whether each document is one example that has a reference answer
     apart: ClassVar[bool] = True  # whether held-out documents are others than those of the search
     searchable: ClassVar[bool] = True  # whether it can be a fitness
-    notes: ClassVar[tuple[str, ...]] = ()  # what is worth knowing and needs no change
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing and needs no change."""
+        return (f"{self.name} is private: it judges, and nothing is kept of its texts",) if self.private else ()
 
     @property
     def differentiable(self) -> bool:
@@ -292,6 +297,7 @@ class HarnessTask(Strict):
     answered: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     apart: ClassVar[bool] = True
+    private: ClassVar[bool] = False
     notes: ClassVar[tuple[str, ...]] = ()
     bounds: ClassVar[None] = None  # of a metric nobody knows
     criterion = score
@@ -327,6 +333,7 @@ class FunctionTask(Strict):
     harness: ClassVar[None] = None
     answered: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    private: ClassVar[bool] = False
     searchable: ClassVar[bool] = True
     right_or_wrong: ClassVar[None] = None
 

@@ -58,6 +58,10 @@ class Ready(Protocol):
         """Whether held-out documents are others than those of the search."""
 
     @property
+    def private(self) -> bool:
+        """Whether nobody may read its texts."""
+
+    @property
     def answers(self) -> Likelihood | None:
         """What asks for the likelihood of reference answers, if each document is one example that has one."""
 
@@ -101,6 +105,11 @@ class AsGiven:
     def apart(self) -> bool:
         """As it is given."""
         return self.given.apart
+
+    @property
+    def private(self) -> bool:
+        """As it is given."""
+        return self.given.private
 
     def also(self, documents: Sequence[Document], texts: Sequence[str]) -> Mapping[str, float]:
         """By nothing else."""

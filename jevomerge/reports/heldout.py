@@ -187,7 +187,8 @@ def wins_and_losses(heldout: Mapping[str, Any], task: AnyTask) -> Cases | None:
         ]
         return Case(int(i), examples[i]["prompt"], examples[i]["answer"], answers, examples[i].get("pictures", []))
 
-    first_won, first_lost = ([case(i) for i in chosen[:CASES]] for chosen in (won, lost))
+    shown = 0 if task.private else CASES
+    first_won, first_lost = ([case(i) for i in chosen[:shown]] for chosen in (won, lost))
     right_or_wrong = _is_right_or_wrong(task, np.append(sources, best))
     counts = len(won), len(lost), len(examples)
     return Cases(task.name, task.meaning, right_or_wrong, first_won, first_lost, *counts)

@@ -37,8 +37,9 @@ def evaluate(
 
     Returns:
         {"model", "split", "results": {task: {metric: its value}}, "examples": {task: the score of each}, "texts":
-        {task: what was written for each}}. The first metric is the fitness. Of the harness's tasks the metrics are
-        those that it names, "acc,none" and "acc_stderr,none", and there are no examples and texts.
+        {task: what was written for each, unless that is private}}. The first metric is the fitness. Of the harness's
+        tasks the metrics are those that it names, "acc,none" and "acc_stderr,none", and there are no examples and
+        texts.
 
     Raises:
         InputError: for whatever is wrong with the task, its data or the model.
@@ -77,7 +78,7 @@ def by_own(task: AnyTask, model: Checkpoint, split: str, observer: Observer) -> 
         "split": split,
         "results": {task.name: {str(task.score): fitness, **also}},
         "examples": {task.name: examples},
-        "texts": scores.texts,
+        "texts": {} if task.private else scores.texts,
     }
 
 

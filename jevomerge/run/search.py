@@ -323,7 +323,8 @@ class Exports:
     def verdict(self, source: str | None) -> list[str]:
         """What the best has gained, in sentences; `source`: the baseline that it is, if so."""
         heldout = heldout_of(self.judge, self.found.baselines, {"best": self.scored["best"]}, source)
-        return verdict(heldout, self.tasks, self.found.best.fitness)
+        private = [note for task in self.tasks if task.private for note in task.notes]
+        return [*verdict(heldout, self.tasks, self.found.best.fitness), *private]
 
     def _room(self, name: str) -> Path:
         """Where to write, without what a run that was killed, or a candidate that was rounded, has left there."""

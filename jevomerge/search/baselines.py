@@ -130,23 +130,30 @@ def read_baselines(row: Mapping[str, Any]) -> Baselines:
     return Baselines(None if average is None else read(average), {n: read(m) for n, m in row["sources"].items()})
 
 
+NOTHING = {"prompt": "", "answer": ""}  # what is kept of an example that is private
+
+
 def heldout_of(
     judge: Judge, baselines: Baselines, exported: Mapping[str, Scored], source: str | None = None
 ) -> dict[str, Any]:
     """What heldout.json holds: the held-out examples and, by example, what each model scores and wrote.
 
+    Of private tasks it holds the scores.
     `exported`: what has been exported so far, by folder; what is not `best` is another point of a front. `source`: the
     baseline that `best` is, if it is one.
     """
+
+    private = {task.name for task in judge.tasks if task.private}
 
     def record(scored: Scored) -> dict[str, Any]:
         scores = {task: [x if math.isfinite(x) else None for x in v] for task, v in scored.heldout.fitness.items()}
         extra = {"tasks": scored.tasks, **({"also": scored.also} if scored.also else {})}
         spent = {"tokens": scored.tokens._asdict()}
-        return {**scored.fitness, **extra, "scores": scores, "texts": scored.heldout.texts, **spent}
+        texts = {task: written for task, written in scored.heldout.texts.items() if task not in private}
+        return {**scored.fitness, **extra, "scores": scores, "texts": texts, **spent}
 
     examples = {
-        task: [{"prompt": e.prompt, "answer": e.answer} for e in material.documents]
+        task: [{"prompt": e.prompt, "answer": e.answer} if task not in private else NOTHING for e in material.documents]
         for task, material in judge.material["heldout"].items()
     }
     named = {} if source is None else {"source": source}

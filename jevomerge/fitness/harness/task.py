@@ -90,7 +90,7 @@ class LoadedTask:
     """A task of the harness that scores candidates: the mean over documents of one of its metrics."""
 
     bounds = answers = likelihood = None  # a metric may be anything, and a document several requests
-    apart = True
+    apart, private = True, False
 
     def __init__(self, task: HarnessTask, tokenizer: Any, max_length: int | None):
         """Read the task and its data.
