@@ -68,7 +68,7 @@ class Cache:
         def moved(x: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(x, x[:, rows, common:], common, 2) if common else x[:, rows]
 
-        return Cache(moved(self.keys), moved(self.values), self.valid[rows], self.length)
+        return Cache(moved(self.keys), moved(self.values), self.valid[rows], self.length, self.shift[rows])
 
 
 @dataclasses.dataclass(frozen=True)
