@@ -444,9 +444,12 @@ def kill_at_random(rng, pid, run, numbers):
             break
         time.sleep(0.02)
     time.sleep(rng.random() * {"whenever": 6, "search": 0.3, "export": 1.5}[when])
-    done = (run / "result.json").exists()
+    done = True  # unless it is there to be stopped, so that it cannot get its result between the look and the signal
     with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        done = (run / "result.json").exists()
         os.kill(pid, getattr(signal, f"SIG{number}"))
+        os.kill(pid, signal.SIGCONT)
     return None if done else (when, number)
 
 
