@@ -6,8 +6,11 @@ candidates: it is computed when it is first needed and kept. A candidate costs w
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
+import io
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
+from jevomerge.fitness.batches import Example
 from jevomerge.models.families import read_seeing
 from jevomerge.models.specs import unflatten
 from jevomerge.models.vision.pictures import open_picture
@@ -26,6 +30,8 @@ from jevomerge.models.vision.seeing import Seeing, features
 from jevomerge.models.vision.specs import TEXT
 
 MARK = "<image>"  # what stands in a prompt for a picture
+# How JPEG, PNG, GIF and WebP begin, as VLMEvalKit's TSV files have them, and as data URLs do.
+BASE64 = re.compile(r"(?:data:[^,]*,)?((?:/9j/|iVBORw0K|R0lGOD|UklGR)[\w+/]+={0,2})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,9 +85,16 @@ class Eyes:
         return self.model.text.config.hidden_size
 
     def picture(self, given: Any, folder: Path, name: str) -> Picture:
-        """A picture from a field of a row: a path from `folder`, bytes, {"bytes"} or {"path"}; `name` for messages."""
+        """A picture from a field of a row; `name` for messages.
+
+        It is a path from `folder`, bytes, these in base64, {"bytes"} or {"path"}, or one that Pillow has opened.
+        """
         if isinstance(given, Mapping):
             given = given.get("bytes") or given.get("path")
+        if hasattr(given, "getbands"):
+            given = as_png(open_picture(given, name))
+        if isinstance(given, str) and (encoded := BASE64.fullmatch(given)):
+            given = base64.b64decode(encoded[1])
         if isinstance(given, str):
             path = folder / given
             if not path.is_file():
@@ -103,7 +116,7 @@ class Eyes:
         if (seen := tokens.count(self.model.image_token)) != features:
             raise InputError(
                 f"{where}: the prompt has {seen} tokens for {features} features of pictures; the tokenizer must know "
-                "what stands for a picture as a token of its own"
+                "what stands for a picture as a token of its own, and the model take so long a text"
             )
 
     def look(self, picture: Picture) -> np.ndarray:
@@ -114,6 +127,33 @@ class Eyes:
             seen = features(self._params, self.model, jnp.asarray(views.pixels), views.layout, dtype=self.dtype)
             self._seen[key] = np.asarray(seen)
         return self._seen[key]
+
+    def marked(self, text: str, pictures: Sequence[Picture]) -> str:
+        """A text in which a chat template may have written pictures in the model's own way, with marks for them."""
+        for own in {re.sub(f"(?:{re.escape(self.token)})+", lambda _: self.token, p.text) for p in pictures}:
+            text = text.replace(own, MARK)
+        return text
+
+    def placed(self, prompt: str, pictures: Sequence[Picture], where: str) -> str:
+        """The prompt as it is tokenised: what stands for each picture in place of its mark.
+
+        Raises:
+            InputError: unless there is a mark for each.
+        """
+        if (marks := prompt.count(MARK)) != len(pictures):
+            raise InputError(f"{where}: the prompt has {MARK} {marks} times for {len(pictures)} pictures")
+        first, *rest = prompt.split(MARK)
+        return first + "".join(p.text + text for p, text in zip(pictures, rest, strict=True))
+
+    def shown(self, example: Example, pictures: Sequence[Picture], where: str) -> Example:
+        """An example whose tokens have room for the features of its pictures, with them.
+
+        Raises:
+            InputError: for a tokenizer by which it has not.
+        """
+        features = sum(p.text.count(self.token) for p in pictures)
+        self.check(example.prompt_tokens, features, where)
+        return example._replace(pictures=tuple(pictures), features=features)
 
     @cached_property
     def _params(self) -> dict[str, Any]:
@@ -128,17 +168,11 @@ class Eyes:
 
 
 def images_of(value: Any) -> Sequence[Any]:
-    """The pictures in a field: one, or a list of them."""
-    return value if isinstance(value, list | tuple) else [value]
+    """The pictures in a field: a list of them, one, or none."""
+    return value if isinstance(value, list | tuple) else [] if value in (None, "") else [value]
 
 
-def placed(prompt: str, pictures: Sequence[Picture], where: str) -> str:
-    """The prompt as it is tokenised: what stands for each picture in place of its mark.
-
-    Raises:
-        InputError: unless there is a mark for each.
-    """
-    if (marks := prompt.count(MARK)) != len(pictures):
-        raise InputError(f"{where}: the prompt has {MARK} {marks} times for {len(pictures)} pictures")
-    first, *rest = prompt.split(MARK)
-    return first + "".join(p.text + text for p, text in zip(pictures, rest, strict=True))
+def as_png(picture: Any) -> bytes:
+    """What is in a file of an RGB picture, to the bit."""
+    picture.save(file := io.BytesIO(), "png", compress_level=1)
+    return file.getvalue()

@@ -55,7 +55,7 @@ def _ready(task: AnyTask, tokenizer: Any | None, model: Any, eyes: Callable[[], 
         if isinstance(task, HarnessTask):
             from jevomerge.fitness.harness.task import LoadedTask  # imported late: lm-eval takes seconds
 
-            return LoadedTask(task, tokenizer, model.max_length)
+            return LoadedTask(task, tokenizer, model.max_length, eyes)
         sees = eyes() if task.image else None
         if isinstance(task.score, OwnScore):
             return make_own(task, task.score, tokenizer, model, sees)

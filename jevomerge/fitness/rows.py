@@ -142,6 +142,7 @@ def _twice(names: Sequence[str]) -> str | None:
 
 def _table(text: str, separator: str, columns: Sequence[str] | None) -> list[Row]:
     """The lines of a TSV or CSV text, all fields as texts; in TSV quotes are text."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a picture in base64 can be all there is
     quoting: Literal[0, 3] = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
     filled = filter(None, lines)

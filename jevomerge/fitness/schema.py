@@ -124,6 +124,10 @@ class Task(Strict):
       `generation`: 1 if the answer extracted from generated text (see `decode`) equals the reference (or how like it
         that is, see `compare`) and, if there is a `language`, the text is in it;
     or what a function of the user's says of the generated text, or of the model and a batch of the examples.
+
+    Where `prompt` and `answer` are a field that is a chat, as in the files of LLaVA ([{"from", "value"}]) and of
+    LLaMA-Factory ([{"role", "content"}]), the assistant's last turn is the answer, and what comes before it goes
+    through the tokenizer's chat template.
     """
 
     name: str

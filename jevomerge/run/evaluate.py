@@ -12,6 +12,7 @@ from jevomerge.checkpoint.files import expanded, write_atomically
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
+from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.schema import AnyTask, read_tasks
 from jevomerge.observers.observer import SILENT, Observer
@@ -86,7 +87,7 @@ def by_harness(
     tasks: Sequence[AnyTask], model: Checkpoint, split: str | None, observer: Observer
 ) -> dict[str, dict[str, Any]]:
     """The metrics of tasks of lm-evaluation-harness, with their errors."""
-    from jevomerge.fitness.harness.task import evaluate, find, require
+    from jevomerge.fitness.harness.task import evaluate, find, require, with_pictures
 
     if own := [t.name for t in tasks if t.harness is None]:
         raise InputError(f"--task: {', '.join(own)} is not a task of the harness; evaluate it by its own file")
@@ -96,9 +97,10 @@ def by_harness(
     from jevomerge.fitness.harness.model import HarnessModel
 
     chosen = [t.harness for t in tasks if t.harness is not None]
-    for harness in chosen:
-        find(harness)  # a name that is wrong is found out before weights are read
-    judged = HarnessModel(model.load(), model.model, load_tokenizer(model.folder), model.model.max_length)
+    found = list(map(find, chosen))  # a name that is wrong is found out before weights are read
+    tokenizer = load_tokenizer(model.folder)
+    eyes = Eyes(model, tokenizer) if any(map(with_pictures, found)) else None
+    judged = HarnessModel(model.load(), model.model, tokenizer, model.model.max_length, eyes=eyes)
     results: dict[str, dict[str, Any]] = {}
     for harness in chosen:
         for name, row in evaluate(harness, judged).items():

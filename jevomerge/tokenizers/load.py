@@ -39,6 +39,8 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: its tokenizer cannot be read ({reason}); copy tokenizer.json and tokenizer_config.json again "
             "from where the model is from"
         ) from error
+    if (path := folder / "chat_template.json").exists():  # a processor's, which older vision-language models have
+        tokenizer.chat_template = read_json(path).get("chat_template")
     tokenizer.model_ends = model_ends(folder)
     return tokenizer
 

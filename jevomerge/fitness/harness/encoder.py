@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -18,6 +20,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jevomerge.errors import InputError
 from jevomerge.fitness.batches import Example
+from jevomerge.fitness.chat import for_template
+from jevomerge.fitness.pictures import Eyes, Picture, images_of
 
 MAX_LENGTH = 2048  # what the harness assumes where neither model nor tokenizer says
 
@@ -43,10 +47,10 @@ class Encoder(TemplateLM):
     `loglikelihood` and `loglikelihood_rolling` return lists of `Example` per request, `generate_until` a `Prompt`.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int | None):
-        """`max_length` of the model, None where its config does not say."""
+    def __init__(self, tokenizer: Any, max_length: int | None, eyes: Eyes | None = None):
+        """`max_length` of the model, None where its config does not say; `eyes` look at pictures."""
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.eyes = tokenizer, eyes
         own = getattr(tokenizer, "model_max_length", None)
         self.max_length: int = max_length or (own if own and own < 10**9 else MAX_LENGTH)
 
@@ -76,11 +80,53 @@ class Encoder(TemplateLM):
         """Messages as a prompt, without the system's where the template does not know one."""
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         options["continue_final_message"] = not add_generation_prompt
+        if self.eyes is not None:
+            chat_history = for_template(chat_history, self.tokenizer)
         try:
             return str(self.tokenizer.apply_chat_template(chat_history, **options))
         except jinja2.exceptions.TemplateError:
             rest = [m for m in chat_history if m["role"] != "system"]
             return str(self.tokenizer.apply_chat_template(rest, **options))
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[list[Example]]:
+        """Contexts with their continuations; with pictures as well, which the harness's own backend leaves out."""
+        seen = self._seen(requests)
+        texts = [
+            dataclasses.replace(request, arguments=(text, request.args[1]))
+            for request, (text, _) in zip(requests, seen, strict=True)
+        ]
+        found: list[list[Example]] = super().loglikelihood(texts, disable_tqdm)
+        return [
+            [self._shown(e, request, pictures) for e in examples]
+            for examples, request, (_, pictures) in zip(found, requests, seen, strict=True)
+        ]
+
+    def _seen(self, requests: Sequence[Instance]) -> list[tuple[str, tuple[Picture, ...]]]:
+        """Of each request the context as it is tokenised, and the pictures in it."""
+        found, known = list[tuple[str, tuple[Picture, ...]]](), dict[int, tuple[Picture, ...]]()
+        for request in requests:
+            context, _, *more = request.args
+            if not more:
+                found.append((context, ()))
+                continue
+            if "audio" in more[0]:
+                raise InputError("a task with sounds cannot be judged here, only texts and pictures can")
+            if self.eyes is None:
+                raise InputError("a task with pictures needs a vision-language model")
+            where = f"document {request.doc_id}"
+            if id(more[0]) not in known:  # the choices of a document share it
+                given = enumerate(images_of(more[0]["visual"]))
+                known[id(more[0])] = tuple(self.eyes.picture(x, Path(), f"{where}, picture {i}") for i, x in given)
+            pictures = known[id(more[0])]
+            found.append((self.eyes.placed(self.eyes.marked(context, pictures), pictures, where), pictures))
+        return found
+
+    def _shown(self, example: Example, request: Instance, pictures: tuple[Picture, ...]) -> Example:
+        """An example of a request, with its pictures and the context as the task has it."""
+        if not pictures:
+            return example
+        assert self.eyes is not None
+        return self.eyes.shown(example._replace(prompt=request.args[0]), pictures, f"document {request.doc_id}")
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[list[Example]]:
         return [[self._scored(*request)] for request in requests]
@@ -105,7 +151,11 @@ class Encoder(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Prompt]:
         """Prompts, cut from the left to leave room for the new tokens."""
-        return [self.prompt(*request.args) for request in requests]
+        found = []
+        for request, (text, pictures) in zip(requests, self._seen(requests), strict=True):
+            prompt = self.prompt(text, request.args[1])
+            found.append(prompt._replace(example=self._shown(prompt.example, request, pictures)))
+        return found
 
     def prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
         """A context and the task's `generation_kwargs`, which must be those of greedy decoding.

@@ -17,6 +17,7 @@ from jevomerge.devices.mesh import make_mesh
 from jevomerge.fitness.batches import Example
 from jevomerge.fitness.harness.encoder import Encoder, answer
 from jevomerge.fitness.members import ask
+from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import Rollout
@@ -30,6 +31,8 @@ class HarnessModel(LM):
     What it answers is what the harness's own Hugging Face backend does, in float32 to rounding; greedy texts only.
     """
 
+    MULTIMODAL = True  # as the harness calls it
+
     def __init__(
         self,
         params: Any,
@@ -37,10 +40,11 @@ class HarnessModel(LM):
         tokenizer: Any,
         max_length: int | None,
         tokens_per_batch: int = 16384,
+        eyes: Eyes | None = None,
     ):
-        """Parameters, their architecture; requests are run together up to so many tokens."""
+        """Parameters, their architecture; requests are run together up to so many tokens; `eyes` look at pictures."""
         super().__init__()
-        self.encoder, self.tokenizer = Encoder(tokenizer, max_length), tokenizer
+        self.encoder, self.tokenizer, self.eyes = Encoder(tokenizer, max_length, eyes), tokenizer, eyes
         self.params, self.model, self.tokens_per_batch = params, model, tokens_per_batch
 
     @property
@@ -66,7 +70,7 @@ class HarnessModel(LM):
         written = [""] * len(prompts)
         for asked in sorted({p[1:] for p in prompts}):
             chosen = [i for i, p in enumerate(prompts) if p[1:] == asked]
-            texts = self._ask(Generation(self.tokenizer, *asked), [prompts[i].example for i in chosen])
+            texts = self._ask(Generation(self.tokenizer, *asked, eyes=self.eyes), [prompts[i].example for i in chosen])
             for i, text in zip(chosen, texts, strict=True):
                 written[i] = answer(prompts[i], [text])
         return written
@@ -75,7 +79,7 @@ class HarnessModel(LM):
         examples = list(itertools.chain.from_iterable(requests))
         if not examples:
             return [(0.0, True) for _ in requests]
-        outputs = iter(self._ask(Likelihood(padding(self.tokenizer)), examples))
+        outputs = iter(self._ask(Likelihood(padding(self.tokenizer), self.eyes), examples))
         return [answer(request, list(itertools.islice(outputs, len(request)))) for request in requests]
 
     def _ask(self, rollout: Rollout, examples: Sequence[Example]) -> list[Any]:

@@ -12,7 +12,7 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from jevomerge.errors import InputError
 from jevomerge.fitness.batches import Example
+from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.rollouts.generation import Generation
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import Rollout
@@ -83,6 +84,11 @@ def find(harness: Harness) -> dict[str, Any]:
     return tasks
 
 
+def with_pictures(tasks: Mapping[str, Any]) -> bool:
+    """Whether there are pictures in one of them."""
+    return any(getattr(task, "MULTIMODAL", False) for task in tasks.values())
+
+
 # --- as a fitness -------------------------------------------------------------------------------------------
 
 
@@ -92,8 +98,10 @@ class LoadedTask:
     bounds = answers = likelihood = None  # a metric may be anything, and a document several requests
     apart, private = True, False
 
-    def __init__(self, task: HarnessTask, tokenizer: Any, max_length: int | None):
-        """Read the task and its data.
+    def __init__(
+        self, task: HarnessTask, tokenizer: Any, max_length: int | None, eyes: Callable[[], Eyes] | None = None
+    ):
+        """Read the task and its data; `eyes` are asked for if it has pictures.
 
         Raises:
             InputError: for a task or a metric that cannot be a fitness.
@@ -102,17 +110,18 @@ class LoadedTask:
         from jevomerge.fitness.harness.encoder import Encoder
 
         self.given, self.name, self.weight = task, task.name, task.weight
-        self.encoder = Encoder(tokenizer, max_length)
         found = find(task.harness)
         if len(found) > 1:
             raise InputError(f"harness.task: {task.harness.task} is a group; name one of {', '.join(found)}")
         (self.task,) = found.values()
+        sees = eyes() if eyes is not None and with_pictures(found) else None
+        self.encoder = Encoder(tokenizer, max_length, sees)
         self.filter = self._filter()
         self.metric, self.sign = self._metric()
-        self.rollout: Rollout = Likelihood(padding(tokenizer))
+        self.rollout: Rollout = Likelihood(padding(tokenizer), sees)
         if self.task.OUTPUT_TYPE == "generate_until":
             asked = self.encoder.prompt("", self.task.config.generation_kwargs or {})
-            self.rollout = Generation(tokenizer, asked.limit, asked.until, asked.penalty)
+            self.rollout = Generation(tokenizer, asked.limit, asked.until, asked.penalty, sees)
 
     def _filter(self) -> Any:
         """The filters that texts go through before they are judged."""
@@ -214,9 +223,8 @@ class LoadedTask:
             target = self.task.doc_to_choice(doc)[target]
         text = self.task.doc_to_text(doc)
         prompt = text if isinstance(text, str) and text else json.dumps(doc, ensure_ascii=False, default=str)
-        return Document(
-            prompt, target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=str)
-        )
+        answer = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=str)
+        return Document(prompt, answer, example.pictures)
 
     def _read(self, requests: Sequence[tuple[Any, Any, int]], outputs: Sequence[Any]) -> tuple[float, float]:
         """The metric of a document; ties are broken by how likely the right one of several choices is."""

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -14,9 +15,12 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.harness import task as harness_module
 from jevomerge.fitness.harness.task import LoadedTask
 from jevomerge.fitness.judge import make_judge
+from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.schema import HarnessTask, read_tasks
 from jevomerge.tokenizers.load import load_tokenizer
+from tests.composites import write_vlm
+from tests.seeing import picture
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "tasks"
 (STORY,) = read_tasks(CONFIGS / "story_endings.yaml")
@@ -185,6 +189,49 @@ def test_jcola_asks_whether_a_sentence_is_grammatical(stories260k, tmp_path):
         assert last == f"{sentence}\n\n### 応答："
         assert len(shots) == 3
         assert all(("正しくない" in shot.split("###")[1]) == (shot[5] in "02") for shot in shots)
+
+
+def test_jmmmu_asks_about_rows_of_the_form_of_its_data(tmp_path):
+    def row(number, kind, question, options, answer, **more):
+        images = {f"image_{i}": None for i in range(1, 8)} | more
+        return {"id": f"test_{number}", "question": question, "options": options, "question_type": kind} | {
+            "answer": answer, "subfield": "x", **images,
+        }  # fmt: skip
+
+    one, two = (str(tmp_path / f"{name}.png") for name in ("one", "two"))
+    for i, name in enumerate((one, two)):
+        picture(9, 12, i).save(name)
+    rows = [
+        row(1, "multiple-choice", "w3 <image 2> w4", "['w5', '<image1> w6', 'w7']", "C", image_1=one, image_2=two),
+        row(2, "open", "w3 <image 1>", "[]", "w4", image_1=one),
+        row(3, "multiple-choice", "<image 1>", "['w8', 'w9']", "A", image_1=two),
+    ]
+    columns = {f"image_{i}": datasets.Image() for i in range(1, 8)}
+    found = datasets.Dataset.from_list(rows)
+    found = found.cast(datasets.Features({**found.features, **columns}))
+    found.to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "local.yaml").write_text(
+        f"include: {CONFIGS / 'lm_eval' / 'jmmmu.yaml'}\ntask: local\n"
+        f"dataset_kwargs: {{data_files: {tmp_path / 'rows.parquet'}}}\n"
+    )
+    write_vlm(tmp_path / "llava", 2)
+    (tmp_path / "llava" / "chat_template.jinja").write_text("{{ messages[0]['content'] | trim }} w9")
+    source = Checkpoint(tmp_path / "llava")
+    tokenizer = load_tokenizer(source.folder)
+    (given,) = read_tasks(CONFIGS / "jmmmu.yaml")
+    assert (given.harness.task, given.harness.include_path) == ("jmmmu", str(CONFIGS / "lm_eval"))
+    harness = given.harness.model_dump() | {"task": "local", "include_path": str(tmp_path)}
+    task = HarnessTask.model_validate({"harness": harness, "search": {"rows": [0, 2]}})
+    material = LoadedTask(task, tokenizer, None, lambda: Eyes(source, tokenizer)).material("search")
+    ask = "\n\n与えられた選択肢の中から最も適切な回答のアルファベットを直接記入してください。"
+    documents = {d.answer: d for d in material.documents}
+    assert documents["C"].prompt == f"w3 <image> w4\nA. w5\nB. <image> w6\nC. w7{ask}"
+    assert documents["A"].prompt == f"<image>\nA. w8\nB. w9{ask}"
+    (second, first), (alone,) = (documents[answer].pictures for answer in "CA")
+    assert (second.digest, first.digest != second.digest) == (alone.digest, True)
+    assert sorted(e.answer for e in material.examples) == ["A", "A", "B", "B", "C"]
+    assert {e.features for e in material.examples} == {4, 8}
+    assert all(e.prompt.endswith(f"{ask} w9") for e in material.examples)
 
 
 def test_the_japanese_suite_is_of_tasks_that_the_harness_ships():
