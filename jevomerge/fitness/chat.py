@@ -26,7 +26,7 @@ def turns_of(value: Any) -> list[Turn] | None:
         return None
     found = []
     for i, (role, content) in enumerate(filter(None, turns)):
-        role = ROLES.get(role, role)
+        role = ROLES.get(str(role), role)
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"turn {i} of the chat is by `{role}`, not by system, user (human) or assistant (gpt)")
         if not isinstance(content, str):

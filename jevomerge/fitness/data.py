@@ -21,7 +21,7 @@ from jevomerge.fitness.template import render, value_of
 def load_examples(task: Task, split: str, tokenizer: Any, eyes: Eyes | None = None) -> tuple[list[Row], list[Example]]:
     """The rows of a task's `search` or `heldout` split, and the examples that they are; `eyes` look at pictures.
 
-    A field that is a chat is in a prompt all but the assistant's last turn, and in an answer that turn.
+    Of a field that is a chat a prompt has all but the assistant's last turn, and an answer that turn.
     Prompt and answer are tokenised apart and joined, so that the prompt's tokens do not depend on the answer.
     For likelihoods the answer ends with the tokenizer's end-of-text token: ending is part of answering.
     """
@@ -75,7 +75,8 @@ def prompt_of(task: Task, row: Row, tokenizer: Any, eyes: Eyes | None) -> tuple[
     if not (turns := turns_of(value_of(task.prompt, row))):
         return render(task.prompt, row), True
     prompt = opened(turns, tokenizer)
-    return prompt, eyes is not None and not prompt.startswith(tokenizer.bos_token or prompt)
+    begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    return prompt, eyes is not None and not begun
 
 
 def answer_of(task: Task, row: Row) -> str:

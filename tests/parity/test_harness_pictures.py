@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.tasks import TaskManager
@@ -100,7 +101,7 @@ def ours(folder):
 
 @pytest.mark.parametrize("chat", [False, True], ids=["as it is", "chat"])
 def test_texts_are_those_of_the_harness(chat, folder, ours, monkeypatch):
-    theirs = HFMultimodalLM(str(folder / "llava"), batch_size=1, device="cpu", dtype="float32")
+    theirs = HFMultimodalLM(str(folder / "llava"), batch_size=5, device="cpu", dtype="float32")
     written, prompts = {}, {"ours": [], "theirs": []}
     for name, model in (("ours", ours), ("theirs", theirs)):
         real = model.generate_until
@@ -109,7 +110,8 @@ def test_texts_are_those_of_the_harness(chat, folder, ours, monkeypatch):
 
     def their_prompts(*args, **kwargs):
         found = encode(*args, **kwargs)
-        prompts["theirs"] += found["input_ids"].tolist()
+        rows = zip(found["input_ids"], found["attention_mask"].bool(), strict=True)
+        prompts["theirs"] += [tokens[valid].tolist() for tokens, valid in rows]
         return found
 
     def our_prompts(requests):
@@ -168,9 +170,25 @@ def test_the_command_looks_at_pictures_and_a_text_model_is_refused(folder, tmp_p
         jm.evaluate(folder / "text", tmp_path / "task.yaml")
 
 
-def test_documents_with_other_pictures_are_other_documents(folder):
+def test_documents_have_their_pictures(folder):
     source = Checkpoint(folder / "llava")
     tokenizer = load_tokenizer(source.folder)
     loaded = LoadedTask(task(folder, "tell"), tokenizer, 64, lambda: Eyes(source, tokenizer))
     documents = loaded.material("search").documents
     assert [len(d.pictures) for d in documents] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        ("generate_until", ("w1", {}, {"visual": [picture(9, 9)]}), "<image> 0 times for 1 pictures"),
+        ("generate_until", ("<image>" + " w1" * 70, {}, {"visual": [picture(9, 9)]}), "the model take so long a text"),
+        ("generate_until", ("w1", {}, {"audio": []}), "a task with sounds"),
+        ("loglikelihood_rolling", ("w1", {"visual": [picture(9, 9)]}), "of which no picture can be a part"),
+    ],
+)
+def test_what_cannot_be_asked(kind, arguments, words, ours):
+    settings = ({"max_gen_toks": 4} | a if a == {} else a for a in arguments)
+    request = Instance(request_type=kind, doc={}, arguments=tuple(settings), idx=0)
+    with pytest.raises(InputError, match=words):
+        getattr(ours, kind)([request])

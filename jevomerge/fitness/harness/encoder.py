@@ -144,7 +144,9 @@ class Encoder(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[list[Example]]:
         """The windows of each text: as much context as fits, each token predicted once."""
         found = []
-        for (text,) in (request.args for request in requests):
+        for text, *more in (request.args for request in requests):
+            if more:
+                raise InputError("the likelihood of a whole text is asked for, of which no picture can be a part")
             windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
             found.append([self._scored(None, *make_disjoint_window(window)) for window in windows])
         return found

@@ -215,7 +215,7 @@ def test_jmmmu_asks_about_rows_of_the_form_of_its_data(tmp_path):
         f"dataset_kwargs: {{data_files: {tmp_path / 'rows.parquet'}}}\n"
     )
     write_vlm(tmp_path / "llava", 2)
-    (tmp_path / "llava" / "chat_template.jinja").write_text("{{ messages[0]['content'] | trim }} w9")
+    (tmp_path / "llava" / "chat_template.jinja").write_text("{{ messages[0]['content'] | trim }} w9 ")
     source = Checkpoint(tmp_path / "llava")
     tokenizer = load_tokenizer(source.folder)
     (given,) = read_tasks(CONFIGS / "jmmmu.yaml")
@@ -231,7 +231,7 @@ def test_jmmmu_asks_about_rows_of_the_form_of_its_data(tmp_path):
     assert (second.digest, first.digest != second.digest) == (alone.digest, True)
     assert sorted(e.answer for e in material.examples) == ["A", "A", "B", "B", "C"]
     assert {e.features for e in material.examples} == {4, 8}
-    assert all(e.prompt.endswith(f"{ask} w9") for e in material.examples)
+    assert all(e.prompt.endswith(f"{ask} w9 ") for e in material.examples)
 
 
 def test_the_japanese_suite_is_of_tasks_that_the_harness_ships():
