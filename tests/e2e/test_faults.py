@@ -397,10 +397,11 @@ def test_a_run_is_left_alone_until_it_is_terminated(problem, undisturbed, tmp_pa
 
 # Forks a process for every command, which saves it the imports (those that start no threads).
 NURSERY = """
-import json, os, sys
+import json, os, signal, sys
 from orbax.checkpoint import v1
 from transformers import AutoTokenizer
 from jevomerge.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what they start in the background
 for line in sys.stdin:
     if (pid := os.fork()) == 0:
         os.dup2(2, 1)
