@@ -147,7 +147,9 @@ class WeightProblem:
             return load_tokenizer(self.sources.lender.folder)
         with tempfile.TemporaryDirectory(prefix="jevomerge-") as folder:
             write_beside_weights(Path(folder), self.sources)
+            frame = self.sources.frame
             for name, values in self.sources.files.items():  # config.json names the tokenizer's class
+                values = frame.around(values) if frame else values
                 (Path(folder) / name).write_text(json.dumps(values), encoding="utf-8")
             return load_tokenizer(Path(folder))
 

@@ -9,7 +9,7 @@ from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.source import TOKENIZER_FILES
 from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
-from jevomerge.models.families import class_default
+from jevomerge.models.families import class_default, nesting_of
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -56,6 +56,8 @@ def model_ends(folder: Path) -> list[int]:
         values = read_json(path)
     elif (path := folder / "config.json").exists():
         values = read_json(path)
+        if nesting := nesting_of(values):
+            values = nesting.alone(values, str(path))
         values = {"eos_token_id": class_default(values.get("model_type"), "eos_token_id"), **values}
     found = values.get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]

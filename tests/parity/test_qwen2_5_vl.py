@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from jevomerge.models.vision.seeing import features
 from jevomerge.models.vision.specs import TEXT, TOWER
 from tests.seeing import IMAGE, ROWS, compare_greedy, compare_logits, load, make, picture, tensors_of, texts
 
-SIZES = [(30, 50), (64, 64), (20, 100), (100, 7)]  # in windows of 28 pixels, none of which is whole in all of them
+SIZES = [(64, 64), (20, 100), (30, 50), (20, 100)]  # in windows of 28 pixels: cut off on two sides, on one, on none
 VALUES = {"patch_size": 7, "min_pixels": 784, "max_pixels": 5000}
 
 
@@ -80,6 +81,12 @@ def test_features_of_pictures(case):
         assert model.placeholder(v.layout, ".") == f"<|vision_start|>{'.' * len(ours)}<|vision_end|>"
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
     assert np.ptp(expected[0].numpy()) > 0.3  # the comparison is about something
+
+
+def test_features_are_computed_in_the_dtype_of_pixels(case):
+    _, model, params, views, seen = case
+    found = jax.eval_shape(lambda x: model.features(params, x, views[0].layout), views[0].pixels.astype(jnp.bfloat16))
+    assert (found.dtype, found.shape) == (jnp.bfloat16, seen[0].shape)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -17,6 +17,7 @@ from jevomerge.observers.observer import SILENT
 from tests.composites import IMAGE, WORDS, write_qwen, write_text_model
 
 COUNTS = [1, 2, 0, 1, 2, 1]  # pictures of each row
+SIZES = [(64, 40), (25, 50)]
 LAYOUTS = {"hub": ("model.", "visual."), "in memory": ("model.language_model.", "model.visual.")}
 
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
     for i, count in enumerate(COUNTS):
         names = [f"{i}_{k}.png" for k in range(count)]
         for name in names:
-            height, width = rng.integers(8, 70, 2)
+            height, width = SIZES[rng.integers(2)]
             Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / name)
         question = " ".join(f"<image> w{rng.integers(3, 80)}" for _ in names)
         rows.append({"image": names, "question": question, "answer": f"w{i + 5} w{i + 9}"})
@@ -101,7 +102,7 @@ def test_its_language_part_merges_and_the_rest_is_carried_along(folder, layout):
     assert ("text_config" in files[0]) == ("text_config" in files[1]) == (layout == "in memory")
 
 
-@pytest.mark.parametrize("model", ["merged hub", "in memory"])
+@pytest.mark.parametrize("model", ["merged hub", pytest.param("in memory", marks=pytest.mark.slow)])
 def test_likelihoods_are_those_of_transformers(folder, model):
     found = jm.evaluate(folder / model, task(folder), "search")
     reference = AutoModelForImageTextToText.from_pretrained(folder / model).eval()

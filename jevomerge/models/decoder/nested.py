@@ -28,8 +28,7 @@ class Nesting(Protocol):
 class TextConfig:
     """As the object `text_config`, as nearly all kinds do."""
 
-    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for one that is not there; its model_type
-    #                                                                      also for one that names none
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what stands for it; its model_type always may
 
     def alone(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         """That object; the head is tied if either of the two says so."""

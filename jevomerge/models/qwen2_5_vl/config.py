@@ -17,7 +17,7 @@ IMAGE, VIDEO = 151655, 151656  # tokens by default
 TEXT: Mapping[str, Any] = {
     "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
     "num_attention_heads": 64, "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5, "sliding_window": 4096, "max_window_layers": 80,
+    "rms_norm_eps": 1e-5, "sliding_window": 4096, "max_window_layers": 80, "eos_token_id": 151645,
 }  # fmt: skip
 TOWER: Mapping[str, Any] = {
     "depth": 32, "hidden_size": 3584, "hidden_act": "silu", "intermediate_size": 3420, "num_heads": 16,

@@ -46,11 +46,11 @@ def names_in(names: Iterable[str]) -> Names:
 
 
 @functools.cache
-def tower_specs(config: TowerConfig, prefix: str) -> list[ParamSpec]:
+def tower_specs(config: TowerConfig, prefix: str) -> tuple[ParamSpec, ...]:
     """The tower's table."""
     parts = {"ff": config.intermediate_size}  # heads lie side by side in none of its maps
     table = module_specs(lambda: init(jax.random.key(0), config), TOWER, prefix, "vision tower", parts)
-    return stacked(table, BLOCKS, config.num_hidden_layers)
+    return tuple(stacked(table, BLOCKS, config.num_hidden_layers))
 
 
 @dataclasses.dataclass(frozen=True)

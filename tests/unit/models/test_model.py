@@ -24,3 +24,14 @@ def test_too_few_features_do_not_pass_in_silence():
     found = np.asarray(place(jnp.zeros((3, 5, 4)), jnp.asarray(TOKENS)))
     assert np.isnan(found[0, 4]).all()
     assert np.isnan(found).sum() == 4
+
+
+def test_a_text_goes_on_behind_the_largest_turn_of_a_picture():
+    """Three features in the place of tokens 1, 2 and 4: those after them are turned as far as their largest pair."""
+    shifts = jnp.asarray(np.array([[[0, 0], [-1, 0], [-4, -2]]] * 3, np.int32))
+    pictures = Pictures(jnp.ones((3, 3, 4)), jnp.asarray(9, jnp.int32), shifts)
+    found = pictures.shift(jnp.asarray(TOKENS))
+    np.testing.assert_array_equal(found[0], [[0, 0], [0, 0], [-1, 0], [0, 0], [-4, -2]])
+    np.testing.assert_array_equal(found[1], np.zeros((5, 2)))
+    np.testing.assert_array_equal(found[2], [[0, 0], [-1, 0], [0, 0], [0, 0], [0, 0]])
+    assert Pictures(pictures.features, pictures.token).shift(jnp.asarray(TOKENS)) is None

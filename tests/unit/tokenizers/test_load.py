@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.devices.mesh import make_mesh
@@ -102,6 +102,16 @@ def test_a_padding_token_outside_the_models_vocabulary(folder):
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 512
     assert ours(folder, tokenizer) == expected
+
+
+def test_a_larger_models_texts_end_as_its_language_part_says(folder):
+    """In its `text_config`, or as the class of that."""
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for inside, ends in (({"eos_token_id": [5, 6]}, [5, 6]), ({}, [2]), ({"model_type": "qwen2"}, [])):
+        (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": inside}))
+        assert model_ends(folder) == ends
+        expected = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)).eos_token_id
+        assert ends == (expected if isinstance(expected, list) else [] if expected is None else [expected])
 
 
 @pytest.mark.parametrize("value", ["2", [2, "3"], 2.0, {}, -1, True])
