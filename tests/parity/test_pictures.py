@@ -141,7 +141,7 @@ def test_a_picture_matters_and_bytes_are_as_good_as_a_path(folder, tmp_path):
         jm.evaluate(folder / "llava", path, "search")["examples"]["look"]
         for path in (folder / "task.yaml", tmp_path / "task.yaml")
     )
-    np.testing.assert_array_equal(found, same[:4])
+    np.testing.assert_allclose(found, same[:4], rtol=1e-6)  # with a fifth row it is another program
     blank = io.BytesIO()
     Image.new("RGB", (20, 20)).save(blank, "PNG")
     for row in rows:
