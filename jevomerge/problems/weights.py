@@ -106,11 +106,14 @@ class WeightProblem:
         bank = candidates.bank
         yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
         for name, leaves in zip(self.sources.names, bank.sources, strict=False):  # the rest is but eyes
-            yield Baseline(name, self.model, functools.partial(self.as_it_lies, name, leaves))
+            yield Baseline(name, self.model, functools.partial(self.source, name, leaves, bank.kept))
 
-    def as_it_lies(self, name: str, leaves: Mapping[str, Array], mesh: Mesh) -> Params:
-        """A source in the bank, with its own eyes where these are merged and it has any."""
-        return unflatten({s.path: leaves[s.path] for s in self.language} | self.eyes_of(name, mesh))
+    def source(self, name: str, leaves: Mapping[str, Array], kept: Mapping[str, Any], mesh: Mesh) -> Params:
+        """A source as it lies in the bank, with rows that are kept; with its own eyes, where these are merged."""
+        found = {s.path: leaves[s.path] for s in self.language}
+        for path, (rows, values) in kept.items():
+            found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
+        return unflatten(found | self.eyes_of(name, mesh))
 
     def plain_average(self, bank: Bank, mesh: Mesh) -> Params:
         """The sources' average."""
@@ -126,7 +129,7 @@ class WeightProblem:
         merge = Merge(get_method("linear"), self.merge.dtype)
         where = unflatten(shardings(mesh, self.language))
         make = jax.jit(build, static_argnums=0, out_shardings=where)
-        averaged = make(merge, Bank(bank.sources, None, nothing, bank.keys, self.language), equal)
+        averaged = make(merge, Bank(bank.sources, None, nothing, bank.keys, self.language, bank.kept), equal)
         return averaged | unflatten(self.eyes_of(AVERAGE, mesh))
 
     @property
