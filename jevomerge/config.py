@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from jevomerge.devices.schema import MeshShape
 from jevomerge.errors import InputError
+from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.schema import AnyTask, tasks_of
 from jevomerge.genome.schema import Gene, PathSearch
 from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe
@@ -62,6 +63,7 @@ class Judging(Strict):
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
     members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
+    features: KeepFeatures = Field(default_factory=KeepFeatures)  # where what models see in pictures is kept
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who else is told of every evaluation
 
     @field_validator("trackers")

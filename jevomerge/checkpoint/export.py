@@ -112,7 +112,7 @@ def write_model(
         InputError: if the disk has no room, before anything is written, and for values that are not finite.
     """
     called = frame.name if frame else str
-    carried = frame.tensors if frame else {}
+    carried = frame.carried(name for name, *_ in tensor_names(specs)) if frame else {}
     where = {called(name): (name, spec.path, at) for name, spec, at in tensor_names(specs)}
     planned = {called(name): Planned(DTYPES[dtype], spec.shape) for name, spec, _ in tensor_names(specs)}
     planned |= {name: Planned(stored.code, stored.shape) for name, stored in carried.items()}
@@ -170,13 +170,19 @@ def copy_beside(path: Path, source: Path, folder: Path) -> None:
     shutil.copyfile(path, target)
 
 
-def write_whole(path: Path, params: dict[str, Any], model: Model, tokenizer: Any | None) -> None:
-    """Write a model that is in memory as a new folder, in the widest dtype of its leaves, with a tokenizer if any."""
+def write_whole(
+    path: Path, params: dict[str, Any], model: Model, tokenizer: Any | None, frame: Frame | None = None
+) -> None:
+    """Write a model that is in memory as a new folder, in the widest dtype of its leaves, with a tokenizer if any.
+
+    `frame`: what is around it, as for `write_model`, the processor's files too.
+    """
     path.mkdir()
     dtype = max((leaf.dtype for leaf in flatten(params).values()), key=lambda dtype: dtype.itemsize)
-    write_model(path, model.files, model.specs, dtype.name, tensors_of(params))
+    write_model(path, model.files, model.specs, dtype.name, tensors_of(params), frame=frame)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
+    copy_processor(path, frame)
 
 
 def tensors_of(params: dict[str, Any]) -> Callable[[str, str, tuple[int, ...]], Any]:

@@ -8,7 +8,7 @@ config.json around that of another language model, the processor's files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ class Frame:
     nesting: Nesting  # where in it that of its language model is
     prefix: str  # what stands here for the "model." of a language model alone
     tensors: Mapping[str, StoredTensor]  # those that are not the language model's, by their names
+    eyes: Mapping[str, str] = field(default_factory=dict)  # {tensor of a `Sighted` model: its name among these}
 
     def name(self, alone: str) -> str:
-        """What the tensor of a language model is called in the folder."""
+        """What the tensor of a language model, or of its eyes, is called in the folder."""
+        if alone in self.eyes:
+            return self.eyes[alone]
         if alone == HEAD:
             return f"language_model.{HEAD}" if self.prefix == "language_model.model." else HEAD
         return self.prefix + alone.removeprefix("model.")
@@ -40,15 +43,20 @@ class Frame:
         """The folder's config.json around the config.json of another language model."""
         return self.nesting.around(self.json, text)
 
-    @property
-    def parts(self) -> list[str]:
-        """What its tensors belong to, as far as their names tell: vision_tower, ..."""
-        return list(dict.fromkeys(name.removeprefix("model.").split(".")[0] for name in self.tensors))
+    def carried(self, names: Iterable[str]) -> dict[str, StoredTensor]:
+        """Its tensors but those of a model that has tensors of these names."""
+        own = set(map(self.name, names))
+        return {name: stored for name, stored in self.tensors.items() if name not in own}
 
     @property
     def files(self) -> list[Path]:
         """Those that go with its parts."""
         return [path for name in PROCESSOR_FILES if (path := self.folder / name).exists()]
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+    """What tensors belong to, as far as their names tell: vision_tower, ..."""
+    return list(dict.fromkeys(name.removeprefix("model.").split(".")[0] for name in names))
 
 
 def frame_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +29,12 @@ from jevomerge.checkpoint.safetensors_file import (
 )
 from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.errors import InputError
-from jevomerge.models.families import nesting_of, read_model
+from jevomerge.models.families import nesting_of, read_model, read_seeing
 from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
+from jevomerge.models.vision.seeing import ByViews
+from jevomerge.models.vision.sighted import Sighted
 from jevomerge.schema import Notes
 
 WEIGHTS = "model.safetensors"
@@ -260,6 +264,31 @@ class Checkpoint:
             (short_name(part) if Path(part).expanduser().is_dir() else part, licence(folder))
             for part, folder in self.parts.items()
         ]
+
+
+def with_eyes(source: Source) -> Source:
+    """The same model with its eyes: their tensors are in its table too, by the names that new files have for them.
+
+    Raises:
+        InputError: if it has none, they cannot look at one view after another, or some are missing.
+    """
+    assert isinstance(source, Checkpoint)
+    frame, where = source.frame, str(source.folder / "config.json")
+    if frame is None:
+        raise InputError(f"{source.name} has no eyes; only vision-language models have")
+    eyes = read_seeing(frame.json, where)
+    if not isinstance(eyes, ByViews):
+        raise InputError(f"{where}: the tower of `{frame.json['model_type']}` cannot be merged, only carried along")
+    whole, found = copy.copy(source), eyes.stored_as([*frame.tensors, frame.name("model.norm.weight")])
+    whole.model = sighted = Sighted(source.model, eyes)
+    whole.specs = sighted.specs
+    called = {s.path: s for s in found.specs}
+    names = {s.name(at): called[s.path].name(at) for s in sighted.eye_specs for at in s.indices()}
+    whole.frame = dataclasses.replace(frame, eyes=names)
+    held = {name: frame.tensors[own] for name, own in names.items() if own in frame.tensors}
+    whole.tensors = {**source.tensors, **held}
+    whole._check_names()
+    return whole
 
 
 def short_name(reference: str) -> str:

@@ -10,7 +10,8 @@ import flax.struct
 import numpy as np
 from jax import Array
 
-from jevomerge.models.model import Pictures
+from jevomerge.models.model import Pictures, Shown
+from jevomerge.models.vision.sighted import Sighted, Unseen
 
 
 class Example(NamedTuple):
@@ -31,7 +32,7 @@ class Batch:
     tokens: Array  # (B, T) int32
     valid: Array  # (B, T) bool
     answer_length: Array  # (B,) int32
-    pictures: Pictures | None = None
+    pictures: Shown | None = None
 
 
 class Layout(NamedTuple):
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     length: int  # T
     answer_slots: int  # A, or the room for new tokens
     features: int = 0  # F, the room for features of pictures
+    views: int = 0  # W, the room for views of pictures
 
 
 def plan_layouts(
@@ -52,7 +54,7 @@ def plan_layouts(
     pieces: int = 1,
     *,
     written: int = 0,
-    features: Sequence[int] = (),
+    pictures: Sequence[Sequence[Any]] = (),
 ) -> list[Layout]:
     """A few batch shapes, by growing length, into which every text fits.
 
@@ -69,9 +71,11 @@ def plan_layouts(
         at_once: how many of the search split make a minibatch; None: all.
         pieces: in which a candidate is scored, at least.
         written: tokens that a row grows by.
-        features: (n,) how many features of pictures each text has; (): none.
+        pictures: (n,) those of each text; (): none.
     """
-    sizes, room, seen = np.array(lengths), np.array(slots), np.array(features or [0] * len(lengths))
+    sizes, room = np.array(lengths), np.array(slots)
+    shown = pictures or [()] * len(lengths)
+    features, views = (np.array([sum(getattr(p, k) for p in row) for row in shown]) for k in ("features", "views"))
     buckets = np.ceil(np.log2(np.maximum(sizes, 16))).astype(int)
     longest = {bucket: sizes[buckets == bucket].max() for bucket in np.unique(buckets)}
     if sizes.size * sizes.max() < 1.25 * sum(longest[bucket] for bucket in buckets):
@@ -87,7 +91,7 @@ def plan_layouts(
         count = max(count, inside.sum() / 8)  # a bucket that the search hardly meets is for the others
         most = max(1, tokens_per_batch // (length + written))
         rows = math.ceil(count / max(math.ceil(count / most), min(pieces, math.ceil(count))))  # full ones of equal size
-        layouts.append(Layout(rows, length, int(room[inside].max()), int(seen[inside].max())))
+        layouts.append(Layout(rows, length, *(int(counts[inside].max()) for counts in (room, features, views))))
     return layouts
 
 
@@ -107,10 +111,16 @@ def left_padded(texts: Sequence[Sequence[int]], layout: Layout, pad: int) -> tup
     return tokens, valid
 
 
-def shown(examples: Sequence[Example], layout: Layout, eyes: Any) -> Pictures | None:
-    """What is seen in the pictures of at most B texts, by `fitness.pictures.Eyes`; None: there are none."""
+def shown(examples: Sequence[Example], layout: Layout, eyes: Any, model: Any) -> Shown | None:
+    """The pictures of at most B texts: what `fitness.pictures.Eyes` see in them, or for a model with eyes the views.
+
+    None: there are none.
+    """
     if not layout.features:
         return None
+    token: Any = np.int32(eyes.model.image_token)
+    if isinstance(model, Sighted):
+        return _unseen(examples, layout, eyes, token)
     features = np.zeros((layout.rows, layout.features, eyes.width), eyes.dtype)
     plain = eyes.model.shifts(())
     shifts = None if plain is None else np.zeros((*features.shape[:2], plain.shape[1]), np.int32)
@@ -120,5 +130,19 @@ def shown(examples: Sequence[Example], layout: Layout, eyes: Any) -> Pictures | 
             features[row, : len(seen)] = seen
             if shifts is not None:
                 shifts[row, : len(seen)] = eyes.model.shifts([p.layout for p in example.pictures])
-    arrays: tuple[Any, ...] = (features, np.int32(eyes.model.image_token), shifts)  # NumPy's, for any mesh
+    arrays: tuple[Any, ...] = (features, token, shifts)  # NumPy's, for any mesh
     return Pictures(*arrays)
+
+
+def _unseen(examples: Sequence[Example], layout: Layout, eyes: Any, token: Any) -> Unseen:
+    """The same for a model that looks at them itself."""
+    pixels = np.zeros((layout.rows, layout.views, 3, *eyes.processor.view_size), np.float32)
+    order = np.zeros((layout.rows, layout.features), np.int32)
+    for row, places, example in zip(pixels, order, examples, strict=False):
+        view = feature = 0
+        for picture in example.pictures:
+            row[view : view + picture.views] = eyes.views(picture)
+            places[feature : feature + picture.features] = eyes.model.order(picture.layout, view)
+            view, feature = view + picture.views, feature + picture.features
+    arrays: tuple[Any, ...] = (pixels, order, token)
+    return Unseen(*arrays)

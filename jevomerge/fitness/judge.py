@@ -75,6 +75,14 @@ class Judge:
         """The same judge on other devices."""
         return dataclasses.replace(self, mesh=mesh, members_per_device=members_per_device)
 
+    @property
+    def kept(self) -> int:
+        """Bytes of what is kept of the pictures of all tasks."""
+        eyes = [e for task in self.tasks if (e := getattr(task.rollout, "eyes", None)) is not None]
+        examples = (e for split in self.examples.values() for examples in split.values() for e in examples)
+        pictures = [p for example in examples for p in getattr(example, "pictures", ())]
+        return eyes[0].size(pictures, self.subject) if eyes else 0
+
     def fingerprint(self, split: str) -> dict[str, str]:
         """A digest of each task's examples."""
         return {name: fingerprint(material.examples) for name, material in self.material[split].items()}

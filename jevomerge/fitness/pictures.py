@@ -1,7 +1,8 @@
 """Pictures in prompts: read, counted in tokens, and looked at once in a run.
 
-The tower and what joins it to the decoder hold no gene, so what a picture is to the decoder is the same for all
-candidates: it is computed when it is first needed and kept. A candidate costs what texts of that length cost.
+Where the tower and what joins it to the decoder hold no gene, what a picture is to the decoder is the same for all
+candidates: it is computed when it is first needed and kept. A candidate costs what texts of that length cost. Models
+with eyes of their own (`models.vision.sighted`) are handed the views, which are kept in the same way.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import base64
 import dataclasses
 import hashlib
 import io
+import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jevomerge.checkpoint.files import read_json
+from jevomerge.checkpoint.safetensors_file import digest_tensors
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
 from jevomerge.fitness.batches import Example
+from jevomerge.fitness.kept import KeepFeatures, Kept
 from jevomerge.models.families import read_seeing
 from jevomerge.models.specs import unflatten
 from jevomerge.models.vision.pictures import open_picture
 from jevomerge.models.vision.seeing import Seeing, features
+from jevomerge.models.vision.sighted import Sighted
 from jevomerge.models.vision.specs import TEXT
 
 MARK = "<image>"  # what stands in a prompt for a picture
@@ -41,7 +46,9 @@ class Picture:
     name: str
     content: bytes
     layout: Hashable
+    views: int  # of which it is made
     text: str  # what stands for it in the text that is tokenised
+    features: int  # of it
 
     @property
     def digest(self) -> str:
@@ -52,7 +59,7 @@ class Picture:
 class Eyes:
     """What sees for a language model: tower, projector and processor of a folder."""
 
-    def __init__(self, source: Source, tokenizer: Any, dtype: str = "float32"):
+    def __init__(self, source: Source, tokenizer: Any, dtype: str = "float32", keep: KeepFeatures | None = None):
         """Read the configuration of `source`; weights are read when the first picture is looked at.
 
         Raises:
@@ -66,9 +73,10 @@ class Eyes:
         self.tensors = frame.tensors
         self.processor = self._read_processor(frame.folder)
         self.tokenizer, self.token = tokenizer, tokenizer.convert_ids_to_tokens(self.model.image_token)
-        if tokenizer.convert_tokens_to_ids(self.token) != self.model.image_token:
+        # It is None beyond all of them.
+        if self.token is None or tokenizer.convert_tokens_to_ids(self.token) != self.model.image_token:
             raise InputError(f"{source.name}: its tokenizer has no token {self.model.image_token}, the picture's")
-        self._seen: dict[tuple[str, Hashable], np.ndarray] = {}
+        self._kept = Kept(keep or KeepFeatures())
 
     def _read_processor(self, folder: Path) -> Any:
         for file in ("preprocessor_config.json", "processor_config.json"):
@@ -103,7 +111,8 @@ class Eyes:
         if not isinstance(given, bytes):
             raise InputError(f"{name}: a picture is a path or bytes, not {type(given).__name__}")
         views = self.model.views(open_picture(given, name), self.processor, name)
-        return Picture(name, given, views.layout, self.model.placeholder(views.layout, self.token))
+        text = self.model.placeholder(views.layout, self.token)
+        return Picture(name, given, views.layout, len(views.pixels), text, text.count(self.token))
 
     def check(self, tokens: Sequence[int], features: int, where: str) -> None:
         """Raise InputError unless a text has as many tokens for features, and none for what is not looked at."""
@@ -121,12 +130,35 @@ class Eyes:
 
     def look(self, picture: Picture) -> np.ndarray:
         """(N, D) what a picture is to the decoder."""
-        key = (picture.digest, picture.layout)
-        if key not in self._seen:
-            views = self.model.views(open_picture(picture.content, picture.name), self.processor, picture.name)
-            seen = features(self._params, self.model, jnp.asarray(views.pixels), views.layout, dtype=self.dtype)
-            self._seen[key] = np.asarray(seen)
-        return self._seen[key]
+
+        def make() -> np.ndarray:
+            pixels = jnp.asarray(self._views(picture))
+            return np.asarray(features(self._params, self.model, pixels, picture.layout, dtype=self.dtype))
+
+        return self._kept.get(self._key(picture, self._weights, self.dtype), make, self.dtype)
+
+    def views(self, picture: Picture) -> np.ndarray:
+        """(V, 3, S, S) what a tower looks at."""
+        return self._kept.get(self._key(picture, "views"), lambda: self._views(picture), "float32")
+
+    def _views(self, picture: Picture) -> np.ndarray:
+        return self.model.views(open_picture(picture.content, picture.name), self.processor, picture.name).pixels
+
+    def _key(self, picture: Picture, *what: str) -> str:
+        """A digest of all that decides what is kept of a picture."""
+        parts = (picture.digest, str(picture.layout), str(self.processor), str(self.model), *what)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def _weights(self) -> str:
+        return digest_tensors(self.tensors)
+
+    def size(self, pictures: Iterable[Picture], model: Any) -> int:
+        """Bytes of what is kept of pictures, for a model that looks at them itself or has these eyes."""
+        different = {(p.digest, p.layout): p for p in pictures}.values()
+        if isinstance(model, Sighted):
+            return sum(p.views for p in different) * 3 * math.prod(self.processor.view_size) * 4
+        return sum(p.features for p in different) * self.width * np.dtype(self.dtype).itemsize
 
     def marked(self, text: str, pictures: Sequence[Picture]) -> str:
         """A text in which a chat template may have written pictures in the model's own way, with marks for them."""

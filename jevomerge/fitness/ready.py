@@ -9,6 +9,7 @@ from typing import Any
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.answered import make_answered
+from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.own import make_own
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.schema import AnyTask, FunctionTask, HarnessTask, OwnScore
@@ -22,6 +23,7 @@ def make_ready(
     model: Model,
     seer: Source | None = None,
     dtype: str = "float32",
+    keep: KeepFeatures | None = None,
 ) -> list[Ready]:
     """Tasks with all that it takes to read their data and to judge.
 
@@ -31,6 +33,7 @@ def make_ready(
         model: what will be judged; no weights are needed.
         seer: the model whose parts beside the language model it has, with which it looks at pictures.
         dtype: of what it sees in them.
+        keep: where that is kept.
 
     Raises:
         InputError: for a task that cannot judge, or needs a package that is not installed.
@@ -41,7 +44,7 @@ def make_ready(
     def eyes() -> Eyes:
         if seer is None:
             raise InputError("`image` needs a vision-language model among the models")
-        return Eyes(seer, tokenizer, dtype)
+        return Eyes(seer, tokenizer, dtype, keep)
 
     return [_ready(task, tokenizer, model, eyes) for task in tasks]
 

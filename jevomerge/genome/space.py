@@ -74,7 +74,7 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
         name: gene if isinstance(gene, Gene) else validate(Gene, gene, Origin(prefix=("genome", name)))
         for name, gene in genome.items()
     }
-    width = sources.num_inputs
+    inputs = sources.num_inputs
     parameters = {p.name: p for p in sources.method.parameters}
     if unknown := sorted(genes.keys() - parameters.keys()):
         raise InputError(f"genome: {sources.method.name} has no parameter `{unknown[0]}`")
@@ -94,6 +94,7 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
     index: dict[str, dict[str, np.ndarray]] = {}
     for spec, rows in by_leaf(sources.tensors).items():
         index[spec.path] = {}
+        width = len(rows[0].part.checkpoints) if spec.component in sources.eyes else inputs
         for name, parameter in parameters.items():
             fixed = sources.coefficients[spec.path][name]
             where = np.empty((len(rows), width if parameter.per_model else 1), np.int32)
@@ -190,8 +191,8 @@ def starts(space: Space, sources: Sources, which: Sequence[str]) -> np.ndarray:
     searched = {name.parameter for name in names}
     if not which:
         return np.zeros((0, len(names)))
-    if not sources.plain:
-        raise InputError("search.start: only whole models can be members; leave it out, or merge no slices")
+    if not sources.plain or sources.eyes:
+        raise InputError("search.start: only whole models can be members; leave it out, or merge no slices and no eyes")
     two_ends = "t" in searched and sources.method.base == "first" and count == 2
     if not ("weight" in searched or two_ends):
         raise InputError(
@@ -288,11 +289,13 @@ def group_of(tensor: Tensor, gene: Gene) -> tuple[list[Layers | Point | str], st
         exact = round(layer / (spec.leading[0] - 1) * (gene.smooth - 1), 9)  # 7 / 25 * 25 is not 7
         share = exact % 1
         places = [Point(i + 1, gene.smooth) for i in range(int(exact), math.ceil(exact) + 1)]
-    elif spec.role != "block" and (deep or gene.by in ("component", "tensor")):
+    elif spec.role in ("embedding", "head") and (deep or gene.by in ("component", "tensor")):
         places = [spec.role]
     if isinstance(gene.by, tuple):
         part = next((f for f in gene.by if f in tensor.name), "rest")
-    elif gene.by == "component" and spec.role == "block":
+    elif (gene.by == "component" and spec.role == "block") or (
+        spec.role == "other" and (deep or gene.by == "component")
+    ):
         part = spec.component
     elif gene.by == "tensor":
         part = spec.path.removeprefix(f"{spec.block}.").removesuffix(".weight")

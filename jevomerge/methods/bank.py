@@ -33,8 +33,8 @@ Leaves = dict[str, Any]
 class Bank:
     """Everything a merge reads that no genome changes; a pytree, always an argument of a jitted function."""
 
-    sources: tuple[Leaves, ...]  # N flat trees
-    base: Leaves | None
+    sources: tuple[Leaves, ...]  # N flat trees; a leaf that has fewer sources is in the first ones
+    base: Leaves | None  # of the leaves that have one
     prepared: Leaves
     keys: Leaves  # (..., N, 2) uint32, behind the leading axes of the leaf
     specs: tuple[ParamSpec, ...] = flax.struct.field(pytree_node=False)  # of these leaves
@@ -78,11 +78,10 @@ def make_bank(
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []  # (prepared, size) of every tensor, so that methods may pool over the model
     for spec in specs:
+        inputs, own = _of_leaf(flat, flat_base, spec.path)
         for at in spec.indices():
-            prepared = merge.method.prepare(
-                [_tensor(leaves, spec, at) for leaves in flat],
-                None if flat_base is None else _tensor(flat_base, spec, at),
-            )
+            arrays = [x[at] if at else x for x in inputs]
+            prepared = merge.method.prepare(arrays, own if own is None or not at else own[at])
             rows.append((prepared, int(np.prod(spec.shape))))
     values = merge.method.pool(rows) if merge.method.pool else [prepared for prepared, _ in rows]
     prepared, start = {}, 0
@@ -101,8 +100,9 @@ def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
     return jnp.stack(tensors).reshape(*spec.leading, *tensors[0].shape)
 
 
-def _tensor(leaves: Leaves, spec: ParamSpec, at: tuple[int, ...]) -> Array:
-    return leaves[spec.path][at] if at else leaves[spec.path]
+def _of_leaf(sources: Sequence[Leaves], base: Leaves | None, path: str) -> tuple[list[Any], Any]:
+    """A leaf of the sources that have it, and of the base."""
+    return [leaves[path] for leaves in sources if path in leaves], (base or {}).get(path)
 
 
 def abstract_bank(
@@ -121,11 +121,9 @@ def abstract_bank(
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []
     for spec in specs:
-        tensors = [
-            None if leaves is None else jax.ShapeDtypeStruct(spec.shape, leaves[spec.path].dtype)
-            for leaves in (*flat, flat_base)
-        ]
-        prepared = jax.eval_shape(merge.method.prepare, tensors[:-1], tensors[-1])
+        sides = _of_leaf(flat, flat_base, spec.path)
+        tensors = jax.tree.map(lambda x, shape=spec.shape: jax.ShapeDtypeStruct(shape, x.dtype), sides)
+        prepared = jax.eval_shape(merge.method.prepare, *tensors)
         rows += [(prepared, int(np.prod(spec.shape)))] * spec.count
     values = [prepared for prepared, _ in rows]
     if merge.method.pool:
@@ -182,8 +180,8 @@ def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec)
 
 def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
     """Of `merge_tensor` for a leaf, behind its leading axes."""
-    base = None if bank.base is None else bank.base[path]
-    return [s[path] for s in bank.sources], base, coefficients[path], bank.prepared[path], bank.keys[path]
+    inputs, base = _of_leaf(bank.sources, bank.base, path)
+    return inputs, base, coefficients[path], bank.prepared[path], bank.keys[path]
 
 
 def _each(merge: Merge, axes: int) -> Callable[[tuple[Any, ...]], Array]:

@@ -139,10 +139,21 @@ class Pictures:
         here = tokens == self.token
         return here, jnp.cumsum(here, axis=1, dtype=jnp.int32)
 
+    def seen(self, params: Params, model: Any, dtype: Any) -> Pictures:
+        """The same: they have been looked at."""
+        return self
+
 
 def _at(rows: Array, count: Array) -> Array:
     """(B, F, N), (B, T) -> (B, T, N): of each row the element with that number, the first being 1."""
     return jnp.take_along_axis(rows, jnp.maximum(count - 1, 0)[..., None], axis=1)
+
+
+class Shown(Protocol):
+    """Pictures in a batch of texts: features (`Pictures`), or what the model has yet to look at."""
+
+    def seen(self, params: Params, model: Any, dtype: Any) -> Pictures:
+        """Their features in `dtype`, for a model with these parameters."""
 
 
 def apply(
@@ -152,7 +163,7 @@ def apply(
     valid: Array,
     cache: Any = None,
     *,
-    pictures: Pictures | None = None,
+    pictures: Shown | None = None,
     layer: Layer = as_stored,
     route: Route | None = None,
     scale: Scaling = "stream",
@@ -167,7 +178,8 @@ def apply(
     """
     x, shift = model.embed(params, tokens, dtype), None
     if pictures is not None:
-        x, shift = pictures.place(x, tokens), pictures.shift(tokens)
+        seen = pictures.seen(params, model, dtype)
+        x, shift = seen.place(x, tokens), seen.shift(tokens)
     return model.hidden(params, x, valid, cache, shift=shift, layer=layer, route=route, scale=scale)
 
 

@@ -44,6 +44,12 @@ class Use(NamedTuple):
     network: float | None = None
     estimate: float | None = None  # the compiler's own, which counts a loop's body once
     unknown: tuple[str, ...] = ()  # loops counted once
+    pictures: int = 0  # features or views, of a batch and the next one
+
+    @property
+    def bytes(self) -> int:
+        """All that it takes beside what is there through the whole run."""
+        return self.merged + self.cache + self.temporaries + self.pictures
 
     @property
     def seconds(self) -> float | None:
@@ -66,11 +72,12 @@ class Plan(NamedTuple):
     limit: float | None  # bytes of a device; None: not known
     chip: Chip | None
     failed: str | None = None  # why a program could not be compiled
+    kept: int = 0  # bytes of the host, or of a folder, that features of pictures take
 
     @property
     def peak(self) -> int:
         """Bytes of a device at the worst moment."""
-        most = max((u.merged + u.cache + u.temporaries for u in self.uses), default=0)
+        most = max((u.bytes for u in self.uses), default=0)
         return self.sources + self.prepared + most
 
     @property
@@ -148,6 +155,7 @@ def plan_on(setup: Setup, mesh: Mesh, members_per_device: int, which: Callable[.
     plan = Plan(
         mesh, members_per_device, setup.strategy.population_size,
         setup.config.search.evaluations // setup.strategy.population_size, sources, prepared, [], limit, chip,
+        kept=kept_of(setup),
     )  # fmt: skip
     if limit is not None and sources + prepared > limit:
         return plan  # nothing more needs to be known
@@ -212,8 +220,14 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
         None if chip is None else moved / chip.bandwidth,
         None if chip is None else network / (chip.interconnect / 2),  # one direction
         estimate if estimate is not None and estimate > 0 else None,
-        tuple(sorted(cost.unknown)),
+        tuple(sorted(cost.unknown)), program.pictures,
     )  # fmt: skip
+
+
+def kept_of(setup: Setup) -> int:
+    """Bytes of what is kept of pictures, as far as there is room for it."""
+    room = setup.config.features
+    return setup.judge.kept if room.folder is not None else min(setup.judge.kept, room.bytes)
 
 
 def cache_on_device(program: Program, text: str | None) -> int:

@@ -44,6 +44,7 @@ class Program(NamedTuple):
     dtype: str = "float32"  # of the cache
     made: bool = False  # whether merged members are among its arguments
     model: int = 0  # bytes per device of a whole model among its arguments that is no source
+    pictures: int = 0  # bytes per device of what it is given of pictures, in this batch and the next
 
 
 def first_generation(setup: Setup) -> np.ndarray:
@@ -133,7 +134,9 @@ def scores_of(
     name = rollout.label(name, layout)
     name += "" if slots is None else f", {slots} hops"  # the longest path of the first generation
     cache = rollout.cache(judge.subject, layout, slots)
-    return Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops()), cache, judge.dtype)
+    program = Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops()), cache, judge.dtype)
+    shown = jax.tree.leaves(getattr(batch, "pictures", None))
+    return program._replace(pictures=2 * sum(math.prod(x.shape) * x.dtype.itemsize for x in shown))
 
 
 # --- how often ----------------------------------------------------------------------------------------------

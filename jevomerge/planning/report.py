@@ -29,11 +29,14 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
         yield f"  {'fits' if plan.fits else 'does not fit'}: {total} GiB per device" + (
             f"; {plan.failed}" if plan.failed else ""
         )
-    worst = max(plan.uses, key=lambda u: u.merged + u.cache + u.temporaries, default=None)
+    worst = max(plan.uses, key=lambda u: u.bytes, default=None)
     kinds = {"sources": plan.sources, "prepared by the method": plan.prepared}
     if worst is not None:
         kinds |= {"merged": worst.merged, "cache": worst.cache, "temporaries": worst.temporaries}
+        kinds |= {"pictures": worst.pictures} if worst.pictures else {}
     yield from (f"    {name:24}{size / GIB:9.3f} GiB" for name, size in kinds.items())
+    if plan.kept:
+        yield f"  kept of pictures, not on devices: {plan.kept / GIB:.3f} GiB"
     if not plan.uses:
         return
     head = f"{'runs':>6}{'once':>6}{'TFLOP':>10}{'GB moved':>10}{'exchanged':>11}{'seconds':>9}"

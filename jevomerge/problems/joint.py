@@ -52,6 +52,10 @@ class JointProblem:
     def __init__(self, weights: WeightProblem, path: PathSearch, sigma: float = 1 / 6):
         """Open the other models and build the search space; no weight is read."""
         self.weights, self.path, self.sources = weights, path, weights.sources
+        if self.sources.eyes:
+            raise InputError(
+                "path: with a recipe that merges eyes (`modules`) there is none; search it in a stage of its own"
+            )
         self.others = [Checkpoint(m) for m in path.models]
         merged, self.stack = weights.model, Stack(self.others)
         self.model = merged.resized([*merged.kinds, *self.stack.model.kinds])

@@ -17,20 +17,22 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.memory import InMemory
-from jevomerge.checkpoint.source import Checkpoint, Source
+from jevomerge.checkpoint.source import Checkpoint, Source, with_eyes
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
 from jevomerge.methods.bank import Bank, Merge, abstract_bank, build, in_scan, make_bank
 from jevomerge.methods.registry import get_method
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
-from jevomerge.models.specs import shardings, unflatten
+from jevomerge.models.specs import ParamSpec, flatten, shardings, unflatten
+from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance
 from jevomerge.recipe.opening import Opener
+from jevomerge.recipe.parts import Part
 from jevomerge.recipe.resolve import Coefficients
-from jevomerge.recipe.schema import Recipe, RecipeModel
+from jevomerge.recipe.schema import EYES, TEXT, Recipe, RecipeModel, RecipeModule
 from jevomerge.recipe.sources import Sources
-from jevomerge.recipe.to_folder import merge_to_folder, write_beside_weights, write_hollow
+from jevomerge.recipe.to_folder import eyes_of, merge_to_folder, write_beside_weights, write_hollow
 from jevomerge.strategies.registry import make_strategy
 from jevomerge.strategies.schema import Search
 from jevomerge.strategies.strategy import Strategy
@@ -90,10 +92,11 @@ class WeightProblem:
         trees = self.sources.load(mesh, abstract=abstract)
         arguments = (self.merge, self.sources.specs, *trees, self.sources.keys())
         kept = self.sources.kept_leaves(abstract=abstract)
+        carried = self.sources.load_carried(mesh, abstract=abstract)
         if not abstract:
-            return Merged(make_bank(*arguments, mesh, kept), self.space, self.merge)
+            return Merged(make_bank(*arguments, mesh, kept), self.space, self.merge, carried)
         assert mesh is not None
-        return Merged(abstract_bank(*arguments, mesh, kept), jax.eval_shape(lambda: self.space), self.merge)
+        return Merged(abstract_bank(*arguments, mesh, kept), jax.eval_shape(lambda: self.space), self.merge, carried)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Of whole models their average, and each as it lies in the bank; slices are no models."""
@@ -102,37 +105,70 @@ class WeightProblem:
             return
         bank = candidates.bank
         yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
-        for name, leaves in zip(self.sources.names, bank.sources, strict=True):
-            yield Baseline(name, self.model, lambda mesh, leaves=leaves: unflatten(leaves))  # type: ignore[misc]
+        for name, leaves in zip(self.sources.names, bank.sources, strict=False):  # the rest is but eyes
+            yield Baseline(name, self.model, functools.partial(self.source, name, leaves, bank.kept))
+
+    def source(self, name: str, leaves: Mapping[str, Array], kept: Mapping[str, Any], mesh: Mesh) -> Params:
+        """A source as it lies in the bank, with rows that are kept; with its own eyes, where these are merged."""
+        found = {s.path: leaves[s.path] for s in self.language}
+        for path, (rows, values) in kept.items():
+            found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
+        return unflatten(found | self.eyes_of(name, mesh))
 
     def plain_average(self, bank: Bank, mesh: Mesh) -> Params:
         """The sources' average."""
-        count = len(bank.sources)
+        count = len(self.sources.names)
         equal = {
             s.path: {
                 "weight": jnp.ones((*s.leading, count)),
                 "normalize": jnp.ones(s.leading),
             }
-            for s in self.sources.specs
+            for s in self.language
         }
-        nothing = dict.fromkeys(bank.sources[0], ())
+        nothing = dict.fromkeys(equal, ())
         merge = Merge(get_method("linear"), self.merge.dtype)
-        where = unflatten(shardings(mesh, self.sources.specs))
+        where = unflatten(shardings(mesh, self.language))
         make = jax.jit(build, static_argnums=0, out_shardings=where)
-        return make(merge, Bank(bank.sources, None, nothing, bank.keys, bank.specs), equal)
+        averaged = make(merge, Bank(bank.sources, None, nothing, bank.keys, self.language, bank.kept), equal)
+        return averaged | unflatten(self.eyes_of(AVERAGE, mesh))
+
+    @property
+    def language(self) -> tuple[ParamSpec, ...]:
+        """The table of what is merged of the language part."""
+        return language_of(self.model).specs
+
+    def eyes_of(self, baseline: str, mesh: Mesh) -> dict[str, Array]:
+        """{path: leaf} of the eyes that a baseline has, for models that look at pictures themselves."""
+        if not isinstance(self.model, Sighted):
+            return {}
+        specs = self.model.eye_specs
+        where = shardings(mesh, specs)
+        return {p: jax.device_put(x, where[p]) for p, x in eyes_of(self.merge_of(baseline), specs).items()}
 
     def merge_of(self, baseline: str) -> Sources:
         """All of one source, in its own dtype, or equal parts of all."""
         part, recipe = self.sources.parts[0], self.sources.recipe
-        shares = [float(baseline in (AVERAGE, c.name)) for c in part.checkpoints]
-        models = [
-            RecipeModel(model=m.model, parameters={"weight": share})
-            for m, share in zip(part.inputs, shares, strict=True)
-        ]
         own = [c.dtype() for c in part.checkpoints if c.name == baseline]
-        changes: dict[str, Any] = {"merge_method": "linear", "models": tuple(models), "slices": (), "modules": {}}
+        changes: dict[str, Any] = {"merge_method": "linear", "slices": (), **self._shares(baseline)}
         changes |= {"parameters": {}, "out_dtype": own[0] if own else self.sources.dtype}
         return Sources(recipe.model_copy(update=changes), opener=self._opener)
+
+    def _shares(self, baseline: str) -> dict[str, Any]:
+        """Of a recipe the models of a baseline; eyes that it has not are those of the carrier."""
+
+        def models(part: Part) -> tuple[RecipeModel, ...]:
+            shares = [float(baseline in (AVERAGE, c.name)) for c in part.checkpoints]
+            listed = zip(part.inputs, shares, strict=True)
+            found = tuple(RecipeModel(model=m.model, parameters={"weight": share}) for m, share in listed)
+            return found if any(shares) else (RecipeModel(model=carry, parameters={"weight": 1.0}),)
+
+        eyes, carrier = self.sources.eyes, self.sources.carrier
+        if not eyes or carrier is None:
+            return {"models": models(self.sources.parts[0]), "modules": {}}
+        carry = carrier.reference
+        beside = {name: RecipeModule(models=models(eyes[part])) for name, part in EYES.items() if part in eyes}
+        language = RecipeModule(models=models(self.sources.parts[0]))
+        return {"models": (), "modules": {TEXT: language, **beside}, "carry": carry}
 
     @property
     def seer(self) -> Source | None:
@@ -165,7 +201,7 @@ class WeightProblem:
         """What `export` wrote."""
         if isinstance(self.sources.like, InMemory):
             return InMemory.read(folder, self.model)
-        return Checkpoint(folder)
+        return with_eyes(Checkpoint(folder)) if self.sources.eyes else Checkpoint(folder)
 
     def hollow(self, out: Path) -> bool:
         """All but the weights is known."""
@@ -180,6 +216,7 @@ class Merged(Candidates):
     bank: Bank
     space: Space
     merge: Merge = flax.struct.field(pytree_node=False)
+    carried: dict[str, Array] = flax.struct.field(default_factory=dict)  # leaves of eyes that are not merged
     batched = True
 
     def make(self, genome: Array) -> Params:
@@ -189,13 +226,17 @@ class Merged(Candidates):
     def model(self, made: Params | None, genome: Array, slots: int | None = None) -> Instance:
         """The model; if nothing was made, it is merged block by block in the layer scan."""
         if made is not None:
-            return Instance(made)
-        return Instance(*in_scan(self.merge, self.bank, express(self.space, genome)))
+            return Instance(self._whole(made))
+        params, layer = in_scan(self.merge, self.bank, express(self.space, genome))
+        return Instance(self._whole(params), layer)
+
+    def _whole(self, params: Params) -> Params:
+        return unflatten(self.carried | flatten(params)) if self.carried else params
 
     def held(self) -> tuple[Any, Any]:
         """The bank: models and base, and what the method prepares."""
-        return (self.bank.sources, self.bank.base), (self.bank.prepared, self.bank.keys)
+        return (self.bank.sources, self.bank.base, self.carried), (self.bank.prepared, self.bank.keys)
 
     def unrounded(self) -> Merged:
         """The same in float32."""
-        return Merged(self.bank, self.space, self.merge._replace(dtype="float32"))
+        return Merged(self.bank, self.space, self.merge._replace(dtype="float32"), self.carried)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jevomerge.checkpoint.source import Source
+from jevomerge.checkpoint.source import Source, with_eyes
 from jevomerge.errors import InputError
 from jevomerge.methods.method import MergeMethod
+from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.recipe.parts import Part
 from jevomerge.recipe.schema import Layered, Recipe, RecipeModel
 from jevomerge.schema import Location, Notes, Problems
@@ -15,11 +16,17 @@ from jevomerge.tokenizers.vocabulary import TokenizerSpec, index_of
 Opener = Callable[[str], Source]
 
 
+def depth_of(checkpoint: Source, eyes: bool) -> int:
+    """How many layers a model has, or its tower."""
+    return checkpoint.model.depth if eyes else len(checkpoint.model.kinds)
+
+
 class Opening:
     """The models of a recipe as they are opened; what is wrong with them goes to `problems`.
 
     Attributes:
         parts: the slices; None where something is wrong with one.
+        eyes: what is merged beside the language model, by component.
         donor: the recipe's base model, if it names one.
         carrier: the model whose parts beside the language model the result has, if any has such parts.
         spec: how vocabularies are aligned, if they are: by default as those of the carrier, where it has more rows.
@@ -31,6 +38,9 @@ class Opening:
         self._opener = opener
         self._opened: dict[str, Source | None] = {}
         self._where: dict[str, Location] = {}
+        eyes = recipe.eyes.values()  # of whose models the towers are looked into
+        named = {recipe.carrier, *(m.base_model for m in eyes), *(s.model for m in eyes for s in m.sources)}
+        self._seers = named if recipe.eyes else set()
         self.donor = None if recipe.base_model is None else self._open(recipe.base_model, ("base_model",))
         if method.base == "required" and not all(s.base_model for s in recipe.stack):
             problems.add(("merge_method",), f"{method.name} needs a `base_model`")
@@ -38,7 +48,8 @@ class Opening:
         self.parts: list[Part] | None = [p for p in parts if p is not None]
         if len(self.parts) < len(parts):
             self.parts = None
-        self.carrier = self._carrier()
+        self.eyes: dict[str, Part] = {}
+        self._open_eyes()
         self.spec = recipe.spec
         if self.spec is None and self.carrier is not None and len({c.model.vocab_size for c in self.checkpoints}) > 1:
             self.spec = TokenizerSpec(source=self.carrier.reference)
@@ -64,6 +75,38 @@ class Opening:
             self.problems.add(("carry",), f"{found.name} has no parts beside its language model")
         return found
 
+    def _open_eyes(self) -> None:
+        """What is merged beside the language model; the other parts are the carrier's, which all must fit."""
+        for layered in self.recipe.eyes.values():
+            for i, model in enumerate(layered.sources):
+                self._open(model.model, (*layered.where, i))
+        self.carrier, before = self._carrier(), len(self.problems.found)
+        for component, layered in self.recipe.eyes.items():
+            listed = [(m.model, (*layered.where, i)) for i, m in enumerate(layered.sources)]
+            if self.method.base != "none" and layered.base_model is not None:
+                listed.append((layered.base_model, layered.base_where))
+            else:
+                layered = layered._replace(base_model=None)
+            for name, where in listed:
+                if (found := self._open(name, where)) is not None and (message := self._misseen(found)):
+                    self.problems.add(where, message)
+            if len(self.problems.found) == before and (part := self._part(layered, eyes=True)) is not None:
+                self.eyes[component] = part
+        if len(self.eyes) < len(self.recipe.eyes):
+            self.parts = None
+
+    def _misseen(self, other: Source) -> str | None:
+        """Why a model's tower and projector cannot be merged into those of the carrier; None if they can."""
+        remedy = "list one model alone in the module, from which it is then carried along"
+        if not isinstance(other.model, Sighted):
+            return f"{other.name} has no eyes to be merged: give the module a `base_model` that has, or {remedy}"
+        if self.carrier is None or not isinstance(self.carrier.model, Sighted):
+            return None  # it has been said
+        ours, theirs = self.carrier.model, other.model
+        if differing := ours.seen_otherwise(theirs):
+            return f"{other.folder} and {self.carrier.folder} differ in their eyes ({', '.join(differing)}); {remedy}"
+        return None
+
     def like(self) -> Source:
         """The model that the result computes as, if all could be opened."""
         name = self.recipe.compute_as
@@ -85,14 +128,15 @@ class Opening:
         if reference not in self._opened:
             self._where[reference] = where
             try:
-                self._opened[reference] = self._opener(reference)
+                found = self._opener(reference)
+                self._opened[reference] = with_eyes(found) if found.frame and reference in self._seers else found
             except InputError as error:
                 self._opened[reference] = None  # said once
                 self.problems.add(where, str(error))
         return self._opened[reference]
 
-    def _part(self, layered: Layered) -> Part | None:
-        """A slice's models, opened; None if something is wrong with it."""
+    def _part(self, layered: Layered, eyes: bool = False) -> Part | None:
+        """A slice's models, opened, or those whose eyes are merged; None if something is wrong with it."""
         method, problems, before = self.method, self.problems, len(self.problems.found)
         listed = [((*layered.where, i), m) for i, m in enumerate(layered.sources)]
         references = [m.model for _, m in listed]
@@ -126,7 +170,7 @@ class Opening:
         ranges = []
         for (where, model), checkpoint in zip(listed, opened, strict=True):
             if checkpoint is not None:
-                depth = len(checkpoint.model.kinds)
+                depth = depth_of(checkpoint, eyes)
                 if layered.whole and model.layer_range not in (None, (0, depth)):
                     what = "chooses no layers under `models`, which are merged whole; write `slices`"
                     problems.add((*where, "layer_range"), what)
@@ -142,7 +186,7 @@ class Opening:
             return None
         length = ranges[0][1] - ranges[0][0]
         if base is not None:
-            depth = len(base.model.kinds)
+            depth = depth_of(base, eyes)
             base_range = (0, depth) if layered.whole and base_range is None else base_range or ranges[0]
             if base_range[1] > depth or base_range[1] - base_range[0] != length:
                 problems.add(
@@ -172,7 +216,7 @@ class Opening:
             if message := self._misfit(like, other):
                 self.problems.add(self.where(other), message)
                 continue
-            differing = like.model.unlike(other.model)
+            differing = language_of(like.model).unlike(language_of(other.model))
             if differing and all(differing.values()):
                 notes.add(
                     f"{other.name} and {like.name} differ in how they compute (rope, window or rms_norm_eps in "
@@ -184,8 +228,11 @@ class Opening:
                     f"{other.folder} and {like.folder} compute different functions of their weights "
                     f"({', '.join(differing)} differ in config.json); merging them means nothing",
                 )
-        if self.method.pool is not None and len({(p.checkpoints, p.base) for p in parts}) > 1:
-            message = f"{self.method.name} as in the paper looks at whole models; merge the same models in every slice"
+        if self.method.pool is not None and (self.eyes or len({(p.checkpoints, p.base) for p in parts}) > 1):
+            message = (
+                f"{self.method.name} as in the paper looks at whole models; merge the same models in every slice, and "
+                "carry along what is beside the language part"
+            )
             self.problems.add(("semantics",), message)
         for part in parts:
             sides = [
@@ -199,7 +246,8 @@ class Opening:
     def _misfit(self, like: Source, other: Source) -> str | None:
         """Why the tensors of two models do not belong together; None if they do."""
         # Tied or not, both have a head.
-        for a, b in zip(like.model.untied().specs, other.model.untied().specs, strict=False):
+        tables = (language_of(m.model).untied().specs for m in (like, other))
+        for a, b in zip(*tables, strict=False):
             aligned = a.vocabulary and self.spec is not None
             if a.template != b.template or (a.shape[1:] if aligned else a.shape) != (
                 b.shape[1:] if aligned else b.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jevomerge.checkpoint.source import Source
@@ -62,13 +62,19 @@ class Tensor(NamedTuple):
         return self.row / (self.part.length - 1) if self.part.length > 1 else 1.0
 
 
-def lay_out(specs: Sequence[ParamSpec], parts: Sequence[Part]) -> list[Tensor]:
-    """All tensors of a merged model in file order; embeddings belong to the first slice, norm and head to the last."""
+def lay_out(specs: Sequence[ParamSpec], parts: Sequence[Part], eyes: Mapping[str, Part]) -> list[Tensor]:
+    """All tensors of a merged model in file order.
+
+    Embeddings belong to the first slice, norm and head to the last, and what `eyes` has a part for to that.
+    """
     layers = [(part, row) for part in parts for row in range(part.length)]
     tensors = []
     for spec in specs:
         for at in spec.indices():
-            part, row = layers[at[0]] if at else (parts[0 if spec.role == "embedding" else -1], 0)
+            if (own := eyes.get(spec.component)) is not None:
+                part, row = own, at[0] if at else 0
+            else:
+                part, row = layers[at[0]] if at else (parts[0 if spec.role == "embedding" else -1], 0)
             tensors.append(Tensor(spec, at, part, row))
     return tensors
 

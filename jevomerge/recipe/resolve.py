@@ -29,11 +29,11 @@ def resolve(
 ) -> Coefficients:
     """The coefficients of every tensor; what is wrong goes to `problems`."""
     _check_filters(recipe, tensors, problems)
-    width = max(len(t.part.inputs) for t in tensors)
     missing: dict[tuple[Location, str], list[str]] = {}
     coefficients: Coefficients = {}
     for spec, rows in by_leaf(tensors).items():
         coefficients[spec.path] = {}
+        width = max(len(t.part.inputs) for t in rows)
         for parameter in method.parameters:
             table = np.zeros((len(rows), width if parameter.per_model else 1), np.float32)
             for values, tensor in zip(table, rows, strict=True):
@@ -110,7 +110,7 @@ def _check_kind(setting: Setting, kind: str, where: Location, problems: Problems
 
 def _scopes(recipe: Recipe) -> Iterator[tuple[Location, Parameters, bool]]:
     """All settings: where they stand, and whether that is under a model."""
-    for layered in recipe.stack:
+    for layered in (*recipe.stack, *recipe.eyes.values()):
         yield from (((*layered.where, i, "parameters"), m.parameters, True) for i, m in enumerate(layered.sources))
         yield from ((where, parameters, False) for where, parameters in layered.scopes)
 

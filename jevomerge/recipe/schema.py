@@ -140,14 +140,22 @@ class RecipeSlice(Strict):
 
 
 TEXT = "text_decoder"  # what mergekit calls the language part of a model of several
+EYES = {"vision_tower": "vision tower", "multi_modal_projector": "projector"}  # others, as components of a table
 
 
 class RecipeModule(Strict):
-    """A part of a model; decoders have just one, of models with more only the language part is merged."""
+    """A part of a model. Decoders have just one; beside it, one that lists a single model alone is carried along."""
 
     models: tuple[RecipeModel, ...] = ()
     slices: tuple[RecipeSlice, ...] = ()
+    base_model: Reference | None = None  # of this part, if not the recipe's: a text model has no tower
     parameters: Parameters = Field(default_factory=dict)
+
+    @property
+    def carried(self) -> bool:
+        """Whether there is nothing in it to be merged."""
+        settings = self.parameters or self.base_model or any(m.parameters for m in self.models)
+        return len(self.models) == 1 and not settings
 
 
 class Layered(NamedTuple):
@@ -192,11 +200,14 @@ class Recipe(Strict):
         for module in self.modules.values():
             if bool(module.models) == bool(module.slices):
                 raise ValueError("give either `models` or `slices` in a module")
-        carried = self._carried
-        if any(len(m.models) != 1 or m.parameters or m.models[0].parameters for m in carried):
-            raise ValueError(f"`modules`: all but `{TEXT}` are carried along from one model: list it alone in each")
-        if len({m.models[0].model for m in carried} | ({self.carry} if self.carry else set())) > 1:
-            raise ValueError(f"`modules`: all but `{TEXT}` are carried along from one model, which `carry` names too")
+        if unknown := [name for name in self._merged if name not in EYES or self.modules[name].slices]:
+            parts = ", ".join(f"`{name}`" for name in (TEXT, *EYES))
+            raise ValueError(
+                f"`modules`: `{unknown[0]}` must list one model alone, from which it is carried along; "
+                f"merged are {parts}, the last two by `models`"
+            )
+        if len({m.models[0].model for m in self._carried} | ({self.carry} if self.carry else set())) > 1:
+            raise ValueError("`modules`: what is not merged is carried along from one model, which `carry` names too")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("give either `tokenizer_source` or `tokenizer`")
         return self
@@ -212,9 +223,29 @@ class Recipe(Strict):
         return self
 
     @property
+    def _beside(self) -> dict[str, RecipeModule]:
+        """The modules beside the language part."""
+        return {k: m for k, m in self.modules.items() if k != TEXT} if len(self.modules) > 1 else {}
+
+    @property
+    def _merged(self) -> dict[str, RecipeModule]:
+        return {name: module for name, module in self._beside.items() if not module.carried}
+
+    @property
     def _carried(self) -> list[RecipeModule]:
-        """The modules that are not merged."""
-        return [m for name, m in self.modules.items() if name != TEXT] if len(self.modules) > 1 else []
+        return [module for module in self._beside.values() if module.carried]
+
+    @property
+    def eyes(self) -> dict[str, Layered]:
+        """What beside the language part is merged, by component: tower, projector; all else is carried along."""
+        found = {}
+        for name, module in self._merged.items():
+            where: Location = ("modules", name)
+            base_where = (where if module.base_model else ()) + ("base_model",)
+            scopes = (((*where, "parameters"), module.parameters), (("parameters",), self.parameters))
+            base = module.base_model or self.base_model
+            found[EYES[name]] = Layered(module.models, (*where, "models"), base, base_where, scopes, True)
+        return found
 
     @property
     def carrier(self) -> str | None:
@@ -224,7 +255,8 @@ class Recipe(Strict):
     @property
     def references(self) -> set[str]:
         """The models it names."""
-        return {m.model for s in self.stack for m in s.sources} | {s.base_model for s in self.stack if s.base_model}
+        parts = [*self.stack, *self.eyes.values()]
+        return {m.model for s in parts for m in s.sources} | {s.base_model for s in parts if s.base_model}
 
     @property
     def mentioned(self) -> set[str | None]:

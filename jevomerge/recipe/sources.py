@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jevomerge.checkpoint.frame import Frame
+from jevomerge.checkpoint.frame import Frame, parts_of
 from jevomerge.checkpoint.source import Checkpoint, Source, abstract_leaf, read_leaf
 from jevomerge.devices.mesh import put
 from jevomerge.errors import InputError
@@ -17,6 +17,7 @@ from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.registry import get_method
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
+from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.recipe.opening import Opener, Opening
 from jevomerge.recipe.parts import Part, Tensor, by_leaf, lay_out
 from jevomerge.recipe.resolve import check_names, check_sums, resolve
@@ -40,6 +41,7 @@ class Sources:
         lender: the one that lends the tokenizer, its special tokens and the generation config: the recipe's
             `tokenizer_source`, else `like`.
         parts: the slices.
+        eyes: what is merged beside the language model, by component; empty: all of that is carried along.
         model: the merged model.
         specs: its parameter table.
         tensors: all of its tensors in file order.
@@ -68,20 +70,26 @@ class Sources:
         opening = Opening(recipe, self.method, problems, opener)
         if opening.parts:
             self.parts: list[Part] = opening.parts
+            self.eyes = opening.eyes
             self.checkpoints = opening.checkpoints
             self.carrier, self.like = opening.carrier, opening.like()
             opening.check_alike(self.like, self.parts, self.notes)
             self._align(opening, problems)
             if self.carrier is not None and self.carrier.frame is not None:
                 self._check_image_tokens(self.carrier, self.carrier.frame, problems)
-                parts, count = ", ".join(self.carrier.frame.parts), len(self.carrier.frame.tensors)
-                self.notes.add(f"{parts}: all {count} tensors are those of {self.carrier.name}, unchanged")
             kinds = [k for p in self.parts for k in p.checkpoints[0].model.kinds[p.first[0] : p.first[0] + p.length]]
-            self.model: Language = self.like.model.resized(kinds, self.alignment.size if self.alignment else None)
+            size = self.alignment.size if self.alignment else None
+            self.model: Language = language_of(self.like.model).resized(kinds, size)
             if not all(c.model.tied for c in self.checkpoints):  # the head of a tied one is its embeddings
                 self.model = self.model.untied()
             self.specs = self.model.specs
-            self.tensors: list[Tensor] = lay_out(self.specs, self.parts)
+            if self.eyes and self.carrier is not None:
+                self.model = Sighted(self.model, self.carrier.model.eyes)
+                self.specs = tuple(s for s in self.model.specs if s in self.specs or s.component in self.eyes)
+            self.tensors: list[Tensor] = lay_out(self.specs, self.parts, self.eyes)
+            if self.frame and self.carrier and (carried := self.frame.carried(t.name for t in self.tensors)):
+                parts = ", ".join(parts_of(carried))
+                self.notes.add(f"{parts}: all {len(carried)} tensors are those of {self.carrier.name}, unchanged")
             self.coefficients = resolve(recipe, self.method, self.tensors, searched, problems)
             if "weight" not in searched:
                 check_sums(self.method, self.tensors, self.coefficients, self.notes)
@@ -165,6 +173,13 @@ class Sources:
                     f"`{key}` of {carrier.name}, whose other parts are carried along, is {names[i]!r} ({i}), but "
                     f"the result's {i} is {output.get(i)!r}; take its tokenizer: {carrier.reference}",
                 )
+            for other in (c for c in self.checkpoints if c.frame is None and i in names):
+                if names[i] in (other.vocabulary() or {}):
+                    problems.add(
+                        None,
+                        f"{other.name} has no eyes, but a token {names[i]!r} too, which would be merged into that of "
+                        f"the pictures of {carrier.name}; rename it in its tokenizer.json",
+                    )
 
     # --- what the rest of the program asks ----------------------------------------------------------------------
 
@@ -204,7 +219,8 @@ class Sources:
         """The dtype of the merged model: the recipe's, else the one that holds the numbers of all sources."""
         if wanted := self.recipe.out_dtype or self.recipe.dtype:
             return "float32" if wanted == "float64" else wanted
-        merged = [c for p in self.parts for c in (*p.checkpoints, p.base) if c is not None]
+        parts = [*self.parts, *self.eyes.values()]
+        merged = [c for p in parts for c in (*p.checkpoints, p.base) if c is not None]
         found = {c.dtype() for c in merged}
         return found.pop() if len(found) == 1 else "float32"  # which holds both kinds of half precision
 
@@ -261,10 +277,10 @@ class Sources:
 
     def keys(self) -> dict[str, np.ndarray]:
         """The keys of every leaf's random fields, {path: (..., N, 2)}."""
-        width = max(len(p.inputs) for p in self.parts)
         keys = {}
         for spec, tensors in by_leaf(self.tensors).items():
             rows = [[c.name for c in t.part.checkpoints] for t in tensors]
+            width = max(map(len, rows))
             keys[spec.path] = tensor_keys(spec, [row + [""] * (width - len(row)) for row in rows], self.recipe.seed)
         return keys
 
@@ -283,12 +299,14 @@ class Sources:
     ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """All weights in memory, shaped like the merged model: a nested tree per input, and one for the base.
 
-        `abstract`: nothing is read, and the leaves are their `jax.ShapeDtypeStruct`.
+        Of what has fewer inputs than other parts the last trees have nothing. `abstract`: nothing is read, and the
+        leaves are their `jax.ShapeDtypeStruct`.
 
         Raises:
             InputError: if the slices merge different numbers of models, or for broken weights.
         """
-        trees: list[dict[str, Any]] = [{} for _ in range(self.num_inputs)]
+        most = [self.num_inputs, *(len(part.inputs) for part in self.eyes.values())]
+        trees: list[dict[str, Any]] = [{} for _ in range(max(most))]
         base: dict[str, Any] = {}
         for checkpoint in () if abstract else self.checkpoints:
             checkpoint.check_head()
@@ -300,11 +318,19 @@ class Sources:
                 inputs, own = self.read(tensors[0])
                 for tree, array in zip(trees, inputs, strict=True):
                     tree[spec.path] = put(array, where)
-                base[spec.path] = None if own is None else put(own, where)
+                base |= {} if own is None else {spec.path: put(own, where)}
                 continue
-            for i, tree in enumerate(trees):
+            for i, tree in enumerate(trees[: len(tensors[0].part.inputs)]):
                 tree[spec.path] = make(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in tensors], where)
             bases = [(t.part.base, t.base_name) for t in tensors if t.part.base is not None]
-            base[spec.path] = make(spec, bases, where) if bases else None
-        whole = self.parts[0].base is not None
-        return [unflatten(tree) for tree in trees], unflatten(base) if whole else None
+            base |= {spec.path: make(spec, bases, where)} if bases else {}
+        return [unflatten(tree) for tree in trees], unflatten(base) if base else None
+
+    def load_carried(self, mesh: Mesh | None = None, *, abstract: bool = False) -> dict[str, Any]:
+        """{path: leaf} of eyes that are not merged, which a model that has others that are needs all the same."""
+        if not isinstance(self.model, Sighted):
+            return {}
+        assert self.carrier is not None
+        make, specs = abstract_leaf if abstract else read_leaf, set(self.model.eye_specs) - set(self.specs)
+        where = shardings(mesh, [*specs])
+        return {s.path: make(s, [(self.carrier, name) for name in s.names()], where[s.path]) for s in specs}

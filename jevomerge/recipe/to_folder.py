@@ -22,7 +22,8 @@ from jevomerge.checkpoint.card import Scoring, model_card
 from jevomerge.checkpoint.export import copy_processor, copy_tokenizer, export_folder, refuse_existing, write_model
 from jevomerge.checkpoint.files import expanded, read_json
 from jevomerge.methods.bank import Merge, merge_tensor
-from jevomerge.recipe.parts import Tensor
+from jevomerge.models.specs import ParamSpec
+from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.resolve import Coefficients
 from jevomerge.recipe.schema import seen_from
 from jevomerge.recipe.sources import Sources
@@ -56,10 +57,29 @@ def merge_to_folder(
     """
     out = expanded(out)
     refuse_existing(out)
-    method = sources.method
     for checkpoint in sources.checkpoints:
         checkpoint.check_head()
-    keys, kept = sources.keys(), sources.kept_leaves()
+    merged = merging(sources, coefficients)
+    results = enumerate(ahead(merged, sources.tensors, [int(np.prod(t.spec.shape)) for t in sources.tensors]))
+
+    def following(name: str, *_: Any) -> np.ndarray:
+        i, array = next(results)
+        assert sources.tensors[i].name == name  # files are written in this order
+        progress(i + 1, len(sources.tensors))
+        return array
+
+    text = recipe or write_recipe(sources, coefficients, seen_from(out))
+    with export_folder(out) as folder:
+        write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
+        write_beside_weights(folder, sources)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        card = model_card(title or out.name, text, sources.checkpoints, *(score(folder) if score else ()))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def merging(sources: Sources, coefficients: Coefficients) -> Callable[[Tensor], np.ndarray]:
+    """What merges a tensor from its files; a method that looks at all tensors does so now."""
+    method, keys, kept = sources.method, sources.keys(), sources.kept_leaves()
 
     pooled: dict[str, Any] = {}
     if method.pool is not None:  # a first pass over all tensors
@@ -86,21 +106,19 @@ def merge_to_folder(
         array[rows] = values.astype(array.dtype)
         return array
 
-    results = enumerate(ahead(merged, sources.tensors, [int(np.prod(t.spec.shape)) for t in sources.tensors]))
+    return merged
 
-    def following(name: str, *_: Any) -> np.ndarray:
-        i, array = next(results)
-        assert sources.tensors[i].name == name  # files are written in this order
-        progress(i + 1, len(sources.tensors))
-        return array
 
-    text = recipe or write_recipe(sources, coefficients, seen_from(out))
-    with export_folder(out) as folder:
-        write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
-        write_beside_weights(folder, sources)
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-        card = model_card(title or out.name, text, sources.checkpoints, *(score(folder) if score else ()))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+def eyes_of(sources: Sources, eyes: Sequence[ParamSpec]) -> dict[str, np.ndarray]:
+    """{path: leaf} of tower and projector as they will be in the folder: merged, or carried along."""
+    found, merged = dict[str, np.ndarray](), merging(sources, sources.coefficients)
+    of_leaf, carrier = by_leaf(sources.tensors), sources.carrier
+    assert carrier is not None
+    for spec in eyes:
+        tensors = of_leaf.get(spec)
+        stored = map(merged, tensors) if tensors else map(carrier.tensor, spec.names())
+        found[spec.path] = np.stack([*stored]).reshape(spec.leaf_shape)
+    return found
 
 
 def write_beside_weights(folder: Path, sources: Sources) -> None:

@@ -12,7 +12,7 @@ from jevomerge.methods.method import Parameter
 from jevomerge.methods.registry import MERGEKIT
 from jevomerge.recipe.parts import Part, Tensor
 from jevomerge.recipe.resolve import Coefficients
-from jevomerge.recipe.schema import rename_models
+from jevomerge.recipe.schema import EYES, TEXT, rename_models
 from jevomerge.recipe.sources import Sources
 
 
@@ -25,12 +25,12 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
     out: dict[str, Any] = {"merge_method": method.name}
     if sources.plain:
         part = sources.parts[0]
-        out["models"] = _models(sources, part, coefficients)
+        out["models"] = _models(sources, part, coefficients, whole=True)
         shared = _shared(sources, part, coefficients)
     else:
         out["slices"] = []
         for part in sources.parts:
-            models = _models(sources, part, coefficients)
+            models = _models(sources, part, coefficients, whole=False)
             for model, start in zip(models, (*part.first, part.base_first), strict=False):
                 model["layer_range"] = [start, start + part.length]
             first = part.inputs[0].model if method.base == "first" else None
@@ -44,6 +44,10 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
     elif recipe.base_model is not None:
         out["base_model"] = recipe.base_model
     out |= {"parameters": shared} if shared else {}
+    if sources.eyes:
+        modules = {TEXT: {key: out.pop(key) for key in ("models", "slices", "parameters") if key in out}}
+        named = {name: sources.eyes[part] for name, part in EYES.items() if part in sources.eyes}
+        out["modules"] = modules | {name: _module(sources, part, coefficients) for name, part in named.items()}
     out |= {"dtype": "float32", "out_dtype": sources.dtype}
     given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template", "compute_as"})
     out |= {key: value for key, value in given.items() if value is not None}
@@ -70,7 +74,18 @@ def _in_mergekit(sources: Sources) -> str:
     return "mergekit makes the same model of this."
 
 
-def _models(sources: Sources, part: Part, coefficients: Coefficients) -> list[dict[str, Any]]:
+def _module(sources: Sources, part: Part, coefficients: Coefficients) -> dict[str, Any]:
+    """What is merged beside the language model."""
+    base = part.inputs[0].model if sources.method.base == "first" else part.base.reference if part.base else None
+    shared = _shared(sources, part, coefficients)
+    return {
+        "models": _models(sources, part, coefficients, whole=True),
+        **({"base_model": base} if base is not None else {}),
+        **({"parameters": shared} if shared else {}),
+    }
+
+
+def _models(sources: Sources, part: Part, coefficients: Coefficients, *, whole: bool) -> list[dict[str, Any]]:
     """The `models` (or a slice's `sources`) with their own parameters; a slice's base model comes last."""
     models = []
     for i, source in enumerate(part.inputs):
@@ -80,7 +95,7 @@ def _models(sources: Sources, part: Part, coefficients: Coefficients) -> list[di
             if p.per_model
         }
         models.append({"model": source.model, **({"parameters": own} if own else {})})
-    if part.base is not None and not sources.plain:
+    if part.base is not None and not whole:
         models.append({"model": part.base.reference})
     return models
 
@@ -131,7 +146,7 @@ def explain(sources: Sources) -> Iterator[str]:
     yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
     for checkpoint in sources.checkpoints:
         roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
-        lent = {"config.json": sources.like, "tokenizer": sources.lender, "all but the language model": sources.carrier}
+        lent = {"config.json": sources.like, "tokenizer": sources.lender, "all that is not merged": sources.carrier}
         lent_here = " and ".join(what for what, lender in lent.items() if lender is checkpoint)
         roles += [f"lends {lent_here}" if lent_here else ""]
         yield f"  {checkpoint.name}: {checkpoint.reference}" + "".join(f" ({r})" for r in roles if r)

@@ -27,8 +27,8 @@ from jevomerge.search.setup import Setup
 PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", "transformers", "numpy", "datasets")
 # What neither candidates nor their scores depend on, but for rounding.
 FREE = (
-    "name", "trackers", "mesh", "members_per_device", "tokens_per_batch", "search.evaluations", "search.finalists",
-    "search.checkpoint_every", "search.time_limit",
+    "name", "trackers", "mesh", "members_per_device", "tokens_per_batch", "features", "search.evaluations",
+    "search.finalists", "search.checkpoint_every", "search.time_limit",
 )  # fmt: skip
 SINCE = "since {} began; put back what it was, or start a new run"
 

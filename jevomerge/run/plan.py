@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -14,6 +16,7 @@ from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.planning.chips import larger_slices, slice_devices
 from jevomerge.planning.measure import best_plan
 from jevomerge.planning.report import advice, lines_of, summary
+from jevomerge.planning.standins import shapes_beside, stand_in
 from jevomerge.planning.timing import in_words, time_candidates
 from jevomerge.schema import Given
 from jevomerge.search.setup import set_up_stages
@@ -29,6 +32,8 @@ def plan(
 ) -> list[str]:
     """Say what a run needs: memory, time, and what to change if it does not fit. No weights are read.
 
+    Models and data in a file NAME.shapes.json beside the config need not be here; see `planning.standins`.
+
     Args:
         config: the YAML of a run or of several stages, or what it holds.
         topology: a TPU slice such as "v5e:4x8", which need not be there; None: this machine.
@@ -42,12 +47,16 @@ def plan(
     Raises:
         InputError: for whatever is wrong with the config, its models or data, and for a slice that does not exist.
     """
-    lines = []
     if measure and topology is not None:
         raise InputError("plan: --measure is for this machine; leave --topology out")
-    for line in plans(read_config(config), topology, sweep, measure):
-        observer.line(line)
-        lines.append(line)
+    lines, found = list[str](), read_config(config)
+    with tempfile.TemporaryDirectory(prefix="jevomerge-") as work:
+        if not measure and isinstance(config, str | Path) and (shapes := shapes_beside(Path(config))).exists():
+            observer.note(f"{shapes} stands in for the models and data that it names: nothing is downloaded")
+            found = stand_in(found, shapes, Path(work))
+        for line in plans(found, topology, sweep, measure):
+            observer.line(line)
+            lines.append(line)
     return lines
 
 

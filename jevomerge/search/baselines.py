@@ -67,7 +67,7 @@ def score_baselines(
         params = load(judge.mesh)
 
         def write(folder: Path, params: Params = params, model: Language = model) -> None:
-            write_whole(folder, params, model, problem.tokenizer())
+            write_whole(folder, params, model, problem.tokenizer(), problem.seer and problem.seer.frame)
 
         scored = score_model(judge, params, model, likelihood, write)
         if name is None:

@@ -17,6 +17,7 @@ from jevomerge.devices.mesh import make_mesh
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import Judge, make_judge
 from jevomerge.fitness.ready import make_ready
+from jevomerge.models.vision.sighted import Sighted
 from jevomerge.problems.kinds import make_problem
 from jevomerge.problems.problem import Candidates, Problem
 from jevomerge.recipe.opening import Opener
@@ -89,7 +90,9 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     if search.start and not search.evaluations:
         raise InputError("search.start: without evaluations there is no first generation; leave it out")
     judge = make_judge(
-        make_ready(config.tasks, problem.tokenizer(), problem.model, problem.seer, config.compute_dtype),
+        make_ready(
+            config.tasks, problem.tokenizer(), problem.model, problem.seer, config.compute_dtype, config.features
+        ),
         problem.model,
         tokens_per_batch=config.tokens_per_batch,
         examples_at_once=search.examples_per_generation,
@@ -107,6 +110,9 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         )
     for note in (*budget_notes(config, len(problem.names), size), *(n for task in config.tasks for n in task.notes)):
         problem.notes.add(note)
+    if kept := judge.kept:
+        what = "views of all pictures" if isinstance(problem.model, Sighted) else "features of all pictures"
+        problem.notes.add(f"{what} are {kept / 1e9:.3g} GB; {config.features.says(kept)}")
     return Setup(config, problem, strategy, judge, starts)
 
 

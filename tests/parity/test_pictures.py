@@ -15,13 +15,16 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import jevomerge as jm
 from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.config import read_config
 from jevomerge.errors import InputError
 from jevomerge.fitness.data import load_examples
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.schema import Task
 from jevomerge.models.vision.pictures import open_picture
 from jevomerge.observers.observer import SILENT
+from jevomerge.planning.measure import kept_of
 from jevomerge.reports.page import write_report
+from jevomerge.search.setup import set_up
 from jevomerge.tokenizers.load import load_tokenizer
 from tests.composites import write_text_model, write_vlm
 
@@ -125,6 +128,25 @@ def test_a_search_over_a_model_that_sees(folder, tmp_path):
         small = Image.open(io.BytesIO(content))
         same = [np.asarray(p.resize(small.size, Image.Resampling.NEAREST), float) for p in given]
         assert min(np.abs(np.asarray(small) - p).mean() for p in same) < 25
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_as_much_is_kept_as_was_said(folder, tmp_path, dtype):
+    """In the dtype of the activations, in files here; bytes are counted, beside the 128 of each file's header."""
+    models = [{"model": str(folder / name)} for name in ("llava", "japanese")]
+    config = {
+        "name": "seeing", "recipe": {"merge_method": "linear", "models": models}, "genome": {"weight": [0, 1]},
+        "tasks": [str(folder / "task.yaml")], "compute_dtype": dtype, "features": {"folder": str(tmp_path / "seen")},
+    }  # fmt: skip
+    setup = set_up(read_config(config))
+    assert any("as files in" in note for note in setup.problem.notes)
+    (task,) = setup.judge.tasks
+    for examples in setup.judge.examples.values():
+        for picture in (p for e in examples["look"] for p in e.pictures):
+            task.rollout.eyes.look(picture)
+    files = list((tmp_path / "seen").iterdir())
+    assert len(files) == sum(COUNTS)
+    assert sum(file.stat().st_size - 128 for file in files) == setup.judge.kept == kept_of(setup)
 
 
 def test_a_picture_matters_and_bytes_are_as_good_as_a_path(folder, tmp_path):

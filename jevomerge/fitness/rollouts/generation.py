@@ -15,7 +15,7 @@ from jax import Array
 
 from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest, shown
 from jevomerge.fitness.rollouts.likelihood import check_lengths, check_tokens
-from jevomerge.models.model import Language, Pictures, apply, unembed
+from jevomerge.models.model import Language, Shown, apply, unembed
 from jevomerge.problems.problem import Instance
 from jevomerge.tokenizers.load import ends_of_text, padding
 from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
@@ -36,7 +36,7 @@ class Prompts:
     eos: Array  # (E,) int32: the tokens that end a text
     stops: Array | None = None  # (S, V) what follows each state on each token, by `stop_table`; None: no strings do
     penalty: Array | None = None  # () float32, of repetition; None: there is none
-    pictures: Pictures | None = None
+    pictures: Shown | None = None
 
 
 @flax.struct.dataclass
@@ -167,7 +167,7 @@ class Generation:
         examples, new = [*search, *others], self.max_new_tokens
         return plan_layouts(
             _lengths(examples), [new] * len(examples), len(search), tokens_per_batch, at_once, pieces,
-            written=new, features=[e.features for e in examples],
+            written=new, pictures=[e.pictures for e in examples],
         )  # fmt: skip
 
     def strata(self, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
@@ -181,7 +181,7 @@ class Generation:
         # NumPy's, for any mesh.
         ends = (np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
         penalty = None if self.penalty == 1.0 else np.float32(self.penalty)
-        arrays: tuple[Any, ...] = (tokens, valid, *ends, penalty, shown(examples, layout, self.eyes))
+        arrays: tuple[Any, ...] = (tokens, valid, *ends, penalty, shown(examples, layout, self.eyes, model))
         return Prompts(*arrays)
 
     @functools.cached_property

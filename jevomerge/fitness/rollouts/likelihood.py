@@ -93,7 +93,7 @@ class Likelihood:
         answers = [len(e.answer_tokens) for e in examples]
         return plan_layouts(
             _lengths(examples), answers, len(search), tokens_per_batch, at_once, pieces,
-            features=[e.features for e in examples],
+            pictures=[e.pictures for e in examples],
         )  # fmt: skip
 
     def strata(self, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
@@ -106,7 +106,7 @@ class Likelihood:
         answer_length = np.zeros(layout.rows, np.int32)
         answer_length[: len(examples)] = [len(e.answer_tokens) for e in examples]
         # NumPy's, for any mesh.
-        arrays: tuple[Any, ...] = (tokens, valid, answer_length, shown(examples, layout, self.eyes))
+        arrays: tuple[Any, ...] = (tokens, valid, answer_length, shown(examples, layout, self.eyes, model))
         return Batch(*arrays)
 
     def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,12 +88,12 @@ def make_batches(
     examples: Sequence[Any],
     layouts: Sequence[Layout],
     shuffled: bool = False,
-) -> list[tuple[Layout, np.ndarray, Any]]:
-    """[(layout, (rows,) index of each row's example or -1 for padding, batch)].
+) -> Iterator[tuple[Layout, np.ndarray, Any]]:
+    """(layout, (rows,) index of each row's example or -1 for padding, batch) one after another.
 
     `shuffled`: the examples of a layout come in a random order, which is always the same.
     """
-    strata, batches = rollout.strata(examples, layouts), []
+    strata = rollout.strata(examples, layouts)
     for stratum, layout in enumerate(layouts):
         inside = np.flatnonzero(strata == stratum)
         if shuffled:
@@ -102,5 +102,4 @@ def make_batches(
             index = np.full(layout.rows, -1)
             chosen = inside[start : start + layout.rows]
             index[: len(chosen)] = chosen
-            batches.append((layout, index, rollout.batch(model, [examples[i] for i in chosen], layout)))
-    return batches
+            yield layout, index, rollout.batch(model, [examples[i] for i in chosen], layout)

@@ -18,6 +18,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
@@ -29,7 +30,7 @@ from jevomerge.models.layers import Params
 from jevomerge.models.specs import Axis, ParamSpec
 from jevomerge.models.vision.config import VisionConfig, read_vision
 from jevomerge.models.vision.processor import Processor, read_processor
-from jevomerge.models.vision.seeing import Views
+from jevomerge.models.vision.seeing import ByViews, Views
 from jevomerge.models.vision.specs import TOWER, Names, text_specs, tower_specs
 from jevomerge.models.vision.tower import look, norm
 
@@ -43,7 +44,7 @@ PROCESSORS = {"Idefics3": read_idefics3, "SmolVLM": read_idefics3}
 
 
 @dataclasses.dataclass(frozen=True)
-class Idefics3:
+class Idefics3(ByViews):
     """Idefics3 or SmolVLM as a `models.vision.seeing.Seeing`."""
 
     vision: VisionConfig
@@ -110,22 +111,31 @@ class Idefics3:
 
     def placeholder(self, layout: Any, token: str) -> str:
         """What stands in a text for a picture: `token`, which is `image_token` in words, once per feature."""
-        return text_of(layout, token * (self.vision.side // self.fold) ** 2)
+        return text_of(layout, token * self.per_view)
 
     def shifts(self, layouts: Sequence[Hashable]) -> None:
         """None: features are turned as tokens in their place."""
 
-    def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
-        """(V, 3, S, S) in the dtype of the activations -> (N, D)."""
-        del layout  # only words tell the views apart
+    @property
+    def per_view(self) -> int:
+        """How many features a view has."""
+        return (self.vision.side // self.fold) ** 2
+
+    def look(self, params: Params, pixels: Array) -> tuple[Array, Array]:
+        """(V, 3, S, S) in the dtype of the activations -> (V, P, D), and nothing else."""
         (x,) = look(params[TOWER], self.vision, pixels, (self.vision.num_hidden_layers,))
         x = folded(norm(params[TOWER]["post_layernorm"], self.vision, x), self.fold)
         weight = params[CONNECTOR]["modality_projection"]["proj"]["weight"]
-        return jnp.einsum("ni,oi->no", x, weight.astype(x.dtype))
+        x = jnp.einsum("vni,oi->vno", x, weight.astype(x.dtype))
+        return x, x[0, :0]
+
+    def order(self, layout: Any, first: int = 0) -> np.ndarray:
+        """(N,): view by view, for only words tell them apart."""
+        return first * self.per_view + np.arange((layout[0] * layout[1] + 1) * self.per_view)
 
 
 def folded(x: Array, fold: int) -> Array:
-    """(V, side * side, D) -> (N, fold * fold * D): squares of patches side by side, row by row (pixel shuffle)."""
+    """(V, side * side, D) -> (V, P, fold * fold * D): squares of patches side by side, row by row (pixel shuffle)."""
     side, width = round(x.shape[1] ** 0.5), x.shape[-1]
     x = x.reshape(-1, side // fold, fold, side // fold, fold, width).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, fold * fold * width)
+    return x.reshape(len(x), -1, fold * fold * width)

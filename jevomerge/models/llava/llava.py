@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
@@ -31,7 +32,7 @@ from jevomerge.models.llava.tiling import Tiling, TilingProcessor, read_llava_ne
 from jevomerge.models.specs import Axis, ParamSpec
 from jevomerge.models.vision import processor as processors
 from jevomerge.models.vision.processor import Processor
-from jevomerge.models.vision.seeing import Views
+from jevomerge.models.vision.seeing import ByViews, Views
 from jevomerge.models.vision.specs import TOWER, Names, module_specs, text_specs, tower_specs
 from jevomerge.models.vision.tower import look
 
@@ -99,7 +100,7 @@ def _table(config: LlavaConfig, text: DecoderConfig, names: Names) -> tuple[Para
 
 
 @dataclasses.dataclass(frozen=True)
-class Llava:
+class Llava(ByViews):
     """LLaVA-1.5 or LLaVA-NeXT as a `models.vision.seeing.Seeing`."""
 
     config: LlavaConfig
@@ -166,21 +167,21 @@ class Llava:
     def shifts(self, layouts: Sequence[Hashable]) -> None:
         """None: features are turned as tokens in their place."""
 
-    def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
-        """(V, 3, S, S) in the dtype of the activations -> (N, D)."""
+    def look(self, params: Params, pixels: Array) -> tuple[Array, Array]:
+        """(V, 3, S, S) in the dtype of the activations -> (V, P, D), and LLaVA-NeXT's newline as (1, D)."""
         c = self.config
         seen = jnp.concatenate(look(params[TOWER], c.vision, pixels, c.layers), axis=-1)
         x: Any = Projector(c).apply({"params": params[PROJECTOR]}, seen[:, int(c.drop_first) :])
-        return packed(x, layout, params[NEWLINE]) if isinstance(layout, Tiling) else x[0]
+        return x, params[NEWLINE][None].astype(x.dtype) if c.pinpoints else x[0, :0]
 
-
-def packed(x: Array, layout: Tiling, newline: Array) -> Array:
-    """(V, side * side, D) -> (N, D): the whole, then the tiles as one picture, a newline behind each of its rows."""
-    (rows, columns), width = layout.grid, x.shape[-1]
-    side = round(x.shape[1] ** 0.5)
-    whole = x[1:].reshape(rows, columns, side, side, width).transpose(0, 2, 1, 3, 4)
-    whole = whole.reshape(rows * side, columns * side, width)
-    top, left = ((has - kept) // 2 for has, kept in zip(whole.shape, layout.kept, strict=False))
-    whole = whole[top : top + layout.kept[0], left : left + layout.kept[1]]
-    ends = jnp.broadcast_to(newline.astype(x.dtype), (layout.kept[0], 1, width))
-    return jnp.concatenate([x[0], jnp.concatenate([whole, ends], axis=1).reshape(-1, width)])
+    def order(self, layout: Hashable, first: int = 0) -> np.ndarray:
+        """(N,): a view's, or the whole's, then the tiles' as one picture, a newline behind each of its rows."""
+        views = layout.grid[0] * layout.grid[1] + 1 if isinstance(layout, Tiling) else 1
+        index = np.arange(first, first + views)[:, None] * self.config.per_view + np.arange(self.config.per_view)
+        if not isinstance(layout, Tiling):
+            return index[0]
+        (rows, columns), side = layout.grid, self.config.vision.side
+        whole = index[1:].reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
+        top, left = ((has - kept) // 2 for has, kept in zip(whole.shape, layout.kept, strict=True))
+        whole = whole[top : top + layout.kept[0], left : left + layout.kept[1]]
+        return np.concatenate([index[0], np.pad(whole, ((0, 0), (0, 1)), constant_values=-1).reshape(-1)])

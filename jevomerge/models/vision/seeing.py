@@ -12,6 +12,7 @@ V views, S pixels along a side, N features of a picture, D hidden.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
@@ -77,6 +78,26 @@ class Seeing(Protocol):
 
     def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
         """(V, 3, S, S) in the dtype of the activations -> (N, D)."""
+
+
+class ByViews(abc.ABC):
+    """What looks at each view by itself: the features of a picture are then but chosen among what is seen in its views.
+
+    So pictures that are laid out differently go through one compiled program.
+    """
+
+    @abc.abstractmethod
+    def look(self, params: Params, pixels: Array) -> tuple[Array, Array]:
+        """(V, 3, S, S) in the dtype of the activations -> (V, P, D) seen in each view, (E, D) that stands between."""
+
+    @abc.abstractmethod
+    def order(self, layout: Hashable, first: int = 0) -> np.ndarray:
+        """(N,) which of the V * P rows are a picture's features, whose views begin at `first`; from -E on: the E."""
+
+    def features(self, params: Params, pixels: Array, layout: Hashable) -> Array:
+        """(V, 3, S, S) in the dtype of the activations -> (N, D)."""
+        views, between = self.look(params, pixels)
+        return jnp.concatenate([views.reshape(-1, views.shape[-1]), between])[self.order(layout)]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layout", "dtype"))

@@ -133,7 +133,7 @@ class Input(NamedTuple):
 
 
 def make_world(folder: Path) -> None:
-    """Three models with a task, a recipe, an adapter, a run that has begun and one that is finished.
+    """Three models with a task, a recipe, an adapter, one that sees, a run that has begun and one that is finished.
 
     They are made at `place_of(folder)`, where each copy is used in turn: runs have absolute paths in them.
     """
@@ -156,6 +156,9 @@ def make_world(folder: Path) -> None:
     world.write("union.yaml", RECIPE + "tokenizer_source: union\n")
     world.write("auto.yaml", RECIPE + "chat_template: auto\n")
     world.write("in_the_way", "a file\n")
+    from tests.e2e.bad_inputs.pictures import make_seeing  # which imports this file
+
+    make_seeing(world)
     _make_runs(world)
     world.folder.rename(folder)
 

@@ -162,7 +162,7 @@ def test_overlap_is_refused():
 
 
 def test_the_same_question_about_another_picture_is_another_example():
-    pictures = [Picture(name, content, (), "") for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"))]
+    pictures = [Picture(name, content, (), 1, "", 0) for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"))]
     asked = [[Document("colour?", "red", (picture,))] for picture in pictures]
     refuse_overlap("t", asked[0], asked[1])
     with pytest.raises(InputError, match="1 of 1 held-out"):

@@ -3,7 +3,6 @@
 import itertools
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,7 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 
 from jevomerge import InputError
 from jevomerge.models.fields import Fields
-from jevomerge.models.llava.llava import TILING_PROCESSORS, packed
+from jevomerge.models.llava.llava import TILING_PROCESSORS, Llava
 from jevomerge.models.llava.tiling import PINPOINTS, best, read_pinpoints, tiling
 from jevomerge.models.vision.processor import read_processor
 from tests.seeing import PINPOINTS as SMALL
@@ -62,7 +61,9 @@ def test_features_are_packed_as_by_transformers(size):
     newline = rng.normal(size=3).astype(np.float32)
     x = rng.normal(size=(1 + layout.grid[0] * layout.grid[1], 16, 3)).astype(np.float32)
     expected, _ = model.pack_image_features([torch.tensor(x)], [list(size)], "default", torch.tensor(newline))
-    found = jax.jit(packed, static_argnums=1)(x, layout, newline)
+    tower = SimpleNamespace(side=4)
+    order = Llava.order(SimpleNamespace(config=SimpleNamespace(per_view=16, vision=tower)), layout)
+    found = np.concatenate([x.reshape(-1, 3), newline[None]])[order]
     np.testing.assert_array_equal(found, expected[0].numpy())
     assert (0 in layout.kept) == (max(size) > 20 * min(size))  # of the longest pictures a side vanishes
 

@@ -1,0 +1,137 @@
+"""What stands in for models and data that are not on this machine: a small JSON file beside a config, NAME.shapes.json.
+
+    {"models": {"owner/name": {"config.json": {...}, "preprocessor_config.json": {...}, "tokens": 32000,
+                               "added": ["<image>"], "dtype": "bfloat16"}},
+     "tasks": {"name": [{"rows": 400, "prompt": 110, "answer": 8, "picture": [480, 640]}, ...]}}
+
+`tokens` are those of the vocabulary, behind which `added` come; `prompt` and `answer` count tokens without what stands
+for a picture, of which a row has one of so many rows and columns, or none. All that a plan looks at is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from jevomerge.checkpoint.export import write_model
+from jevomerge.checkpoint.files import read_json
+from jevomerge.config import RunConfig, StagedConfig
+from jevomerge.fitness.pictures import MARK
+from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.models.families import SEEING, read_model, read_seeing
+from jevomerge.models.vision.pictures import pillow
+from jevomerge.schema import Dtype, Origin, Strict, validate
+
+SPECIAL = {"<unk>": "unk_token", "<s>": "bos_token", "</s>": "eos_token"}  # the first tokens
+Some = Annotated[int, Field(gt=0)]
+
+
+class Alike(Strict):
+    """Rows of a task that are as long as each other."""
+
+    rows: Some
+    prompt: Some
+    answer: Some
+    picture: tuple[Some, Some] | None = None
+
+
+class Shape(Strict):
+    """A model without its weights."""
+
+    config: dict[str, Any] = Field(alias="config.json")
+    processor: dict[str, Any] | None = Field(None, alias="preprocessor_config.json")
+    tokens: int = Field(gt=len(SPECIAL))
+    added: tuple[str, ...] = ()
+    dtype: Dtype = "bfloat16"
+
+
+class Shapes(Strict):
+    """The file."""
+
+    models: dict[str, Shape]
+    tasks: dict[str, tuple[Alike, ...]]
+
+
+def shapes_beside(config: Path) -> Path:
+    """Where a config's file is, if it has one."""
+    return config.with_name(f"{config.stem}.shapes.json")
+
+
+def stand_in(config: RunConfig | StagedConfig, shapes: Path, work: Path) -> Any:
+    """The config with what is in `shapes` in place of hub names; the stand-ins are written into `work`.
+
+    Raises:
+        InputError: for a file that is not as it must be.
+    """
+    known = validate(Shapes, read_json(shapes), Origin(shapes))
+    paths = {name: str(_model(shape, work / name)) for name, shape in known.models.items() if not Path(name).exists()}
+    tasks = [_task(t, known.tasks[t.name], work) if t.name in known.tasks else t for t in config.tasks]
+
+    def placed(stage: Any) -> Any:
+        changes: dict[str, Any] = {}
+        if stage.recipe is not None:
+            changes["recipe"] = stage.recipe.with_models(paths)
+        if stage.path is not None:
+            models = tuple(paths.get(m, m) for m in stage.path.models)
+            changes["path"] = stage.path.model_copy(update={"models": models})
+        return stage.model_copy(update=changes)
+
+    config = config.model_copy(update={"tasks": tuple(tasks)})
+    if isinstance(config, RunConfig):
+        return placed(config)
+    return config.model_copy(update={"stages": tuple(map(placed, config.stages))})
+
+
+def _model(shape: Shape, folder: Path) -> Path:
+    """A folder whose weights are holes, with a vocabulary of words that mean nothing."""
+    folder.mkdir(parents=True)
+    values = dict(shape.config)
+    model: Any = read_seeing(values) if values.get("model_type") in SEEING else read_model(values)
+    write_model(folder, {"config.json": values}, model.specs, shape.dtype, None)
+    if shape.processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(shape.processor), encoding="utf-8")
+    words = [*SPECIAL, *(f"w{i}" for i in range(shape.tokens - len(SPECIAL)))]
+    special = [*SPECIAL, *shape.added]
+    added = [
+        {"id": i if i < len(SPECIAL) else i - len(SPECIAL) + len(words), "content": token, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i, token in enumerate(special)
+    ]
+    model_of_words = {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>"}
+    tokenizer = {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    roles = {role: token for token, role in SPECIAL.items()} | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": model_of_words}), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
+    return folder
+
+
+def _task(task: Any, groups: Sequence[Alike], work: Path) -> Any:
+    """The task with rows of the same lengths, and pictures of the same sizes, that say nothing."""
+    if not isinstance(task, Task):
+        return task
+    rows = [group for group in groups for _ in range(group.rows)]
+    mixed = np.random.default_rng(0).permutation(len(rows))
+    path = work / f"{task.name}.jsonl"
+    lines = [json.dumps(_row(i, rows[k], work / f"{task.name}.{i}.png")) for i, k in enumerate(mixed)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    splits = {}
+    for split in ("search", "heldout"):
+        source: DataSource = getattr(task, split)
+        splits[split] = source.model_copy(update={"path": str(path), "name": None})
+    own = {"prompt": "{prompt}", "answer": "{answer}", "image": "{image}" if task.image else None}
+    return task.model_copy(update={**splits, **own, "language": None, "compare": "equal"})
+
+
+def _row(number: int, row: Alike, picture: Path) -> Mapping[str, str]:
+    words = {"prompt": f"w{number} " + "w1 " * (row.prompt - 1), "answer": "w2 " * row.answer}
+    if row.picture is None:
+        return words
+    height, width = row.picture
+    colour = (number % 256, number // 256 % 256, 128)  # each its own
+    pillow()[0].new("RGB", (width, height), colour).save(picture, compress_level=1)
+    return words | {"image": picture.name, "prompt": f"{MARK} {words['prompt']}"}
