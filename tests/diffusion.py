@@ -18,39 +18,100 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from jevomerge.models.specs import unflatten
 
-BLOCKS = {
-    "sample_size": 16,
-    "block_out_channels": (16, 32, 48),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "attention_head_dim": (2, 4, 6),
-}
+BLOCKS = {"sample_size": 16, "block_out_channels": (16, 32), "norm_num_groups": 8}
 SDXL = BLOCKS | {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": (2, 4),
     "cross_attention_dim": 32 + 48,
-    "transformer_layers_per_block": (1, 1, 2),
+    "transformer_layers_per_block": (1, 2),
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 40 + 6 * 8,
 }
 SD15 = BLOCKS | {
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 32,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": (1, 2),
     "attention_head_dim": 4,
+    "cross_attention_dim": 32,
     "flip_sin_to_cos": False,
     "freq_shift": 1,
 }
 VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (8, 16),
     "layers_per_block": 1,
     "norm_num_groups": 4,
-    "sample_size": 64,
+    "sample_size": 32,
     "scaling_factor": 0.13025,
+}
+# SDXL as published: what its files say, without keys at their defaults.
+PUBLISHED_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.19.0.dev0",
+    "act_fn": "silu",
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "only_cross_attention": False,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "time_embedding_dim": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+    "use_linear_projection": True,
+}
+PUBLISHED_VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "scaling_factor": 0.13025,
+    "sample_size": 1024,
+}
+SECOND_ENCODER = {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "model_type": "clip_text_model",
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
+FIRST_ENCODER = {
+    "architectures": ["CLIPTextModel"],
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+}
+PUBLISHED = {
+    "model_index.json": {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "unet/config.json": PUBLISHED_UNET,
+    "vae/config.json": PUBLISHED_VAE,
+    "text_encoder/config.json": FIRST_ENCODER,
+    "text_encoder_2/config.json": SECOND_ENCODER,
+    "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler"},
 }
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WORDS = [*sorted(ByteLevel.alphabet()), *(c + "</w>" for c in sorted(ByteLevel.alphabet()))]
@@ -109,6 +170,12 @@ def make(folder: Path, *, xl: bool = True, first_projected: bool = False):
         pipeline = StableDiffusionPipeline(**common, **none)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def files_of(folder: Path):
+    """{name: JSON} of the files that say what a saved pipeline is."""
+    names = ("model_index.json", "config.json", "scheduler_config.json")
+    return {str(p.relative_to(folder)): json.loads(p.read_text()) for p in folder.rglob("*.json") if p.name in names}
 
 
 def load(specs, model):

@@ -75,7 +75,7 @@ def _pass(sketch: Sketch, config: Config) -> None:
         vae.decode(sketch, config, jnp.zeros((1, 1, 1, config.latent_channels)))
     else:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        last = text.read(sketch, config, tokens, 0)[1]
+        last = text.normed(sketch, config, text.read(sketch, config, tokens, 0)[1])
         if config.projection_dim:
             text.pooled(sketch, config, tokens, last)
 

@@ -8,6 +8,8 @@ Dimensions in comments: B batch, S tokens, D hidden, P of the projection.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -35,7 +37,7 @@ class Table(nn.Module):
         return declare(self, "weight", NORMAL, (self.rows, self.width), (self.axis, "embed"))
 
 
-def read(tree: Tree, c: TextConfig, tokens: Array, skip: int, dtype: object = jnp.float32) -> tuple[Array, Array]:
+def read(tree: Tree, c: TextConfig, tokens: Array, skip: int, dtype: Any = jnp.float32) -> tuple[Array, Array]:
     """Texts as hidden states.
 
     Args:
@@ -46,7 +48,7 @@ def read(tree: Tree, c: TextConfig, tokens: Array, skip: int, dtype: object = jn
         dtype: of the activations.
 
     Returns:
-        (B, S, D) after all blocks but `skip`, without the norm that follows the last, and after all of them and that.
+        (B, S, D) after all blocks but `skip`, and after all of them; neither after the norm that follows the last.
     """
     place, length = tree.at("text_model"), tokens.shape[1]
     words = place("embeddings.token_embedding", Table(c.vocab_size, c.hidden_size, "vocab"))
@@ -55,17 +57,24 @@ def read(tree: Tree, c: TextConfig, tokens: Array, skip: int, dtype: object = jn
     causal = jnp.tril(jnp.ones((1, length, length), bool))
 
     def block(tree: Tree, x: Array) -> Array:
-        return tree.run(Block(c), x, causal)
+        y: Array = tree.run(Block(c), x, causal)
+        return y
 
     depth = c.num_hidden_layers
     hidden = place.stack(LAYERS, depth, block, x, range(depth - skip))
-    last = place.stack(LAYERS, depth, block, hidden, range(depth - skip, depth)) if skip else hidden
-    return hidden, place("final_layer_norm", LayerNorm(c.layer_norm_eps), last)
+    return hidden, place.stack(LAYERS, depth, block, hidden, range(depth - skip, depth)) if skip else hidden
+
+
+def normed(tree: Tree, c: TextConfig, hidden: Array) -> Array:
+    """(B, S, D) -> (B, S, D): the norm that follows the last block."""
+    y: Array = tree("text_model.final_layer_norm", LayerNorm(c.layer_norm_eps), hidden)
+    return y
 
 
 def pooled(tree: Tree, c: TextConfig, tokens: Array, last: Array) -> Array:
-    """(B, P): what the first end of text in (B, S) `tokens` is, of (B, S, D) after the last norm."""
+    """(B, P): what the first end of text in (B, S) `tokens` is, of (B, S, D) after all blocks."""
     old = c.eos_token_id == OLD_EOS  # there the largest id is the end
     end = jnp.argmax(tokens if old else tokens == c.eos_token_id, axis=1)
     found = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
-    return tree("text_projection", Linear(c.projection_dim, ("projection", "embed")), found)
+    y: Array = tree("text_projection", Linear(c.projection_dim, ("projection", "embed")), normed(tree, c, found))
+    return y

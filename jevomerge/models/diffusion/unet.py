@@ -1,4 +1,4 @@
-"""The U-Net of Stable Diffusion XL, 1.5 and 2 (Ronneberger et al., 2015; Podell et al., 2023): what is noise in latents.
+"""The U-Net of Stable Diffusion XL, 1.5 and 2 (Podell et al., 2023): what of noisy latents is noise.
 
 Parameters are named and laid out as in diffusers' checkpoints, except that the blocks of each transformer are stacked:
 
