@@ -117,7 +117,13 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 WORDS = [*sorted(ByteLevel.alphabet()), *(c + "</w>" for c in sorted(ByteLevel.alphabet()))]
 BOS, EOS = len(WORDS), len(WORDS) + 1
 TEXTS = (
-    {"hidden_size": 32, "intermediate_size": 74, "num_hidden_layers": 3, "hidden_act": "quick_gelu"},
+    {
+        "hidden_size": 32,
+        "intermediate_size": 74,
+        "num_hidden_layers": 3,
+        "hidden_act": "quick_gelu",
+        "projection_dim": 40,
+    },
     {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "hidden_act": "gelu", "projection_dim": 40},
 )
 

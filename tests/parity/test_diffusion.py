@@ -80,12 +80,26 @@ def expected(case, guidance):
 def test_texts(case):
     theirs, _, _ = case
     with torch.no_grad():
-        found = theirs.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
+        found = theirs.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     ours = told(case)
     np.testing.assert_allclose(ours.context, found[0], atol=1e-5)
     if ours.pooled is not None:
         np.testing.assert_allclose(ours.pooled, found[2], atol=1e-5)
         assert np.ptp(ours.pooled) > 1
+
+
+def test_the_pooled_vector_that_diffusers_takes_of_two(tmp_path):
+    """EvoSDXL-JP's first text encoder has one too: since January 2025 that is taken, before the second's was."""
+    theirs = make(tmp_path, first_projected=True)
+    theirs.save_pretrained(tmp_path / "saved")
+    first, second = (Pipeline.read(files_of(tmp_path / "saved"), pooled_from=n) for n in (1, 2))
+    params = {part: load(specs(c), getattr(theirs, part)) for part, c in first.parts.items() if "text" in part}
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    with torch.no_grad():
+        found = theirs.encode_prompt(PROMPTS, **options)[2]
+        last = theirs.text_encoder_2(torch.tensor(np.asarray(tokens(theirs, PROMPTS)[1]), dtype=torch.long)).text_embeds
+    np.testing.assert_allclose(told((theirs, first, params)).pooled, found, atol=1e-5)
+    np.testing.assert_allclose(told((theirs, second, params)).pooled, last, atol=1e-5)
 
 
 def test_unet(case):

@@ -130,7 +130,7 @@ ONLY_VAE: Mapping[str, Any] = {
     "mid_block_add_attention": True,
 }  # fmt: skip
 # Keys that change nothing here: scores are in float32 anyhow, no heads are added, images have any size.
-INERT = ("upcast_attention", "addition_embed_type_num_heads", "sample_size", "initializer_factor")
+INERT = ("upcast_attention", "addition_embed_type_num_heads", "sample_size")
 
 
 def read_unet(f: Fields) -> UNetConfig:
@@ -140,8 +140,7 @@ def read_unet(f: Fields) -> UNetConfig:
         InputError: for an option or a value that is not supported, by name.
     """
     f.defaults = UNET
-    _expect_class(f, "UNet2DConditionModel")
-    _expect(f, ONLY_UNET)
+    _expect(f, "UNet2DConditionModel", ONLY_UNET)
     down, up = f.texts("down_block_types") or [], f.texts("up_block_types") or []
     for key, types, whole in (("down_block_types", down, "DownBlock2D"), ("up_block_types", up, "UpBlock2D")):
         if unknown := [t for t in types if t not in (whole, f"CrossAttn{whole}")]:
@@ -169,7 +168,7 @@ def read_unet(f: Fields) -> UNetConfig:
         time_embedding_dim=f.integer("time_embedding_dim") if f.get("time_embedding_dim") else 4 * channels[0],
         addition_time_embed_dim=f.integer("addition_time_embed_dim") if added else None,
         projection_class_embeddings_input_dim=f.integer("projection_class_embeddings_input_dim") if added else 0,
-        sample_size=f.integer("sample_size") if f.get("sample_size") else None,
+        sample_size=size if type(size := f.get("sample_size")) is int else None,
     )
     _divides(f, "norm_num_groups", config.norm_num_groups, channels)
     for heads, width in zip(config.attention_head_dim, channels, strict=True):
@@ -184,8 +183,7 @@ def read_vae(f: Fields) -> VaeConfig:
         InputError: for an option or a value that is not supported, by name.
     """
     f.defaults = VAE
-    _expect_class(f, "AutoencoderKL")
-    _expect(f, ONLY_VAE)
+    _expect(f, "AutoencoderKL", ONLY_VAE)
     types = f.texts("down_block_types") or []
     channels = _each(f, "block_out_channels", len(types))
     for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
@@ -219,9 +217,9 @@ def read_text(f: Fields) -> TextConfig:
     kind = (f.texts("architectures") or ["nothing"])[0]
     if kind not in known:
         raise InputError(f"{f.where}: `architectures: {shown(kind)}` is not supported (only {' or '.join(known)})")
-    _expect(f, {})
     f.expect("hidden_act", *ACTIVATIONS)
-    projection = f.integer("projection_dim")
+    for key in ("projection_dim", "initializer_factor"):
+        f.get(key)
     config = TextConfig(
         hidden_size=f.integer("hidden_size"),
         intermediate_size=f.integer("intermediate_size"),
@@ -232,18 +230,15 @@ def read_text(f: Fields) -> TextConfig:
         vocab_size=f.integer("vocab_size"),
         max_position_embeddings=f.integer("max_position_embeddings"),
         eos_token_id=f.integer("eos_token_id"),
-        projection_dim=projection if kind == known[1] else 0,
+        projection_dim=f.integer("projection_dim") if kind == known[1] else 0,
     )
     _divides(f, "num_attention_heads", config.num_attention_heads, (config.hidden_size,))
     return config
 
 
-def _expect_class(f: Fields, name: str) -> None:
+def _expect(f: Fields, name: str, only: Mapping[str, Any]) -> None:
+    """Refuse other classes, other values of options than the one implemented, and null for a value: it means none."""
     f.expect("_class_name", name)
-
-
-def _expect(f: Fields, only: Mapping[str, Any]) -> None:
-    """Refuse other values of options than the one implemented, and null where the class has a value: it means none."""
     for key, value in f.values.items():
         if value is None and f.defaults.get(key) is not None:
             raise f.wrong(key, "null", f"a value, as {shown(f.defaults[key])}")

@@ -1,7 +1,9 @@
 """The parts of a pipeline, each a folder of its own: what its config.json says, and its table of tensors.
 
-config = read_config("unet", json, "unet/config.json")
-shapes(config)                                      # {"conv_in.weight": (320, 4, 3, 3), ...}, as its file has them
+    config = read_config("unet", json, "unet/config.json")
+    shapes(config)                                      # {"conv_in.weight": (320, 4, 3, 3), ...}, as its file has them
+
+In the table of a pipeline the names begin with the part's; see `models.diffusion.pipeline`.
 """
 
 from __future__ import annotations
