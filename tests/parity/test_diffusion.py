@@ -18,6 +18,7 @@ from tests.diffusion import files_of, load, make, nhwc
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, NumPy 2
 PROMPTS = ["柴犬", "a cat on a hill"]
 SIZE = 32
+GUIDANCE = 15.0  # a random model hardly listens
 
 
 @pytest.fixture(scope="module", params=["xl", "plain"])
@@ -102,6 +103,7 @@ def test_the_pooled_vector_that_diffusers_takes_of_two(tmp_path):
     np.testing.assert_allclose(told((theirs, second, params)).pooled, last, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["xl", pytest.param("plain", marks=pytest.mark.slow)], indirect=True)
 def test_unet(case):
     theirs, model, params = case
     rng = np.random.default_rng(0)
@@ -147,12 +149,14 @@ def test_pictures_in_four_steps(case):
 
 @pytest.mark.parametrize("case", ["plain", pytest.param("xl", marks=pytest.mark.slow)], indirect=True)
 def test_pictures_with_guidance(case):
-    found = expected(case, 3.0)
-    np.testing.assert_allclose(images(case, 3.0), found, atol=1e-3)
-    assert np.abs(found - expected(case, 0.0)).max() > 0.1
+    found = expected(case, GUIDANCE)
+    np.testing.assert_allclose(images(case, GUIDANCE), found, atol=2e-4)  # what differs is multiplied, too
+    assert np.abs(found - expected(case, 0.0)).max() > 0.05
 
 
 @xl
 def test_pictures_in_bfloat16(case):
+    """Colours, from 0 to 1, are off by a hundredth at most."""
     error = np.abs(images(case, 0.0, jnp.bfloat16) - expected(case, 0.0))
-    assert error.mean() < 0.03  # of colours from 0 to 1
+    assert error.max() < 0.02
+    assert error.mean() < 0.003

@@ -52,9 +52,14 @@ def read_config(part: str, values: Mapping[str, Any], where: str, notes: Notes |
     """
     fields = Fields(values, where)
     config = PARTS[part](fields)
-    if notes is not None and (unread := fields.unread()):
-        notes.add(f"{where}: {', '.join(unread)}: not known; ignored")
+    note_unread(fields, notes)
     return config
+
+
+def note_unread(fields: Fields, notes: Notes | None) -> None:
+    """A note of the keys that nobody asked for."""
+    if notes is not None and (unread := fields.unread()):
+        notes.add(f"{fields.where}: {', '.join(unread)}: not known; ignored")
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from jax import Array
 from jevomerge.errors import InputError
 from jevomerge.models.diffusion import text, vae
 from jevomerge.models.diffusion.config import TextConfig, UNetConfig, VaeConfig
-from jevomerge.models.diffusion.parts import Config, read_config, specs
+from jevomerge.models.diffusion.parts import Config, note_unread, read_config, specs
 from jevomerge.models.diffusion.scheduler import Scheduler, Steps, read_scheduler
 from jevomerge.models.diffusion.tree import Tree
 from jevomerge.models.diffusion.unet import Condition, denoise
@@ -74,12 +74,14 @@ class Pipeline:
             where = f"{name}/config.json"
             return read_config(name, _file(files, where), where, notes)
 
-        encoders = tuple(map(part, ENCODERS[: 1 + xl]))
+        noise = Fields(_file(files, SCHEDULER), SCHEDULER)
+        scheduler, encoders = read_scheduler(noise), tuple(map(part, ENCODERS[: 1 + xl]))
+        note_unread(noise, notes)
         model = cls(
             unet=part("unet"),
             text_encoders=encoders,
             vae=part("vae") if any(index.get("vae") or ()) else None,
-            scheduler=read_scheduler(Fields(_file(files, SCHEDULER), SCHEDULER)),
+            scheduler=scheduler,
             pooled_from=_pooled_from(encoders, pooled_from) if xl else None,
             zeros_for_empty=xl and index.flag("force_zeros_for_empty_prompt"),
             files=files,
@@ -222,10 +224,10 @@ def sample(
     Returns:
         (B, H, W, 3) float32, colours from 0 to 1.
     """
-    return model.decode(params, latents(params, model, told, noise, steps, guidance, against, dtype).astype(dtype))
+    return model.decode(params, denoised(params, model, told, noise, steps, guidance, against, dtype).astype(dtype))
 
 
-def latents(
+def denoised(
     params: Params,
     model: Denoiser,
     told: Condition,
@@ -235,7 +237,7 @@ def latents(
     against: Condition | None = None,
     dtype: Any = jnp.float32,
 ) -> Array:
-    """(B, h, w, channels) float32: what `sample` decodes."""
+    """(B, h, w, channels) float32 latents: what `sample` decodes."""
     both = told if against is None else jax.tree.map(lambda *c: jnp.concatenate(c), against, told)
 
     def step(i: Array, x: Array) -> Array:

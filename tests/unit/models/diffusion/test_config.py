@@ -39,7 +39,11 @@ def test_a_config_of_nothing_is_what_the_class_takes_it_for(read, values, theirs
 def test_keys_that_nobody_knows_are_noted():
     notes = Notes()
     read_config("unet", SDXL["unet/config.json"] | {"fancy_option": 3}, "unet/config.json", notes)
-    assert [str(n) for n in notes] == ["unet/config.json: fancy_option: not known; ignored"]
+    Pipeline.read(changed("scheduler/scheduler_config.json", solver_order=2), notes=notes)
+    assert list(notes) == [
+        "unet/config.json: fancy_option: not known; ignored",
+        "scheduler/scheduler_config.json: solver_order: not known; ignored",
+    ]
 
 
 @pytest.mark.parametrize(
