@@ -156,7 +156,7 @@ def test_pictures_with_guidance(case):
 
 @xl
 def test_pictures_in_bfloat16(case):
-    """Colours, from 0 to 1, are off by a hundredth at most."""
+    """Colours, from 0 to 1, are off by less than two hundredths."""
     error = np.abs(images(case, 0.0, jnp.bfloat16) - expected(case, 0.0))
     assert error.max() < 0.02
     assert error.mean() < 0.003

@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any, Literal
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -205,4 +206,5 @@ def _lcm(s: Scheduler, steps: int) -> Steps:
 
 
 def _table(*columns: Any) -> Steps:
-    return Steps(*(None if column is None else jnp.asarray(column, jnp.float32) for column in columns))
+    table: Steps = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32), Steps(*columns))
+    return table
