@@ -109,6 +109,22 @@ class Language(Model, Protocol):
         """What makes an ordinary model of a concrete route; see `models.decoder.fold.Folding`."""
 
 
+class Denoiser(Model, Protocol):
+    """What drawing pictures of texts needs. B pictures, h rows and w columns of latents with C channels."""
+
+    def latents(self, height: int, width: int) -> tuple[int, int, int]:
+        """(h, w, C) of a picture; InputError for a size that it cannot have."""
+
+    def condition(self, params: Params, tokens: Sequence[Array], sizes: Array | None, dtype: Any) -> Any:
+        """What `denoise` is told of texts and of the sizes of their pictures, a pytree with B rows."""
+
+    def denoise(self, params: Params, x: Array, t: Array, told: Any) -> Array:
+        """(B, h, w, C) at time step t -> what a scheduler makes the next x of, in the dtype of x."""
+
+    def decode(self, params: Params, x: Array) -> Array:
+        """(B, h, w, C) without noise -> (B, height, width, 3) float32, colours from 0 to 1."""
+
+
 @flax.struct.dataclass
 class Pictures:
     """What stands in a batch of texts for the embeddings of one token: the features of the pictures of each row."""

@@ -1,0 +1,106 @@
+"""The parts of a pipeline, each a folder of its own: what its config.json says, and its table of tensors.
+
+    config = read_config("unet", json, "unet/config.json")
+    shapes(config)                                      # {"conv_in.weight": (320, 4, 3, 3), ...}, as its file has them
+
+In the table of a pipeline the names begin with the part's; see `models.diffusion.pipeline`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jevomerge.models.diffusion import text, vae
+from jevomerge.models.diffusion.config import TextConfig, UNetConfig, VaeConfig, read_text, read_unet, read_vae
+from jevomerge.models.diffusion.tree import Sketch, Wanted
+from jevomerge.models.diffusion.unet import Condition, denoise
+from jevomerge.models.fields import Fields
+from jevomerge.models.specs import Axis, ParamSpec, tensor_names
+from jevomerge.schema import Notes
+
+Config = UNetConfig | VaeConfig | TextConfig
+PARTS: dict[str, Callable[[Fields], Config]] = {  # by folder
+    "unet": read_unet,
+    "text_encoder": read_text,
+    "text_encoder_2": read_text,
+    "vae": read_vae,
+}
+# What genes are grouped by: the first that stands in a tensor's name.
+COMPONENTS = {
+    r"norm": "norms",
+    r"\battn1\b": "self_attention",
+    r"\battn2\b": "cross_attention",
+    r"\battentions\b.*\bto_|self_attn": "attention",
+    r"\bff\b|\bmlp\b": "mlp",
+    r"embedding|time_emb": "embeddings",
+    r"text_projection": "projection",
+}
+OTHERWISE = "conv"  # also of the linear maps around transformers, which in other models are convolutions
+
+
+def read_config(part: str, values: Mapping[str, Any], where: str, notes: Notes | None = None) -> Config:
+    """What the config.json of a part says; `where` names it in messages, keys that nobody reads go to `notes`.
+
+    Raises:
+        InputError: for a class, an option or a value that is not supported, by name.
+    """
+    fields = Fields(values, where)
+    config = PARTS[part](fields)
+    note_unread(fields, notes)
+    return config
+
+
+def note_unread(fields: Fields, notes: Notes | None) -> None:
+    """A note of the keys that nobody asked for."""
+    if notes is not None and (unread := fields.unread()):
+        notes.add(f"{fields.where}: {', '.join(unread)}: not known; ignored")
+
+
+@functools.cache
+def specs(config: Config) -> tuple[ParamSpec, ...]:
+    """The parameter table of a part, sorted by path, names as in its own file."""
+    found: list[Wanted] = []
+    jax.eval_shape(lambda: _pass(Sketch(found), config))
+    return tuple(_spec(wanted, config) for wanted in sorted(set(found)))
+
+
+def _pass(sketch: Sketch, config: Config) -> None:
+    """The smallest inputs through all of a part."""
+    if isinstance(config, UNetConfig):
+        side = 2 ** len(config.block_out_channels)
+        pooled = config.projection_class_embeddings_input_dim - (config.addition_time_embed_dim or 0)
+        told = Condition(jnp.zeros((1, 1, config.cross_attention_dim)), jnp.zeros((1, pooled)), jnp.zeros((1, 1)))
+        denoise(sketch, config, jnp.zeros((1, side, side, config.in_channels)), jnp.zeros(()), told)
+    elif isinstance(config, VaeConfig):
+        vae.encode(sketch, config, jnp.zeros((1, config.scale, config.scale, config.in_channels)))
+        vae.decode(sketch, config, jnp.zeros((1, 1, 1, config.latent_channels)))
+    else:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        last = text.normed(sketch, config, text.read(sketch, config, tokens, 0)[1])
+        if config.projection_dim:
+            text.pooled(sketch, config, tokens, last)
+
+
+def _spec(wanted: Wanted, config: Config) -> ParamSpec:
+    path, stack = wanted.path, wanted.stack
+    parts = {"vocab": config.vocab_size} if isinstance(config, TextConfig) else {}
+    return ParamSpec(
+        path=path,
+        template=path.replace(stack.path, f"{stack.path}.{{layer}}", 1) if stack else path,
+        shape=wanted.shape,
+        axes=tuple(Axis(name, parts.get(name, 0)) for name in wanted.axes),
+        stack=(("layer", stack.depth),) if stack else (),
+        block=stack.path if stack else "",
+        component=next((what for word, what in COMPONENTS.items() if re.search(word, path)), OTHERWISE),
+    )
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """{name of a tensor, as in the file of its part: shape}."""
+    return {name: spec.shape for name, spec, _ in tensor_names(specs(config))}
