@@ -63,7 +63,7 @@ class Judging(Strict):
     mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
     members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
-    features: KeepFeatures = Field(default_factory=KeepFeatures)  # where what models see in pictures is kept
+    features: KeepFeatures = Field(default_factory=lambda: KeepFeatures())  # where what models see in pictures is kept
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who else is told of every evaluation
 
     @field_validator("trackers")
@@ -72,6 +72,12 @@ class Judging(Strict):
         if len(set(trackers)) < len(trackers):
             raise ValueError("give each tracker once")
         return trackers
+
+    @model_validator(mode="after")
+    def _private(self) -> Judging:
+        if self.features.folder is not None and any(task.private for task in self.tasks):
+            raise ValueError("`features`: what models see in private pictures is not written; leave `folder` out")
+        return self
 
     @property
     def parts(self) -> list[str]:

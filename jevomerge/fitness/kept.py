@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +21,7 @@ SHARE = 4  # without a word on it, a quarter of the machine's memory
 class KeepFeatures(Strict):
     """`features` of a run: where is kept what pictures are to a model."""
 
-    memory: float | None = Field(None, ge=0)  # GB that it may take, a quarter of the machine's if not given
+    memory: Annotated[float, Field(ge=0)] | None = None  # GB that it may take, a quarter of the machine's if not given
     folder: str | None = None  # instead: where it lies as files, which are mapped, and found again by later runs
 
     @property

@@ -67,7 +67,8 @@ def score_baselines(
         params = load(judge.mesh)
 
         def write(folder: Path, params: Params = params, model: Language = model) -> None:
-            write_whole(folder, params, model, problem.tokenizer(), problem.seer and problem.seer.frame)
+            frame = None if problem.seer is None else problem.seer.frame
+            write_whole(folder, params, model, problem.tokenizer(), frame)
 
         scored = score_model(judge, params, model, likelihood, write)
         if name is None:

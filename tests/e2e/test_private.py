@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from jevomerge.cli import main
+from jevomerge.config import read_config
+from jevomerge.errors import InputError
 
 ROWS = [
     {"begin": f"Once upon a time, there was a {who} called {name}. One", "end": f" day {name} went to the {place}."}
@@ -82,3 +84,15 @@ def test_messages_quote_nothing(changes, message, run):
     _, status, said = run("refused", private=True, **changes)
     assert (status, message in said) == (2, True), said
     assert not any(text in said for row in ROWS for text in row.values())
+
+
+def test_what_is_seen_in_private_pictures_is_not_kept_in_files():
+    task = {
+        "name": "t", "search": "s.jsonl", "heldout": "h.jsonl", "prompt": "<image>", "image": "{x}", "answer": "{a}",
+        "private": True,
+    }  # fmt: skip
+    recipe = {"merge_method": "linear", "models": [{"model": "a"}]}
+    given = {"name": "r", "recipe": recipe, "genome": {"weight": [0, 1]}, "tasks": [task]}
+    read_config(given)
+    with pytest.raises(InputError, match="private pictures is not written; leave `folder` out"):
+        read_config(given | {"features": {"folder": "seen"}})

@@ -118,17 +118,17 @@ def test_towers_that_do_not_match_are_refused_by_name(folder, tmp_path):
 @pytest.mark.parametrize(
     ("gene", "wanted"),
     [
-        ({}, {"model/a/weight", "model/japanese/weight"}),
-        ({"by": "component"}, {"vision tower/a/weight", "projector/b/weight", "attention/japanese/weight"}),
-        ({"layers_per_group": 2}, {"layers 0-1 vision tower/b/weight", "projector/a/weight", "layers 0-1/a/weight"}),
-        ({"by": ["vision_tower"]}, {"vision_tower/b/weight", "rest/japanese/weight"}),
-        ({"by": "tensor"}, {"vision_tower.encoder.layers.mlp.fc1/a/weight", "embedding embed_tokens/b/weight"}),
+        ({}, ["model/a/weight", "model/japanese/weight"]),
+        ({"by": "component"}, ["vision tower/a/weight", "projector/b/weight", "attention/japanese/weight"]),
+        ({"layers_per_group": 2}, ["layers 0-1 vision tower/b/weight", "projector/a/weight", "layers 0-1/a/weight"]),
+        ({"by": ["vision_tower"]}, ["vision_tower/b/weight", "rest/japanese/weight"]),
+        ({"by": "tensor"}, ["vision_tower.encoder.layers.mlp.fc1/a/weight", "embedding embed_tokens/b/weight"]),
     ],
-    ids=str,
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
 def test_genes_take_hold_of_eyes_as_of_all_tensors(gene, wanted, folder):
     names = make_space(Sources(read_recipe(recipe(folder))), {"weight": {"range": [0, 1], **gene}}).names
-    assert wanted <= set(names)
+    assert set(wanted) <= set(names)
     assert not any("vision" in name and "japanese" in name for name in names)
 
 
