@@ -39,6 +39,7 @@ class ParamSpec:
         block: where in the pytree the subtree of one such layer hangs, over which a forward pass scans: "layers".
         role: "embedding" stands before the blocks of a model, "head" after them, "other" beside them.
         component: what genes are grouped by: attention, mlp, norms, ...
+        place: what its users call the block that it stands in: IN04, M00, ...; "": they have no names for blocks.
     """
 
     path: str
@@ -49,6 +50,7 @@ class ParamSpec:
     block: str = ""
     role: Literal["embedding", "head", "block", "other"] = "block"
     component: str = ""
+    place: str = ""
 
     @property
     def leading(self) -> tuple[int, ...]:
