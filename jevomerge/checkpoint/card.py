@@ -14,9 +14,11 @@ from jevomerge.checkpoint.source import Source
 # 0 nearly nothing, 1 share alike, 2 its own terms of use, 3 no commercial use.
 RESTRICTION = {
     **dict.fromkeys(("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0"), 0),
-    **dict.fromkeys(("cc-by-sa-4.0", "mpl-2.0", "lgpl-3.0", "gpl-3.0", "agpl-3.0"), 1),
-    **dict.fromkeys(("openrail", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma"), 2),
+    **dict.fromkeys(("cc-by-sa-4.0", "mpl-2.0", "lgpl-3.0", "gpl-3.0", "agpl-3.0", "fair-ai-public-license-1.0-sd"), 1),
+    **dict.fromkeys(("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma"), 2),
+    **dict.fromkeys(("openrail", "openrail++", "creativeml-openrail-m", "stabilityai-ai-community"), 2),
     **dict.fromkeys(("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"), 3),
+    **dict.fromkeys(("sai-nc-community", "flux-1-dev-non-commercial-license"), 3),
 }
 PERMISSIVE = ("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "apache-2.0")
 
@@ -65,6 +67,7 @@ def model_card(
     sources: Sequence[Source],
     scores: Mapping[str, Mapping[str, float]] | None = None,
     notes: Sequence[str] = (),
+    library: str = "transformers",
 ) -> str:
     """The text of README.md: front matter, scores and notes, sources with their licences, and the recipe as YAML."""
     # A model that occurs with several adapters is listed once.
@@ -72,7 +75,7 @@ def model_card(
     front: dict[str, Any] = {
         "license": merged_licence([licence for _, licence in origins]),
         "base_model": [origin for origin, _ in origins],
-        "library_name": "transformers",
+        "library_name": library,
         "tags": ["merge", "jevomerge"],
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {verbatim(title)}", ""]

@@ -15,8 +15,9 @@ from typing import Any
 
 from jevomerge.checkpoint.files import expanded
 from jevomerge.checkpoint.frame import Frame
-from jevomerge.checkpoint.safetensors_file import DTYPES, Planned, stream_safetensors
-from jevomerge.checkpoint.source import INDEX, WEIGHTS, Source
+from jevomerge.checkpoint.safetensors_file import DTYPES, Planned
+from jevomerge.checkpoint.source import Source
+from jevomerge.checkpoint.weights import check_room, write_weights
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
 from jevomerge.models.specs import ParamSpec, flatten, tensor_names
@@ -34,6 +35,17 @@ def export_folder(path: str | Path) -> Iterator[Path]:
         yield folder
         refuse_existing(path)
         folder.rename(path)
+
+
+@contextlib.contextmanager
+def export_file(path: str | Path) -> Iterator[Path]:
+    """A file to write, which appears as `path` only when the `with` block ends well."""
+    path = expanded(path)
+    refuse_existing(path)
+    with scratch_folder(path) as folder:
+        yield folder / path.name
+        refuse_existing(path)
+        (folder / path.name).rename(path)
 
 
 @contextlib.contextmanager
@@ -116,11 +128,8 @@ def write_model(
     where = {called(name): (name, spec.path, at) for name, spec, at in tensor_names(specs)}
     planned = {called(name): Planned(DTYPES[dtype], spec.shape) for name, spec, _ in tensor_names(specs)}
     planned |= {name: Planned(stored.code, stored.shape) for name, stored in carried.items()}
-    free = shutil.disk_usage(folder).free
-    if (needed := sum(p.size for p in planned.values()) + (1 << 20)) > free and tensor is not None:
-        raise InputError(
-            f"{folder.parent}: the model needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free"
-        )
+    if tensor is not None:
+        check_room(folder, planned)
     for name, values in files.items():
         if name == "config.json":  # transformers 4 reads `torch_dtype`, transformers 5 both
             values = frame.around(values) if frame else values
@@ -133,22 +142,7 @@ def write_model(
             return None
         return carried[name].read() if name in carried else tensor(*where[name])
 
-    shards: list[list[str]] = [[]]
-    for name, plan in planned.items():
-        if shards[-1] and sum(planned[n].size for n in shards[-1]) + plan.size > (shard_bytes or SHARD_BYTES):
-            shards.append([])
-        shards[-1].append(name)
-    shard_files = [WEIGHTS] if len(shards) == 1 else [
-        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
-    ]  # fmt: skip
-    for file, names in zip(shard_files, shards, strict=True):
-        stream_safetensors(folder / file, {name: planned[name] for name in names}, made)
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(p.size for p in planned.values())},
-            "weight_map": {name: file for file, names in zip(shard_files, shards, strict=True) for name in names},
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_weights(folder, planned, made, shard_bytes or SHARD_BYTES)
 
 
 def copy_tokenizer(folder: Path, source: Source) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 from jevomerge.errors import InputError
 from jevomerge.schema import read_text
 
+SUFFIX = ".safetensors"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
 
 def parse_json(text: str | bytes) -> Any:
     """The value that `text` stands for; ValueError for whatever is wrong with it, two values of one key included."""
@@ -45,22 +48,32 @@ def read_json(path: Path, folder: str = "a Hugging Face checkpoint") -> dict[str
 
 
 def split_adapter(reference: str) -> tuple[str, str | None]:
-    """`model+adapter` -> (model, adapter); a folder whose name has a plus in it wins over the notation."""
-    if _is_folder(reference) or "+" not in reference:
+    """`model+adapter` -> (model, adapter); a folder or file whose name has a plus in it wins over the notation."""
+    if is_here(reference) or "+" not in reference:
         return reference, None
     splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
-    folders = [(model, adapter) for model, adapter in splits if _is_folder(model) and _is_folder(adapter)]
-    return folders[0] if folders else splits[-1]
+    here = [(model, adapter) for model, adapter in splits if is_here(model) and is_here(adapter)]
+    return here[0] if here else splits[-1]
 
 
-def _is_folder(reference: str) -> bool:
-    return Path(reference).expanduser().is_dir()
+def is_here(reference: str) -> bool:
+    """Whether it is a folder on this machine, or a file that is named as one of weights."""
+    path = Path(reference).expanduser()
+    return path.is_dir() or (path.suffix in (SUFFIX, *PICKLES) and path.is_file())
 
 
 def resolve(reference: str) -> Path:
-    """The local folder of a reference, downloading only if it can be nothing but a hub name."""
-    if _is_folder(reference):
-        return Path(reference).expanduser()
+    """The local folder or file of a reference, downloading only if it can be nothing but a hub name."""
+    path = Path(reference).expanduser()
+    if path.suffix in PICKLES and path.is_file():
+        raise InputError(
+            f"{reference} is a pickle file, which can run code and is never opened; load it once with the program that "
+            f"it is from and save it as {SUFFIX}"
+        )
+    if is_here(reference):
+        return path
+    if path.suffix == SUFFIX:
+        raise InputError(f"{reference} does not exist")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) or reference.startswith("."):
         raise InputError(f"{reference} is neither a folder nor a hub name (owner/name[@revision])")
     from huggingface_hub import snapshot_download  # imported late: only hub names need it

@@ -1,10 +1,12 @@
-"""LoRA adapters as PEFT saves them (Hu et al., 2021), folded into the tensors of their model.
+"""LoRA adapters (Hu et al., 2021), folded into the tensors of their model when these are read; PEFT's folders.
 
-What is not understood is refused: an adapter that is applied almost rightly is worse than none.
+What is not understood is refused: an adapter that is applied almost rightly is worse than none. Files of other programs
+are read in `lora_file`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,7 +18,7 @@ from jevomerge.checkpoint.files import digest, read_json
 from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, digest_tensors, read_header
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
-from jevomerge.schema import Part, check
+from jevomerge.schema import Notes, Part, check
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -47,40 +49,79 @@ PAIR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>(?:embeddin
 
 
 class LowRank(NamedTuple):
-    """scale * B @ A, to be added to a matrix, or to the transpose of an embedding."""
+    """scale * B @ A, to be added to a matrix or a convolution, or to the transpose of an embedding."""
 
-    a: StoredTensor  # (rank, in)
-    b: StoredTensor  # (out, rank)
+    a: StoredTensor  # (rank, in), of a convolution (rank, in, height, width)
+    b: StoredTensor  # (out, rank), of a convolution (out, rank, 1, 1)
     scale: float
-    transposed: bool
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """How many rows A has."""
+        return self.a.shape[0]
 
     def compute(self) -> np.ndarray:
-        """The product in float32."""
-        delta = self.b.read().astype(np.float32) @ self.a.read().astype(np.float32)
+        """The product in float32, (out, all the rest)."""
+        a, b = (half.read().astype(np.float32).reshape(half.shape[0], -1) for half in (self.a, self.b))
+        delta = b @ a
         delta *= np.float32(self.scale)
         return delta.T if self.transposed else delta
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the product is of such a tensor, linear maps and convolutions of 1 x 1 being the same."""
+        rows, columns = shape[0], math.prod(shape[1:])
+        a, b = ((half.shape[0], math.prod(half.shape[1:])) for half in (self.a, self.b))
+        return len(shape) > 1 and (a, b) == ((self.rank, columns), (rows, self.rank))
+
 
 class Adapter:
-    """An adapter that has been opened and checked against its model; nothing of its weights has been read."""
+    """An adapter that has been opened and checked against its model; nothing of its matrices has been read.
 
-    def __init__(self, folder: Path, model: Model):
-        """Open the adapter in `folder` of a model.
+    Attributes:
+        low_rank: {the model's tensor: what is added to it}.
+        replaced: {the model's tensor: what stands in its place}.
+        notes: what was found odd and needs no change.
+    """
+
+    def __init__(self, folder: Path):
+        """`folder`: where it is, for messages."""
+        self.folder, self.notes = folder, Notes()
+        self.low_rank: dict[str, LowRank] = {}
+        self.replaced: dict[str, StoredTensor] = {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """{part: digest of its content}."""
+        raise NotImplementedError
+
+    def apply(self, name: str, weight: np.ndarray) -> None:
+        """Change the model's tensor `name` in place: in float32, rounded once."""
+        if name in self.replaced:
+            weight[...] = self.replaced[name].read()
+        if name in self.low_rank:
+            # Of a weight that is replaced too, PEFT's own sum starts from the replacement in the weight's dtype.
+            delta = self.low_rank[name].compute().reshape(weight.shape)
+            weight[...] = delta + weight.astype(np.promote_types(weight.dtype, np.float32))
+
+
+class PeftAdapter(Adapter):
+    """A folder that PEFT saved."""
+
+    def __init__(self, folder: Path, model: Model, inside: str = ""):
+        """Open the adapter in `folder` of a model; the names of what it adapts begin with `inside` there.
 
         Raises:
             InputError: naming the file, the key or tensor, and the remedy.
         """
-        self.folder = folder
+        super().__init__(folder)
         self.settings = self._read_settings()
-        self.low_rank: dict[str, LowRank] = {}
-        self.replaced: dict[str, StoredTensor] = {}
         shapes = {name: spec.shape for spec in model.specs for name in spec.names()}
         halves: dict[str, dict[str, StoredTensor]] = {}
         for key, stored in self._read_header().items():
             found = PAIR.fullmatch(key)
             # PEFT wraps the modules it adapts, and saves an adapted embedding along with its adapter.
             name = found["module"] + ".weight" if found else key.removeprefix("base_model.model.")
-            name = name.replace(".base_layer.", ".")
+            name = inside + name.replace(".base_layer.", ".")
             if name in model.tied:
                 raise InputError(
                     f"{folder}: {key} trains the head, which in this model is its embeddings (tie_word_embeddings): "
@@ -144,14 +185,14 @@ class Adapter:
             raise InputError(f"{self.folder}: {name} has lora_{' and lora_'.join(sorted(halves))}; need an A and a B")
         a, b = halves[kind + "A"], halves[kind + "B"]
         rank = self._setting("rank_pattern", "r", name)
-        rows, columns = (shape[::-1] if kind else shape) if len(shape) == 2 else (None, None)
-        if (a.shape, b.shape) != ((rank, columns), (rows, rank)):
+        root = rank**0.5 if self.settings.get("use_rslora") else rank
+        low_rank = LowRank(a, b, self._setting("alpha_pattern", "lora_alpha", name) / root, bool(kind))
+        if low_rank.rank != rank or not low_rank.fits(shape[::-1] if kind else shape):
             raise InputError(
                 f"{self.folder}: A and B of {name} have shapes {a.shape} and {b.shape}, which at rank {rank} do not "
                 f"make its shape {shape}; is this adapter for another model?"
             )
-        root = rank**0.5 if self.settings.get("use_rslora") else rank
-        return LowRank(a, b, self._setting("alpha_pattern", "lora_alpha", name) / root, bool(kind))
+        return low_rank
 
     def _setting(self, patterns: str, default: str, name: str) -> Any:
         """The value of the first pattern that matches the end of the module's name, as PEFT looks it up."""
@@ -162,11 +203,3 @@ class Adapter:
             except re.error as error:
                 raise InputError(f"{self.folder / ADAPTER_CONFIG}: {patterns}: `{pattern}`: {error}") from None
         return self.settings[default]
-
-    def apply(self, name: str, weight: np.ndarray) -> None:
-        """Change the model's tensor `name` in place: in float32, rounded once."""
-        if name in self.replaced:
-            weight[...] = self.replaced[name].read()
-        if name in self.low_rank:
-            # Of a weight that is replaced too, PEFT's own sum starts from the replacement in the weight's dtype.
-            weight[...] = self.low_rank[name].compute() + weight.astype(np.promote_types(weight.dtype, np.float32))

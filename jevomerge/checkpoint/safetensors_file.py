@@ -147,6 +147,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path} cannot be read ({error}); it is truncated or damaged, download it again") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file whose header has been read says of itself, {key: text}."""
+    with path.open("rb") as file:
+        header = parse_json(file.read(int.from_bytes(file.read(8), "little")).decode())
+    return {key: value for key, value in (header.get("__metadata__") or {}).items() if isinstance(value, str)}
+
+
 class Planned(NamedTuple):
     """A tensor that is to be written."""
 
@@ -159,13 +166,17 @@ class Planned(NamedTuple):
         return math.prod(self.shape) * NUMPY[self.code].itemsize
 
 
-def stream_safetensors(path: Path, planned: Mapping[str, Planned], tensor: Callable[[str], Any]) -> None:
+def stream_safetensors(
+    path: Path, planned: Mapping[str, Planned], tensor: Callable[[str], Any], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a file, holding a single tensor in memory at a time; a `tensor` that is None stays a hole, zeros.
+
+    `metadata`: what the file says of itself.
 
     Raises:
         NotFinite: naming the first tensor with NaN or infinity.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, plan in planned.items():
         start, end = end, end + plan.size

@@ -8,16 +8,16 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
 import yaml
 from jax.sharding import Mesh, NamedSharding
 
-from jevomerge.checkpoint.files import digest, read_json, resolve, split_adapter
+from jevomerge.checkpoint.files import SUFFIX, digest, is_here, read_json, resolve, split_adapter
 from jevomerge.checkpoint.frame import Frame, frame_of
-from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
+from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter, PeftAdapter
 from jevomerge.checkpoint.safetensors_file import (
     DTYPES,
     FLOATING,
@@ -25,9 +25,10 @@ from jevomerge.checkpoint.safetensors_file import (
     aligned_empty,
     all_finite,
     digest_tensors,
-    read_header,
+    read_metadata,
 )
 from jevomerge.checkpoint.tokenizer_file import read_tokenizer
+from jevomerge.checkpoint.weights import read_weights
 from jevomerge.errors import InputError
 from jevomerge.models.families import nesting_of, read_model, read_seeing
 from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
@@ -37,8 +38,6 @@ from jevomerge.models.vision.seeing import ByViews
 from jevomerge.models.vision.sighted import Sighted
 from jevomerge.schema import Notes
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Buffers that old checkpoints carry and every reader recomputes.
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.masked_bias|.*\.attn\.bias")
 TOKENIZER_FILES = (
@@ -88,80 +87,32 @@ class Source(Protocol):
         """{part: digest of its content}, by which a resumed run knows that it is the same."""
 
 
-class Checkpoint:
-    """A checkpoint that has been opened and checked, of which no weight has been read.
+class Stored:
+    """A model in files, of which no weight has been read. What it is made of is told by who opens it.
 
-    `name` (the last component of the reference) identifies it in genomes, recipes and random masks. The model may
-    have a LoRA adapter, which is applied to every tensor that is read; its name is then `model+adapter`.
+    Attributes:
+        reference: what a recipe calls it, perhaps `model+adapter`.
+        parts: {model or adapter: where that is on this machine}.
+        folder: the model's.
+        name: by which genomes, recipes and random masks know it: the last components of the reference.
     """
 
-    def __init__(self, reference: str | Path):
-        """Open `reference`, a folder or a hub name `owner/name[@revision]`, or two of them as `model+adapter`.
+    model: Any
+    specs: tuple[ParamSpec, ...]
+    tensors: dict[str, StoredTensor]
+    adapter: Adapter | None
+    frame: Frame | None = None
 
-        Raises:
-            InputError: naming the file and the remedy if the checkpoint cannot be merged as it is.
-        """
-        self.reference = str(reference)
-        model, adapter = split_adapter(self.reference)
-        self.parts = {part: resolve(part) for part in (model, adapter) if part is not None}
+    def __init__(self, reference: str | Path | Stored):
+        """Find `reference`: a folder, a file, a hub name `owner/name[@revision]`, or two of them as `model+adapter`."""
+        if isinstance(reference, Stored):
+            vars(self).update(vars(reference))
+            return
+        self.reference, self.notes = str(reference), Notes()
+        model, self.behind = split_adapter(self.reference)
+        self.parts = {part: resolve(part) for part in (model, self.behind) if part is not None}
         self.folder = self.parts[model]
         self.name = "+".join(map(short_name, self.parts))
-        if (self.folder / ADAPTER_CONFIG).exists() and not (self.folder / "config.json").exists():
-            base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
-            raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{model}")
-        self.notes, config, self.frame = Notes(), self.folder / "config.json", None
-        values = read_json(config)
-        nesting = nesting_of(values)
-        alone = values if nesting is None else nesting.alone(values, str(config))
-        self.model: Language = read_model(alone, str(config), self.notes)
-        self.tensors = self._read_headers()
-        if nesting is not None:
-            self.frame, self.tensors = frame_of(values, nesting, self.folder, self.tensors)
-        self.specs = self.model.specs
-        self._check_names()
-        for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
-            self.tensors.setdefault(head, self.tensors[embedding])
-        self.adapter = Adapter(self.parts[adapter], self.model) if adapter else None
-
-    def _read_headers(self) -> dict[str, StoredTensor]:
-        """Where each tensor lies, from the files' own headers."""
-        if (self.folder / WEIGHTS).exists():  # transformers looks for it first, and then at no index
-            files = [WEIGHTS]
-            if (self.folder / INDEX).exists():
-                self.notes.add(f"{self.folder}: {WEIGHTS} is read, as by transformers; {INDEX} beside it is not")
-        elif (self.folder / INDEX).exists():
-            files = self._shards()
-        else:
-            pickles = [p.name for p in (*self.folder.glob("*.bin"), *self.folder.glob("*.pt*"))]
-            remedy = (
-                f"only pickle files ({', '.join(sorted(pickles)[:3])}), which can run code and are never opened; "
-                "convert them once with `transformers`: model.save_pretrained(FOLDER, safe_serialization=True)"
-                if pickles
-                else f"no {WEIGHTS} and no {INDEX}"
-            )
-            raise InputError(f"{self.folder} has {remedy}")
-        tensors: dict[str, StoredTensor] = {}
-        for file in files:
-            header = read_header(self.folder / file)
-            if doubled := tensors.keys() & header.keys():
-                raise InputError(f"{self.folder}: tensor {min(doubled)} is in two files; remove the one that is wrong")
-            tensors |= header
-        return tensors
-
-    def _shards(self) -> list[str]:
-        """The files that the index names."""
-        index = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
-            raise InputError(f"{self.folder / INDEX}: `weight_map` must give each tensor's file; download it again")
-        files = sorted(set(index.values()))
-        for file in files:
-            if Path(file).is_absolute() or ".." in Path(file).parts:
-                raise InputError(
-                    f"{self.folder / INDEX} names {file}, which lies outside the folder and is not read; copy it there"
-                )
-            if not (self.folder / file).exists():
-                raise InputError(f"{self.folder}: shard {file} is missing, though {INDEX} lists it; download it again")
-        return files
 
     def _check_names(self) -> None:
         """Every tensor the architecture has is there once with the right shape, and nothing else is."""
@@ -219,8 +170,8 @@ class Checkpoint:
     def load(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """The whole model as the nested pytree that a forward pass takes, in the stored dtypes."""
         self.check_head()
-        where = shardings(mesh, self.specs)
-        return unflatten({s.path: read_leaf(s, [(self, n) for n in s.names()], where[s.path]) for s in self.specs})
+        where, source = shardings(mesh, self.specs), cast(Source, self)
+        return unflatten({s.path: read_leaf(s, [(source, n) for n in s.names()], where[s.path]) for s in self.specs})
 
     def dtype(self) -> str:
         """That of its first matrix: float32, bfloat16 or float16.
@@ -232,6 +183,41 @@ class Checkpoint:
         if code not in DTYPES.values():
             raise InputError(f"{self.folder} is stored as {code}; say which `dtype` to write: {', '.join(DTYPES)}")
         return next(name for name, known in DTYPES.items() if known == code)
+
+    def origins(self) -> list[tuple[str, str | None]]:
+        """What it is made of, the model and its adapter, as (name, licence) for a reader on another machine."""
+        return [(short_name(part) if is_here(part) else part, licence(folder)) for part, folder in self.parts.items()]
+
+
+class Checkpoint(Stored):
+    """A checkpoint that has been opened and checked, of which no weight has been read.
+
+    The model may have a LoRA adapter, which is applied to every tensor that is read.
+    """
+
+    def __init__(self, reference: str | Path | Stored):
+        """Open `reference`, a folder or a hub name `owner/name[@revision]`, or two of them as `model+adapter`.
+
+        Raises:
+            InputError: naming the file and the remedy if the checkpoint cannot be merged as it is.
+        """
+        super().__init__(reference)
+        config = self.folder / "config.json"
+        if (self.folder / ADAPTER_CONFIG).exists() and not config.exists():
+            base = read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+            raise InputError(f"{self.folder} is an adapter; write it behind its model: {base}+{next(iter(self.parts))}")
+        values = read_json(config)
+        nesting = nesting_of(values)
+        alone = values if nesting is None else nesting.alone(values, str(config))
+        self.model: Language = read_model(alone, str(config), self.notes)
+        self.tensors = read_weights(self.folder, self.notes)
+        if nesting is not None:
+            self.frame, self.tensors = frame_of(values, nesting, self.folder, self.tensors)
+        self.specs = self.model.specs
+        self._check_names()
+        for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
+            self.tensors.setdefault(head, self.tensors[embedding])
+        self.adapter = None if self.behind is None else PeftAdapter(self.parts[self.behind], self.model)
 
     def beside(self) -> Iterator[Path]:
         """Files that go with its weights: those of its tokenizer, and generation_config.json with ids of that."""
@@ -257,13 +243,6 @@ class Checkpoint:
         if isinstance(vocab, list):  # unigram models list (token, score)
             vocab = {token: i for i, (token, _) in enumerate(vocab)}
         return vocab | {t["content"]: t["id"] for t in data.get("added_tokens", [])}
-
-    def origins(self) -> list[tuple[str, str | None]]:
-        """What it is made of, the model and its adapter, as (name, licence) for a reader on another machine."""
-        return [
-            (short_name(part) if Path(part).expanduser().is_dir() else part, licence(folder))
-            for part, folder in self.parts.items()
-        ]
 
 
 def with_eyes(source: Source) -> Source:
@@ -294,6 +273,7 @@ def with_eyes(source: Source) -> Source:
 def short_name(reference: str) -> str:
     """The last component of a reference; the winner of a run, RUN/best, is called after the run."""
     *_, parent, name = ("", *reference.rstrip("/").split("/"))
+    name = name.removesuffix(SUFFIX)
     return parent if name == "best" and (Path(reference).parent / "evaluations.jsonl").exists() else name
 
 
@@ -354,7 +334,12 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def licence(folder: Path) -> str | None:
-    """The licence in a model card's front matter, if it names one."""
-    found = front_matter(folder).get("license")
+    """The licence in a model card's front matter, if it names one, or in what a file says of itself."""
+    if folder.is_file():
+        return read_metadata(folder).get("modelspec.license", "").strip().lower() or None
+    values = front_matter(folder)
+    found = values.get("license")
+    if found == "other":  # one that the hub does not list
+        found = values.get("license_name") or found
     names = [str(name).strip().lower() for name in (found if isinstance(found, list) else [found]) if name]
     return ", ".join(names) or None

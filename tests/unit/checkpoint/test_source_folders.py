@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jevomerge.checkpoint.source import INDEX, Checkpoint
+from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.weights import INDEX
 from jevomerge.errors import InputError
 from tests.unit.checkpoint.test_source import edit_json, edit_weights
 
