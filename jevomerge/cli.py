@@ -90,7 +90,12 @@ def parser() -> argparse.ArgumentParser:
         "documents, the results of all but the last live in a temporary folder beside OUT.",
     )
     merge.add_argument("recipe", help="the recipe's YAML")
-    merge.add_argument("out", metavar="OUT", nargs="?", help="the folder to write; it must not exist")
+    merge.add_argument(
+        "out",
+        metavar="OUT",
+        nargs="?",
+        help="the folder, or the .safetensors of an image model, to write; it must not exist",
+    )
     merge.add_argument(
         "--explain", action="store_true", help="only print which inputs and coefficients make each tensor"
     )

@@ -14,7 +14,7 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.schema import AnyTask, tasks_of
 from jevomerge.genome.schema import Gene, PathSearch
-from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe
+from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe, with_mbw
 from jevomerge.schema import Dtype, Given, Origin, Strict, anchor, load_given, validate
 from jevomerge.strategies.schema import Refine, Search
 
@@ -36,7 +36,9 @@ class Stage(Strict):
 
     name: Name
     recipe: Recipe | None = None
-    start_from: Literal["recipe"] | None = None  # the search begins at the recipe's own numbers, not at search.mean
+    # The search begins at the recipe's own numbers, not at search.mean. As {mbw: "0,0.5,..."} it puts these block
+    # weights of two U-Nets into the recipe first.
+    start_from: Literal["recipe"] | None = None
     genome: dict[str, Gene] = Field(default_factory=dict)
     path: PathSearch | None = None
     search: Search = Field(default_factory=lambda: Search.model_validate({}))
@@ -185,6 +187,11 @@ def read_run(given: Given) -> RunConfig:
 def _anchor_search(data: dict[str, Any], origin: Origin, folder: Path, stages: Sequence[str]) -> Origin:
     """Make the paths of a stage's models absolute; says where its recipe was read from."""
     start = data.get("start_from")
+    if isinstance(start, dict) and start.keys() == {"mbw"} and isinstance(data.get("recipe"), dict):
+        try:
+            data |= {"recipe": with_mbw(data["recipe"], str(start["mbw"])), "start_from": "recipe"}
+        except ValueError as error:
+            raise InputError(f"{origin.at('start_from', 'mbw')}{error}") from None
     if isinstance(start, str) and start != "recipe":
         if data.get("recipe") is not None:
             raise InputError(f"{origin.at('start_from')}a file replaces `recipe`: give one of them, or `recipe` here")

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 from jevomerge.models.diffusion.ldm import unet_names
 from jevomerge.models.diffusion.parts import read_config, shapes
-from tests.diffusion import make
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SMALL = {  # the blocks of SDXL's U-Net and all of its 1,680 names, but few channels
@@ -31,6 +30,8 @@ def tensors(folder, part="unet"):
 
 def write_siblings(folder, names=("base", "a", "b"), **options):
     """Pipelines of one structure; the weights of all but the first differ from its own by noise."""
+    from tests.diffusion import make  # imported late: torch and diffusers take seconds
+
     make(folder, **options).save_pretrained(folder / names[0])
     shutil.rmtree(folder / "words")
     for seed, name in enumerate(names[1:]):

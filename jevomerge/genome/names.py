@@ -43,7 +43,7 @@ class GeneName(NamedTuple):
     'head/lambda'
     """
 
-    place: Layers | Point | str = ""  # or "embedding" or "head"; "": wherever the part is
+    place: Layers | Point | str = ""  # or "embedding", "head", a block of a U-Net; "": wherever the part is
     part: str = ""  # "mlp", "self_attn.q_proj", a filter on tensors' names, "rest"; "": everything in the place
     source: str = ""  # "": it is one for all sources
     parameter: str = ""
@@ -55,8 +55,12 @@ class GeneName(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int]:
-        """From the embedding through the layers to the head."""
-        return (2 if self.place == "head" else 0, 0) if isinstance(self.place, str) else (1, self.place[0])
+        """From the embedding through the layers to the head, from BASE through IN, M and OUT to the VAE."""
+        if not isinstance(self.place, str):
+            return 1, self.place[0]
+        if (block := re.fullmatch(r"(IN|M|OUT)(\d\d)", self.place)) is not None:
+            return 1, 100 * ("IN", "M", "OUT").index(block[1]) + int(block[2])
+        return (2 if self.place in ("head", "VAE") else 0), 0
 
     def __str__(self) -> str:
         return "/".join(filter(None, (self.group, self.source, self.parameter)))
@@ -66,7 +70,8 @@ class GeneName(NamedTuple):
         """The name that is printed so; a filter called "head ..." alone is taken for the place."""
         group, *source, parameter = text.split("/")
         layers = r"layers? (?P<first>\d+)(?:-(?P<last>\d+))?"
-        places = rf"(?P<place>embedding|head|{layers}|point (?P<number>\d+) of (?P<of>\d+))?"
+        blocks = r"BASE|IN\d\d|M00|OUT\d\d|VAE"
+        places = rf"(?P<place>embedding|head|{blocks}|{layers}|point (?P<number>\d+) of (?P<of>\d+))?"
         found = re.fullmatch(rf"{places}(?:^|$| )(?P<part>.*)", group)
         at: dict[str, Any] = found.groupdict() if found else {"place": "", "part": group, "first": None, "number": None}
         place: Layers | Point | str = at["place"] or ""

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from jevomerge.schema import Dtype, Strict
 
+BY = ("component", "tensor", "block", "sakana", "block x component", "block x sakana")
+
 
 class Gene(Strict):
     """A parameter that is searched: its range and how finely it varies over the model.
@@ -18,9 +20,10 @@ class Gene(Strict):
     range: tuple[float, float] | None = None  # None: the parameter's own domain
     layers_per_group: int | None = Field(None, gt=0)  # None: one value for all layers
     smooth: int | None = Field(None, ge=2)  # instead: values at so many points of depth, lines between them
-    by: Literal["component", "tensor"] | tuple[str, ...] | None = None
-    # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; a list of filters: a
-    # tensor belongs to the first that its name contains, else to the rest
+    by: Literal[BY] | tuple[str, ...] | None = None  # type: ignore[valid-type]
+    # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; block: each block of a
+    # U-Net does, IN00 to OUT08, and BASE, what is in none; sakana: its attention's matrices (attn) and all else (conv);
+    # a list of filters: a tensor belongs to the first that its name contains, else to the rest
 
     @model_validator(mode="before")
     @classmethod
@@ -37,10 +40,8 @@ class Gene(Strict):
     @field_validator("by", mode="before")
     @classmethod
     def _word_or_list(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in ("component", "tensor"):
-            raise ValueError(
-                f"`{value}` is neither `component` nor `tensor`; parts of tensors' names are a list: [{value}]"
-            )
+        if isinstance(value, str) and value not in BY:
+            raise ValueError(f"`{value}` is none of {', '.join(BY)}; parts of tensors' names are a list: [{value}]")
         return value
 
     @field_validator("by")

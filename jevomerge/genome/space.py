@@ -22,6 +22,7 @@ from jax import Array
 from jevomerge.errors import InputError
 from jevomerge.genome.names import GeneName, Layers, Point
 from jevomerge.genome.schema import Gene
+from jevomerge.models.diffusion.places import sakana
 from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.sources import Sources
 from jevomerge.schema import Origin, validate
@@ -83,6 +84,11 @@ def make_space(sources: Sources, genome: Mapping[str, Gene | Mapping[str, Any] |
         _check_range(name, parameters[name].kind, bounds[name])
         if gene.layers_per_group is not None and not any(spec.stack for spec in sources.specs):
             raise InputError(f"genome: `{name}`: layers_per_group: the models have no layers; leave it out")
+        named = any(spec.place for spec in sources.specs)
+        if not named and {"block", "sakana"} & {*words_of(gene)}:
+            raise InputError(f"genome: `{name}`: by: {gene.by}: only image models have such groups; give another")
+        if named and (gene.smooth or gene.layers_per_group):
+            raise InputError(f"genome: `{name}`: a U-Net has blocks and no layers; group it with `by: block`")
         if gene.smooth is not None:
             _check_smooth(name, parameters[name].kind, gene.smooth, sources)
         for text in gene.by if isinstance(gene.by, tuple) else ():
@@ -271,6 +277,11 @@ def _encode(space: Space, values: np.ndarray) -> np.ndarray:
     return np.clip(genome, 0, 1)
 
 
+def words_of(gene: Gene) -> list[str]:
+    """What a gene goes by, taken apart: ["block", "component"]; [] for filters."""
+    return gene.by.split(" x ") if isinstance(gene.by, str) else []
+
+
 def group_of(tensor: Tensor, gene: Gene) -> tuple[list[Layers | Point | str], str, float]:
     """The place and the part of the `GeneName` of the group that a tensor is in.
 
@@ -291,12 +302,16 @@ def group_of(tensor: Tensor, gene: Gene) -> tuple[list[Layers | Point | str], st
         places = [Point(i + 1, gene.smooth) for i in range(int(exact), math.ceil(exact) + 1)]
     elif spec.role in ("embedding", "head") and (deep or gene.by in ("component", "tensor")):
         places = [spec.role]
+    elif "block" in words_of(gene):
+        places = [spec.place]
     if isinstance(gene.by, tuple):
         part = next((f for f in gene.by if f in tensor.name), "rest")
-    elif (gene.by == "component" and spec.role == "block") or (
+    elif ("component" in words_of(gene) and spec.role == "block") or (
         spec.role == "other" and (deep or gene.by == "component")
     ):
         part = spec.component
+    elif "sakana" in words_of(gene):
+        part = sakana(tensor.name)
     elif gene.by == "tensor":
         part = spec.path.removeprefix(f"{spec.block}.").removesuffix(".weight")
     return places, part, share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.genome.schema import Gene, PathSearch
 from jevomerge.problems.joint import JointProblem
 from jevomerge.problems.path import PathProblem
@@ -20,7 +20,7 @@ def make_problem(
     path: PathSearch | None,
     mean: float | None,
     sigma: float,
-    opener: Opener = Checkpoint,
+    opener: Opener = open_model,
 ) -> Problem:
     """The problem of a recipe with its genes, of a path, or of both.
 

@@ -17,7 +17,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.memory import InMemory
-from jevomerge.checkpoint.source import Checkpoint, Source, with_eyes
+from jevomerge.checkpoint.pipeline import open_model
+from jevomerge.checkpoint.source import Source, with_eyes
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
 from jevomerge.methods.bank import Bank, Merge, abstract_bank, build, in_scan, make_bank
@@ -45,7 +46,7 @@ class WeightProblem:
     no_gradient = "no gene has a gradient (see README.md, Merge methods); leave refine out"
 
     def __init__(
-        self, recipe: Recipe, genome: Mapping[str, Gene], mean: float | None = 0.5, opener: Opener = Checkpoint
+        self, recipe: Recipe, genome: Mapping[str, Gene], mean: float | None = 0.5, opener: Opener = open_model
     ):
         """Open the sources and build the search space; no weight is read.
 
@@ -201,7 +202,8 @@ class WeightProblem:
         """What `export` wrote."""
         if isinstance(self.sources.like, InMemory):
             return InMemory.read(folder, self.model)
-        return with_eyes(Checkpoint(folder)) if self.sources.eyes else Checkpoint(folder)
+        found = open_model(folder)
+        return with_eyes(found) if self.sources.eyes else found
 
     def hollow(self, out: Path) -> bool:
         """All but the weights is known."""

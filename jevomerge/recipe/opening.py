@@ -13,7 +13,7 @@ from jevomerge.recipe.schema import Layered, Recipe, RecipeModel
 from jevomerge.schema import Location, Notes, Problems
 from jevomerge.tokenizers.vocabulary import TokenizerSpec, index_of
 
-Opener = Callable[[str], Source]
+Opener = Callable[..., Source]  # (reference, parts=, variant=), as `checkpoint.pipeline.open_model`
 
 
 def depth_of(checkpoint: Source, eyes: bool) -> int:
@@ -29,6 +29,7 @@ class Opening:
         eyes: what is merged beside the language model, by component.
         donor: the recipe's base model, if it names one.
         carrier: the model whose parts beside the language model the result has, if any has such parts.
+        taken: {part of an image pipeline: whose it is}, as far as the recipe says.
         spec: how vocabularies are aligned, if they are: by default as those of the carrier, where it has more rows.
     """
 
@@ -50,6 +51,7 @@ class Opening:
             self.parts = None
         self.eyes: dict[str, Part] = {}
         self._open_eyes()
+        self.taken = {part: model for part in recipe.take if (model := self._taken(part)) is not None}
         self.spec = recipe.spec
         if self.spec is None and self.carrier is not None and len({c.model.vocab_size for c in self.checkpoints}) > 1:
             self.spec = TokenizerSpec(source=self.carrier.reference)
@@ -107,6 +109,16 @@ class Opening:
             return f"{other.folder} and {self.carrier.folder} differ in their eyes ({', '.join(differing)}); {remedy}"
         return None
 
+    def _taken(self, part: str) -> Source | None:
+        """A model that only lends a part, unless it is merged too."""
+        if (opened := self._opened.get(self.recipe.take[part])) is not None:
+            return opened
+        try:
+            return self._opener(self.recipe.take[part], parts=(), variant=self.recipe.variant)
+        except InputError as error:
+            self.problems.add(("take", part), str(error))
+            return None
+
     def like(self) -> Source:
         """The model that the result computes as, if all could be opened."""
         name = self.recipe.compute_as
@@ -128,7 +140,7 @@ class Opening:
         if reference not in self._opened:
             self._where[reference] = where
             try:
-                found = self._opener(reference)
+                found = self._opener(reference, parts=self.recipe.parts, variant=self.recipe.variant)
                 self._opened[reference] = with_eyes(found) if found.frame and reference in self._seers else found
             except InputError as error:
                 self._opened[reference] = None  # said once
@@ -213,11 +225,13 @@ class Opening:
         self._name_apart()
         notes.update(c.notes for c in self.checkpoints)
         for other in self.checkpoints:
-            if message := self._misfit(like, other):
-                self.problems.add(self.where(other), message)
-                continue
-            differing = language_of(like.model).unlike(language_of(other.model))
-            if differing and all(differing.values()):
+            message = self._misfit(like, other)
+            same = message is None or type(like.model) is type(other.model)
+            differing = language_of(like.model).unlike(language_of(other.model)) if same else {}
+            refused = [what for what, fine in differing.items() if not fine]
+            if message is not None:
+                self.problems.add(self.where(other), message + (f"; {', '.join(refused)} differ" if refused else ""))
+            elif differing and not refused:
                 notes.add(
                     f"{other.name} and {like.name} differ in how they compute (rope, window or rms_norm_eps in "
                     f"config.json); the merged model computes as {like.name} does"

@@ -73,8 +73,10 @@ def lay_out(specs: Sequence[ParamSpec], parts: Sequence[Part], eyes: Mapping[str
         for at in spec.indices():
             if (own := eyes.get(spec.component)) is not None:
                 part, row = own, at[0] if at else 0
-            else:
-                part, row = layers[at[0]] if at else (parts[0 if spec.role == "embedding" else -1], 0)
+            elif at and layers:
+                part, row = layers[at[0]]
+            else:  # a model without layers may have stacks of its own
+                part, row = parts[0 if spec.role == "embedding" else -1], at[0] if at else 0
             tensors.append(Tensor(spec, at, part, row))
     return tensors
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.registry import MERGEKIT
+from jevomerge.models.specs import ParamSpec
 from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.schema import Conditional, Parameters, Recipe, Setting, Value
 from jevomerge.schema import Location, Notes, Problems
@@ -43,7 +44,7 @@ def resolve(
                     name = tensor.input_name(i) if parameter.per_model else tensor.name
                     scopes = [*own, *(scope for _, scope in part.scopes)]
                     settings = (scope.get(parameter.name) for scope in scopes)
-                    found = (_lookup(s, name, tensor.position, parameter.kind) for s in settings)
+                    found = (_lookup(s, name, tensor, parameter.kind) for s in settings)
                     value = next((v for v in found if v is not None), parameter.default)
                     if value is None and parameter.name not in searched:
                         where = part.where[i] if parameter.per_model else ("parameters",)
@@ -118,28 +119,45 @@ def _scopes(recipe: Recipe) -> Iterator[tuple[Location, Parameters, bool]]:
 def _check_filters(recipe: Recipe, tensors: Sequence[Tensor], problems: Problems) -> None:
     """Filters that match no tensor of the recipe (in one slice they may: a setting can be meant for several)."""
     names = {t.name for t in tensors}
+    blocks, components = {t.spec.place for t in tensors}, {t.spec.component for t in tensors}
     names |= {t.input_name(i) for t in tensors for i in range(len(t.part.inputs))}
     for where, parameters, _ in _scopes(recipe):
         for name, setting in parameters.items():
+            values = [case.value for case in _cases(setting)] or [setting]
+            if blocks != {""} and any(isinstance(value, tuple) for value in values):
+                what = "is a list over layers, which U-Nets do not have; give numbers for blocks (`block: IN04`, `mbw`)"
+                problems.add((*where, name), what)
             for i, case in enumerate(_cases(setting)):
                 if case.filter not in (None, "*") and not any(case.filter in t for t in names):
                     problems.add(
                         (*where, name, i),
                         f"filter `{case.filter}` matches no tensor, such as {tensors[0].name}",
                     )
+                for word, wanted, known in (("block", case.block, blocks), ("component", case.component, components)):
+                    if wanted is not None and wanted not in known:
+                        have = ", ".join(sorted(known - {""})) or "none"
+                        problems.add((*where, name), f"these models have no {word} `{wanted}`; they have {have}")
 
 
 def _cases(setting: Setting) -> list[Conditional]:
     return [c for c in setting if isinstance(c, Conditional)] if isinstance(setting, tuple) else []
 
 
-def _lookup(setting: Setting | None, name: str, position: float, kind: str = "float") -> float | None:
-    """A setting's value for the tensor `name` at `position` in [0, 1], None if it has none."""
+def _lookup(setting: Setting | None, name: str, tensor: Tensor, kind: str = "float") -> float | None:
+    """A setting's value for a tensor that one of its models calls `name`, None if it has none."""
     if setting is None:
         return None
     if not (cases := _cases(setting)):
-        return _at(cast(Value, setting), position, kind)
-    return next((_at(c.value, position, kind) for c in cases if c.filter in (None, "*") or c.filter in name), None)
+        return _at(cast(Value, setting), tensor.position, kind)
+    return next((_at(c.value, tensor.position, kind) for c in cases if _applies(c, name, tensor.spec)), None)
+
+
+def _applies(case: Conditional, name: str, spec: ParamSpec) -> bool:
+    return (
+        (case.filter in (None, "*") or case.filter in name)
+        and case.block in (None, spec.place)
+        and case.component in (None, spec.component)
+    )
 
 
 def _at(value: Value, position: float, kind: str = "float") -> float:

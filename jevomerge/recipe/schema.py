@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AliasChoices, BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator, model_validator
 
-from jevomerge.checkpoint.files import split_adapter
+from jevomerge.checkpoint.files import SUFFIX, split_adapter
 from jevomerge.errors import InputError
 from jevomerge.methods.registry import SEMANTICS
+from jevomerge.models.diffusion.places import read_mbw, write_mbw
+from jevomerge.models.diffusion.table import MERGEABLE, MERGED
 from jevomerge.schema import (
     Given,
     Location,
@@ -39,6 +41,7 @@ MODEL_KEYS = (
     "carry",
     "vision",
     "compute_as",
+    "take",
 )  # whose values may name a model
 SWITCHES = {
     **dict.fromkeys(("true", "yes", "on", "y", "t"), True),
@@ -53,9 +56,11 @@ RecipeDtype = Annotated[Literal["float32", "bfloat16", "float16", "float64"], wi
 
 
 class Conditional(Strict):
-    """A value for the tensors whose name contains `filter` (None or "*": all)."""
+    """A value for the tensors of which all is true that is said; None: nothing is."""
 
-    filter: str | None = None
+    filter: str | None = None  # their name contains it; "*": whatever their name
+    block: str | None = None  # they stand there: IN04, as users of U-Nets have it
+    component: str | None = None  # they are of this kind, as genes have it
     value: Value
 
 
@@ -87,9 +92,13 @@ def _setting(value: Any) -> Value | tuple[Conditional, ...]:
     for case in cases:
         if isinstance(case, Conditional):
             conditions.append(case)
-        elif isinstance(case, dict) and "value" in case and case.keys() <= {"filter", "value"}:
-            name = case.get("filter")
-            conditions.append(Conditional(filter=None if name is None else str(name), value=_value(case["value"])))
+        elif isinstance(case, dict) and case.keys() == {"mbw"}:
+            conditions += [
+                Conditional(block=block, value=_scalar(x)) for block, x in read_mbw(str(case["mbw"])).items()
+            ]
+        elif isinstance(case, dict) and "value" in case and case.keys() <= Conditional.model_fields.keys():
+            told = {k: str(v) for k, v in case.items() if k != "value" and v is not None}
+            conditions.append(Conditional(**told, value=_value(case["value"])))
         else:
             raise ValueError(f"{case!r} is not a condition: it has a `value` and mostly a `filter`")
     return tuple(conditions)
@@ -187,6 +196,11 @@ class Recipe(Strict):
     # Whose parts beside the language model the result has, such as its eyes; default: the only model that has any.
     carry: Reference | None = Field(None, validation_alias=AliasChoices("carry", "vision"))
     compute_as: Reference | None = None  # base | a model: whose rope, window and eps the result has
+    # Of image pipelines:
+    parts: tuple[Literal[MERGEABLE], ...] = Field(MERGED, min_length=1)  # type: ignore[valid-type]  # that are merged
+    take: dict[str, Reference] = Field(default_factory=dict)  # {part that is not: whose}; default: base, else the first
+    pooled_from: Literal[1, 2] | None = None  # the text encoder whose pooled vector the U-Net sees; see `assembly`
+    variant: str | None = Field(None, pattern=r"^[\w-]+$")  # of files of the same weights, if there are several: fp16
     semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]
     seed: int = 0
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -208,6 +222,8 @@ class Recipe(Strict):
             )
         if len({m.models[0].model for m in self._carried} | ({self.carry} if self.carry else set())) > 1:
             raise ValueError("`modules`: what is not merged is carried along from one model, which `carry` names too")
+        if merged := [part for part in self.take if part in self.parts]:
+            raise ValueError(f"`take`: {merged[0]} is merged (`parts`), and so comes from no single model")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("give either `tokenizer_source` or `tokenizer`")
         return self
@@ -390,10 +406,29 @@ def anchor_recipe(data: Any, folder: Path, stages: Sequence[str] = ()) -> Any:
     return rename_models(data, found)
 
 
+def with_mbw(data: Any, text: str) -> Any:
+    """A recipe's mapping whose two models are mixed by a block-weight string: 0 is the first one, 1 the second.
+
+    Raises:
+        ValueError: for a string that is none, and for more or less than two models.
+    """
+    blocks = read_mbw(text)
+    models = [dict(m) for m in data.get("models") or () if isinstance(m, dict)]
+    others = [m for m in models if m.get("model") != data.get("base_model")]
+    if data.get("merge_method") == "slerp":
+        return {**data, "parameters": {**(data.get("parameters") or {}), "t": {"mbw": text}}}
+    shares = {1: [blocks], 2: [{b: round(1 - x, 9) for b, x in blocks.items()}, blocks]}
+    if len(others) not in shares or (len(others) == 1) != (data.get("base_model") is not None):
+        raise ValueError("a string of block weights mixes two models, or a base model and one other")
+    for model, own in zip(others, shares[len(others)], strict=True):
+        model["parameters"] = {**(model.get("parameters") or {}), "weight": {"mbw": write_mbw(own)}}
+    return {**data, "models": models}
+
+
 def rename_models(value: Any, rename: Callable[[str, str], str], key: str = "") -> Any:
     """A recipe's mapping with `rename(key, name)` for every name of a model; a key without a value is not given."""
     if isinstance(value, dict):
-        return {k: rename_models(v, rename, k) for k, v in value.items() if v is not None}
+        return {k: rename_models(v, rename, "take" if key == "take" else k) for k, v in value.items() if v is not None}
     if isinstance(value, (list, tuple)):
         return [rename_models(v, rename) for v in value]
     return rename(key, value) if key in MODEL_KEYS and isinstance(value, str) and value else value
@@ -405,6 +440,7 @@ def seen_from(folder: str | Path, names: Mapping[str, str] | None = None) -> Cal
     `names`: {path: what those are called}.
     """
     here = Path(folder).resolve()
+    here = here.parent if here.suffix == SUFFIX else here  # of a single file it is in that file
 
     def called(part: str) -> str:
         if names and part in names:

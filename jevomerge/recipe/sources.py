@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.frame import Frame, parts_of
-from jevomerge.checkpoint.source import Checkpoint, Source, abstract_leaf, read_leaf
+from jevomerge.checkpoint.pipeline import Pipeline, open_model
+from jevomerge.checkpoint.source import Source, abstract_leaf, read_leaf
 from jevomerge.devices.mesh import put
 from jevomerge.errors import InputError
 from jevomerge.methods.bank import tensor_keys
@@ -18,6 +19,7 @@ from jevomerge.methods.registry import get_method
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
 from jevomerge.models.vision.sighted import Sighted, language_of
+from jevomerge.recipe.assembly import Assembly
 from jevomerge.recipe.opening import Opener, Opening
 from jevomerge.recipe.parts import Part, Tensor, by_leaf, lay_out
 from jevomerge.recipe.resolve import check_names, check_sums, resolve
@@ -38,6 +40,7 @@ class Sources:
         checkpoints: every model of the recipe, once.
         like: the one that lends what is not merged, config.json.
         carrier: the one whose parts beside the language model the result has; None: it has none.
+        assembly: of an image pipeline, whose parts those are that are not merged; None: the models are none.
         lender: the one that lends the tokenizer, its special tokens and the generation config: the recipe's
             `tokenizer_source`, else `like`.
         parts: the slices.
@@ -53,7 +56,7 @@ class Sources:
         notes: what a user should hear but need not change.
     """
 
-    def __init__(self, recipe: Recipe, searched: Sequence[str] = (), opener: Opener = Checkpoint):
+    def __init__(self, recipe: Recipe, searched: Sequence[str] = (), opener: Opener = open_model):
         """Open every model of `recipe`; parameters in `searched` may lack a value, for they will be genes.
 
         Raises:
@@ -80,6 +83,7 @@ class Sources:
             kinds = [k for p in self.parts for k in p.checkpoints[0].model.kinds[p.first[0] : p.first[0] + p.length]]
             size = self.alignment.size if self.alignment else None
             self.model: Language = language_of(self.like.model).resized(kinds, size)
+            self.assembly = self._assembly(opening, problems)
             if not all(c.model.tied for c in self.checkpoints):  # the head of a tied one is its embeddings
                 self.model = self.model.untied()
             self.specs = self.model.specs
@@ -96,6 +100,19 @@ class Sources:
             if "float64" in (recipe.dtype, recipe.out_dtype):
                 self.notes.add("float64: merges are computed in float32 here, and written in nothing wider")
         problems.refuse()
+
+    def _assembly(self, opening: Opening, problems: Problems) -> Assembly | None:
+        """What image pipelines are put together of; other models have nothing of that kind."""
+        if isinstance(self.like, Pipeline):
+            models = [c for c in self.checkpoints if isinstance(c, Pipeline)]
+            taken = {part: c for part, c in opening.taken.items() if isinstance(c, Pipeline)}
+            assembly = Assembly(self.recipe, self.like, models, taken, problems)
+            self.notes.update([assembly.notes])
+            return assembly
+        for key in ("take", "pooled_from"):
+            if getattr(self.recipe, key):
+                problems.add((key,), f"{self.like.name} is no image pipeline; leave it out")
+        return None
 
     def _align(self, opening: Opening, problems: Problems) -> None:
         """One vocabulary and one chat template."""

@@ -19,8 +19,15 @@ import jax
 import numpy as np
 
 from jevomerge.checkpoint.card import Scoring, model_card
-from jevomerge.checkpoint.export import copy_processor, copy_tokenizer, export_folder, refuse_existing, write_model
-from jevomerge.checkpoint.files import expanded, read_json
+from jevomerge.checkpoint.export import (
+    copy_processor,
+    copy_tokenizer,
+    export_file,
+    export_folder,
+    refuse_existing,
+    write_model,
+)
+from jevomerge.checkpoint.files import SUFFIX, expanded, read_json
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.specs import ParamSpec
 from jevomerge.recipe.parts import Tensor, by_leaf
@@ -55,25 +62,40 @@ def merge_to_folder(
         score: called with the folder when its weights are written, gives what the card says of how good it is.
         progress: called with (tensors written, tensors in all).
     """
-    out = expanded(out)
+    out, whole = expanded(out), sources.assembly
     refuse_existing(out)
+    if whole is not None:
+        whole.check(out)
     for checkpoint in sources.checkpoints:
         checkpoint.check_head()
     merged = merging(sources, coefficients)
     results = enumerate(ahead(merged, sources.tensors, [int(np.prod(t.spec.shape)) for t in sources.tensors]))
+    waiting: dict[str, np.ndarray] = {}  # files are written in this order, but for what is one tensor in a single file
 
     def following(name: str, *_: Any) -> np.ndarray:
-        i, array = next(results)
-        assert sources.tensors[i].name == name  # files are written in this order
-        progress(i + 1, len(sources.tensors))
-        return array
+        while name not in waiting:
+            i, array = next(results)
+            waiting[sources.tensors[i].name] = array
+            progress(i + 1, len(sources.tensors))
+        return waiting.pop(name)
 
     text = recipe or write_recipe(sources, coefficients, seen_from(out))
+    if whole is not None and out.suffix == SUFFIX:
+        with export_file(out) as file:
+            whole.write(file, sources.dtype, following, text, title=title)
+            if score:
+                score(file)
+        return
     with export_folder(out) as folder:
-        write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
-        write_beside_weights(folder, sources)
+        if whole is not None:
+            whole.write(folder, sources.dtype, following, text, shard_bytes=shard_bytes)
+        else:
+            write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
+            write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-        card = model_card(title or out.name, text, sources.checkpoints, *(score(folder) if score else ()))
+        told = score(folder) if score else Scoring({})
+        made_of, library = (sources.checkpoints, "transformers") if whole is None else (whole.sources, "diffusers")
+        card = model_card(title or out.name, text, made_of, told.scores, told.notes, library)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -138,6 +160,12 @@ def write_beside_weights(folder: Path, sources: Sources) -> None:
 
 def write_hollow(folder: Path, sources: Sources) -> None:
     """The merged model as a new `folder` whose weights are holes: enough to check what is to be made of it."""
+    if sources.assembly is not None:
+        sources.assembly.check(folder)
+        if folder.suffix != SUFFIX:
+            folder.mkdir()
+        sources.assembly.write(folder, sources.dtype, None, "")
+        return
     folder.mkdir()
     write_model(folder, sources.files, sources.specs, sources.dtype, None, frame=sources.frame)
     write_beside_weights(folder, sources)

@@ -10,6 +10,7 @@ import yaml
 
 from jevomerge.methods.method import Parameter
 from jevomerge.methods.registry import MERGEKIT
+from jevomerge.models.diffusion.places import write_mbw
 from jevomerge.recipe.parts import Part, Tensor
 from jevomerge.recipe.resolve import Coefficients
 from jevomerge.recipe.schema import EYES, TEXT, rename_models
@@ -52,6 +53,9 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
     given = recipe.model_dump(mode="json", include={"tokenizer_source", "tokenizer", "chat_template", "compute_as"})
     out |= {key: value for key, value in given.items() if value is not None}
     out |= {"carry": sources.carrier.reference} if sources.carrier is not None else {}
+    if sources.assembly is not None:
+        out |= {"parts": list(recipe.parts), "take": {n: m.reference for n, m in sources.assembly.lenders.items()}}
+        out |= {key: value for key in ("pooled_from", "variant") if (value := getattr(recipe, key)) is not None}
     out |= {"semantics": recipe.semantics, "seed": recipe.seed}
     out = rename_models(out, lambda _, name: called(name))
     text = yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
@@ -60,6 +64,8 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
 
 def _in_mergekit(sources: Sources) -> str:
     method = sources.method
+    if sources.assembly is not None:
+        return "mergekit reads no image pipelines."
     if sources.carrier is not None:
         return "mergekit merges no language model with one that has other parts as well."
     if MERGEKIT.get(method.name) is None:
@@ -128,6 +134,8 @@ def _setting(part: Part, values: list[tuple[Tensor, bool | int | float]]) -> Any
     """The shortest setting with these values: a number, else filters by tensor name with gradients."""
     if len({v for _, v in values}) == 1:
         return values[0][1]
+    if values[0][0].spec.place:
+        return _by_place(values)
     leaves: dict[str, list[Any]] = {}
     for tensor, value in values:
         # What filters match on is the same in every layer of every model.
@@ -139,14 +147,38 @@ def _setting(part: Part, values: list[tuple[Tensor, bool | int | float]]) -> Any
     return [*rest, {"value": common}]
 
 
+def _by_place(values: list[tuple[Tensor, bool | int | float]]) -> Any:
+    """The same for a model whose blocks have names: by block, by component or by both, else by tensor."""
+    for words in (("block",), ("component",), ("block", "component")):
+        found: dict[tuple[str, ...], set[Any]] = {}
+        for tensor, value in values:
+            told = {"block": tensor.spec.place, "component": tensor.spec.component}
+            found.setdefault(tuple(told[word] for word in words), set()).add(value)
+        if all(len(own) == 1 for own in found.values()):
+            numbers = {key: own.pop() for key, own in found.items()}
+            if words == ("block",) and (text := write_mbw({block: x for (block,), x in numbers.items()})) is not None:
+                return {"mbw": text}
+            cases = [dict(zip(words, key, strict=True)) | {"value": x} for key, x in numbers.items()]
+            break
+    else:
+        cases = [{"filter": tensor.name, "value": value} for tensor, value in values]
+    common = max((c["value"] for c in cases), key=lambda v: sum(c["value"] == v for c in cases))
+    return [*(c for c in cases if c["value"] != common), {"value": common}]
+
+
 def explain(sources: Sources) -> Iterator[str]:
     """What `jevomerge merge` would do, line by line, without reading a weight."""
     recipe, method = sources.recipe, sources.method
     count, layers = sum(int(np.prod(t.spec.shape)) for t in sources.tensors), len(sources.model.kinds)
-    yield f"{method.name} ({recipe.semantics} semantics), {layers} layers, {count:,} parameters, {sources.dtype}"
+    depth = f"{layers} layers, " if layers else ""
+    yield f"{method.name} ({recipe.semantics} semantics), {depth}{count:,} parameters, {sources.dtype}"
+    whole = sources.assembly
+    for name, lender in whole.lenders.items() if whole is not None else ():
+        yield f"  {name}: as in {lender.name}"
     for checkpoint in sources.checkpoints:
         roles = ["base" if any(p.base is checkpoint for p in sources.parts) else ""]
-        lent = {"config.json": sources.like, "tokenizer": sources.lender, "all that is not merged": sources.carrier}
+        lent = {"config.json": sources.like, "all that is not merged": sources.carrier}
+        lent |= {"tokenizer": sources.lender} if whole is None else {}
         lent_here = " and ".join(what for what, lender in lent.items() if lender is checkpoint)
         roles += [f"lends {lent_here}" if lent_here else ""]
         yield f"  {checkpoint.name}: {checkpoint.reference}" + "".join(f" ({r})" for r in roles if r)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jevomerge.checkpoint.files import expanded
 from jevomerge.checkpoint.memory import InMemory
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.config import RunConfig, StagedConfig, read_config
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
@@ -129,7 +129,7 @@ def _held(models: Mapping[str, Any] | Sequence[Any], model: Model | None) -> dic
 
 
 def _opener(held: Mapping[str, InMemory]) -> Opener:
-    return lambda reference: held[reference] if reference in held else Checkpoint(reference)
+    return lambda reference, **options: held[reference] if reference in held else open_model(reference, **options)
 
 
 def _mapping(config: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import yaml
 from jevomerge.checkpoint.card import Scoring
 from jevomerge.checkpoint.export import export_folder, refuse_existing, scratch_folder
 from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
-from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.mesh import make_mesh
@@ -57,7 +57,7 @@ ROOM = 1 << 20  # bytes of a disk for what is small
 
 
 def run_search(
-    config: RunConfig, folder: Path, observer: Observer, *, resume: bool = False, opener: Opener = Checkpoint
+    config: RunConfig, folder: Path, observer: Observer, *, resume: bool = False, opener: Opener = open_model
 ) -> dict[str, Any]:
     """Run (or continue) an evolution in `folder` and return what `result.json` holds; `opener` as in `set_up`.
 

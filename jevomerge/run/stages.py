@@ -10,7 +10,7 @@ import yaml
 
 from jevomerge.checkpoint.export import export_folder
 from jevomerge.checkpoint.files import write_atomically
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.devices.hosts import on_first, together
 from jevomerge.devices.signals import heeded
@@ -32,7 +32,7 @@ def evolve_config(
     observer: Observer,
     *,
     resume: bool = False,
-    opener: Opener = Checkpoint,
+    opener: Opener = open_model,
 ) -> dict[str, Any]:
     """Run (or continue) a config in `folder`; of several stages, or seeds, each has a run folder in it.
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.devices.mesh import make_mesh
 from jevomerge.errors import InputError
@@ -45,7 +45,7 @@ class Setup:
         return self.judge.mesh
 
 
-def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opener: Opener = Checkpoint) -> Setup:
+def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opener: Opener = open_model) -> Setup:
     """Open the models, build the search space, read the tasks' data.
 
     Args:
@@ -155,7 +155,7 @@ def check_goals(config: RunConfig) -> None:
         )
 
 
-def problem_of(config: RunConfig, opener: Opener = Checkpoint) -> Problem:
+def problem_of(config: RunConfig, opener: Opener = open_model) -> Problem:
     """What a run searches."""
     mean = None if config.start_from else config.search.mean
     return make_problem(config.recipe, config.genome, config.path, mean, config.search.sigma, opener)

@@ -33,7 +33,7 @@ def test_a_recipe_merges_models_in_memory():
     held = {name: InMemory(name, model, model.as_dict(tree)) for name, tree in trees.items()}
     recipe = {"merge_method": "task_arithmetic", "base_model": "base"}
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("a", "b")]
-    sources = Sources(Recipe.model_validate(recipe | {"models": models}), opener=held.__getitem__)
+    sources = Sources(Recipe.model_validate(recipe | {"models": models}), opener=lambda name, **_: held[name])
     merge = Merge(sources.method, sources.dtype)
     bank = make_bank(merge, sources.specs, *sources.load(), sources.keys())
     expected = 0.5 * (trees["a"]["w"] + trees["b"]["w"])

@@ -25,6 +25,7 @@ from tests.unit.methods.cases import (
 SHAPE = SHAPES["matrix"]
 # Without denormal numbers, which XLA flushes to zero.
 tensors = arrays(np.float32, (4, 6), elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False))
+CONVOLUTION = (6, 4, 3, 3)
 PER_MODEL = {name: [p.name for p in m.parameters if p.per_model] for name, m in MERGEKIT.items()}
 SYMMETRIC = [(n, s) for n, s in METHODS if MERGEKIT[n].base != "first" and MERGEKIT[n].num_sources[1] != 1]
 ON_DELTAS = [(n, s) for n, s in METHODS if MERGEKIT[n].base == "required"]
@@ -235,3 +236,11 @@ def test_gradients_are_finite_everywhere(name, semantics):
             there,
             reverse(coefficients, method, tensors),
         )
+
+
+@pytest.mark.parametrize(("name", "semantics"), METHODS)
+def test_convolutions_are_tensors_like_others(name, semantics):
+    sources, base = inputs(name, CONVOLUTION, 0.1)
+    given = {k: v[: len(sources)] if np.ndim(v) else v for k, v in SETTINGS[name][0].items()}
+    wanted = expected(name, semantics, sources, base, **given)
+    np.testing.assert_allclose(run(name, semantics, sources, base, **given), wanted, rtol=0, atol=1e-5)

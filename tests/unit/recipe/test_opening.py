@@ -66,7 +66,7 @@ def test_a_base_model_that_is_tied(tied_and_untied):
 def test_a_tied_model_in_memory(tied_and_untied):
     opened = {str(m): Checkpoint(m) for m in tied_and_untied}
     held = {name: InMemory(name, c.model, c.load()) for name, c in opened.items()}
-    trees, _ = Sources(recipe(*tied_and_untied), opener=held.__getitem__).load()
+    trees, _ = Sources(recipe(*tied_and_untied), opener=lambda name, **_: held[name]).load()
     for tree, expected in zip(trees, Sources(recipe(*tied_and_untied)).load()[0], strict=True):
         np.testing.assert_array_equal(tree["lm_head"]["weight"], expected["lm_head"]["weight"])
 
