@@ -70,7 +70,7 @@ class Kept:
             return np.load(path, mmap_mode="r").view(dtype)
         made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w+b", dir=path.parent, prefix=".", delete=False) as file:
             np.save(file, made.view(f"u{made.itemsize}"))  # the format knows no bfloat16
         os.chmod(file.name, 0o644)
         os.replace(file.name, path)
