@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jevomerge.checkpoint.files import digest, read_json, resolve, split_adapter
 from jevomerge.checkpoint.frame import Frame, frame_of
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter
+from jevomerge.checkpoint.mxfp4 import Packed, unpacked
 from jevomerge.checkpoint.safetensors_file import (
     DTYPES,
     FLOATING,
@@ -114,9 +115,11 @@ class Checkpoint:
         nesting = nesting_of(values)
         alone = values if nesting is None else nesting.alone(values, str(config))
         self.model: Language = read_model(alone, str(config), self.notes)
-        self.tensors = self._read_headers()
+        self.tensors: dict[str, Any] = unpacked(self._read_headers())
         if nesting is not None:
             self.frame, self.tensors = frame_of(values, nesting, self.folder, self.tensors)
+        else:
+            self._leave_predictors(values)
         self.specs = self.model.specs
         self._check_names()
         for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
@@ -147,6 +150,16 @@ class Checkpoint:
                 raise InputError(f"{self.folder}: tensor {min(doubled)} is in two files; remove the one that is wrong")
             tensors |= header
         return tensors
+
+    def _leave_predictors(self, values: Mapping[str, Any]) -> None:
+        """Layers that were trained to predict later tokens, behind the last one or apart, are no part of the model."""
+        depth, count = len(self.model.kinds), values.get("num_nextn_predict_layers") or 0
+        behind = [rf"model\.layers\.{depth + i}" for i in range(count if isinstance(count, int) else 0)]
+        left = [name for name in self.tensors if re.match(rf"({'|'.join(['mtp', *behind])})\.", name)]
+        if left:
+            self.tensors = {name: stored for name, stored in self.tensors.items() if name not in left}
+            what = f"all {len(left)} tensors that predict later tokens ({left[0]}, ...)"
+            self.notes.add(f"{self.folder}: {what} are left out, as by transformers")
 
     def _shards(self) -> list[str]:
         """The files that the index names."""
@@ -243,7 +256,7 @@ class Checkpoint:
         """Of its weights, wherever they lie, config.json and the files that go with them, and of its adapter."""
         carried = self.frame.tensors if self.frame else {}
         files = [self.folder / "config.json", *self.beside(), *(self.frame.files if self.frame else ())]
-        found = {"weights": digest_tensors({**self.tensors, **carried})}
+        found = {"weights": digest_tensors({**_as_stored(self.tensors), **carried})}
         found |= {str(p.relative_to(self.folder)): digest(p) for p in files}
         return found if self.adapter is None else found | self.adapter.fingerprint()
 
@@ -291,6 +304,18 @@ def with_eyes(source: Source) -> Source:
     return whole
 
 
+def _as_stored(tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Those of four bits as the two that they are stored as."""
+    found: dict[str, StoredTensor] = {}
+    for name, stored in tensors.items():
+        found |= (
+            {f"{name}.blocks": stored.blocks, f"{name}.scales": stored.scales}
+            if isinstance(stored, Packed)
+            else {name: stored}
+        )
+    return found
+
+
 def short_name(reference: str) -> str:
     """The last component of a reference; the winner of a run, RUN/best, is called after the run."""
     *_, parent, name = ("", *reference.rstrip("/").split("/"))
@@ -332,7 +357,8 @@ def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tup
     shape = tuple(len(range(n)[s]) for n, s in zip(spec.shape, inside, strict=True))
     inside = () if shape == spec.shape else inside
     leaf = aligned_empty((len(chosen), *shape), _leaf_dtype(places))
-    for row, (checkpoint, name) in zip(leaf, chosen, strict=True):
+    for i, (checkpoint, name) in enumerate(chosen):
+        row = leaf[i, ...]  # a view, of numbers too
         if checkpoint.tensors[name].dtype == leaf.dtype:  # read into place: never two copies of a leaf
             checkpoint.tensor(name, row, inside)
         else:
