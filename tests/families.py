@@ -135,7 +135,10 @@ MORE = {  # as many `model_type`s as are read, each with what is particular to i
             "num_mtp_layers": 0,
         },
     ),
-    "gpt_oss": ("gpt_oss", {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "gpt_oss",
+        {"intermediate_size": 64, "sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "gemma4": (
         "gemma4_text",
         {

@@ -312,7 +312,7 @@ def test_every_family_stands_in_the_table():
 
 
 LIKE_KNOWN_MODELS = {  # with as many parameters as these have, in billions
-    "Qwen3-30B-A3B": ({"model_type": "qwen3_moe", "num_hidden_layers": 48}, 30.53),
+    "Qwen3-30B-A3B": ({"model_type": "qwen3_moe", "num_hidden_layers": 48, "head_dim": 128}, 30.53),
     "gpt-oss-20b": ({"model_type": "gpt_oss", "num_hidden_layers": 24, "num_local_experts": 32}, 20.91),
     "Phi-4-mini": (
         {"model_type": "phi3", "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200064,
