@@ -308,11 +308,10 @@ def _as_stored(tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """Those of four bits as the two that they are stored as."""
     found: dict[str, StoredTensor] = {}
     for name, stored in tensors.items():
-        found |= (
-            {f"{name}.blocks": stored.blocks, f"{name}.scales": stored.scales}
-            if isinstance(stored, Packed)
-            else {name: stored}
-        )
+        if isinstance(stored, Packed):
+            found |= {f"{name}.blocks": stored.blocks, f"{name}.scales": stored.scales}
+        else:
+            found[name] = stored
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
@@ -108,6 +108,19 @@ def test_greedy_texts_are_those_of_transformers(family):
     batch = Prompts(tokens, valid, np.int32(new), np.array([-1], np.int32))
     write = jax.jit(lambda params, batch: generate(Instance(params), checkpoint.model, batch, new))
     np.testing.assert_array_equal(write(checkpoint.load(), batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("qwen3_next", "mtp.fc.weight"), ("glm4_moe", "model.layers.4.enorm.weight")]
+)
+def test_what_predicts_later_tokens_is_left_out(name, tensor, tmp_path):
+    make(name, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {tensor: np.ones(3, np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+    (note,) = (note for note in Checkpoint(tmp_path).notes if tensor in note)
+    assert "left out, as by transformers" in note
 
 
 def test_a_recipe_for_layers_of_several_kinds_reads_back(tmp_path):
