@@ -47,7 +47,7 @@ def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
         own |= {axis: size for axis, size in zip(leaf.names, shape, strict=True) if axis in ("ff", "expert_ff")}
         axes = tuple(Axis(axis, own.get(axis, 0)) for axis in map(str, leaf.names))
         template = c.name(f"{prefix}{BLOCKS}.{{layer}}.{inside}")
-        if leaf.names[0] == "experts":  # a tensor each
+        if leaf.names[:1] == ("experts",):  # a tensor each
             stack, shape, axes = [*stack, ("expert", shape[0])], shape[1:], axes[1:]
             template = template.replace(".experts.", ".experts.{expert}.")
         return ParamSpec(
