@@ -59,8 +59,7 @@ def choice_logprobs(
     cache = model.cache(batch, prompts.shape[1] + width, jnp.float32)
     before, filled = jm.apply(params, model, prompts, prompts_valid, cache)
     repeated = filled.replace(
-        keys=jnp.repeat(filled.keys, count, axis=1),
-        values=jnp.repeat(filled.values, count, axis=1),
+        memory=jax.tree.map(lambda x: jnp.repeat(x, count, axis=1), filled.memory),
         valid=jnp.repeat(filled.valid, count, axis=0),
     )
     tokens, valid = (x.reshape(batch * count, width) for x in (choices, choices_valid))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jevomerge.models.decoder.blocks import rotate
+from jevomerge.models.decoder.attention import rotate
 from jevomerge.models.decoder.config import DecoderConfig
 from jevomerge.models.layers import Params, attend, rms_norm
 

@@ -7,6 +7,7 @@ many large models would seem (and, with a memory limit, be) as large as all of t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -58,12 +59,16 @@ class StoredTensor(NamedTuple):
         index = index or (slice(None),) * len(self.shape)
         ranges = [range(n)[part] for n, part in zip(self.shape, index, strict=True)]
         out = aligned_empty(tuple(map(len, ranges)), self.dtype) if out is None else out
-        width = math.prod(self.shape[1:])
-        if [len(r) for r in ranges[1:]] == list(self.shape[1:]):  # whole rows are one run of bytes
-            runs = [(ranges[0].start * width if ranges else 0, out)]
-        else:  # parts of a matrix's rows are one each
-            rows, columns = ranges
-            runs = [(row * width + columns.start, out[i]) for i, row in enumerate(rows)]
+        # Behind the last axis of which a part is read, all is one run of bytes.
+        cut = max((i for i, r in enumerate(ranges) if len(r) < self.shape[i]), default=0)
+        width, runs = math.prod(self.shape[cut + 1 :]), []
+        first = ranges[cut].start if ranges else 0
+        for at in itertools.product(*(range(len(r)) for r in ranges[:cut])):
+            row = 0
+            for i, r, n in zip(at, ranges, self.shape, strict=False):
+                row = row * n + r[i]
+            place: Any = (*at, ...)
+            runs.append(((row * (self.shape[cut] if cut else 0) + first) * width, out[place]))
         with self.path.open("rb", buffering=0) as file:
             for start, target in runs:
                 file.seek(self.offset + start * self.dtype.itemsize)

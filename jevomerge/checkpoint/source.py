@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jevomerge.checkpoint.files import SUFFIX, digest, is_here, read_json, resolve, split_adapter
 from jevomerge.checkpoint.frame import Frame, frame_of
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter, PeftAdapter
+from jevomerge.checkpoint.mxfp4 import Packed, unpacked
 from jevomerge.checkpoint.safetensors_file import (
     DTYPES,
     FLOATING,
@@ -99,7 +100,7 @@ class Stored:
 
     model: Any
     specs: tuple[ParamSpec, ...]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Any]  # `StoredTensor`s, and what is read like them
     adapter: Adapter | None
     frame: Frame | None = None
 
@@ -210,14 +211,26 @@ class Checkpoint(Stored):
         nesting = nesting_of(values)
         alone = values if nesting is None else nesting.alone(values, str(config))
         self.model: Language = read_model(alone, str(config), self.notes)
-        self.tensors = read_weights(self.folder, self.notes)
+        self.tensors = unpacked(read_weights(self.folder, self.notes))
         if nesting is not None:
             self.frame, self.tensors = frame_of(values, nesting, self.folder, self.tensors)
+        else:
+            self._leave_predictors(values)
         self.specs = self.model.specs
         self._check_names()
         for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
             self.tensors.setdefault(head, self.tensors[embedding])
         self.adapter = None if self.behind is None else PeftAdapter(self.parts[self.behind], self.model)
+
+    def _leave_predictors(self, values: Mapping[str, Any]) -> None:
+        """Layers that were trained to predict later tokens, behind the last one or apart, are no part of the model."""
+        depth, count = len(self.model.kinds), values.get("num_nextn_predict_layers") or 0
+        behind = [rf"model\.layers\.{depth + i}" for i in range(count if isinstance(count, int) else 0)]
+        left = [name for name in self.tensors if re.match(rf"({'|'.join(['mtp', *behind])})\.", name)]
+        if left:
+            self.tensors = {name: stored for name, stored in self.tensors.items() if name not in left}
+            what = f"all {len(left)} tensors that predict later tokens ({left[0]}, ...)"
+            self.notes.add(f"{self.folder}: {what} are left out, as by transformers")
 
     def beside(self) -> Iterator[Path]:
         """Files that go with its weights: those of its tokenizer, and generation_config.json with ids of that."""
@@ -229,7 +242,7 @@ class Checkpoint(Stored):
         """Of its weights, wherever they lie, config.json and the files that go with them, and of its adapter."""
         carried = self.frame.tensors if self.frame else {}
         files = [self.folder / "config.json", *self.beside(), *(self.frame.files if self.frame else ())]
-        found = {"weights": digest_tensors({**self.tensors, **carried})}
+        found = {"weights": digest_tensors({**_as_stored(self.tensors), **carried})}
         found |= {str(p.relative_to(self.folder)): digest(p) for p in files}
         return found if self.adapter is None else found | self.adapter.fingerprint()
 
@@ -268,6 +281,17 @@ def with_eyes(source: Source) -> Source:
     whole.tensors = {**source.tensors, **held}
     whole._check_names()
     return whole
+
+
+def _as_stored(tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Those of four bits as the two that they are stored as."""
+    found: dict[str, StoredTensor] = {}
+    for name, stored in tensors.items():
+        if isinstance(stored, Packed):
+            found |= {f"{name}.blocks": stored.blocks, f"{name}.scales": stored.scales}
+        else:
+            found[name] = stored
+    return found
 
 
 def short_name(reference: str) -> str:
@@ -312,7 +336,8 @@ def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tup
     shape = tuple(len(range(n)[s]) for n, s in zip(spec.shape, inside, strict=True))
     inside = () if shape == spec.shape else inside
     leaf = aligned_empty((len(chosen), *shape), _leaf_dtype(places))
-    for row, (checkpoint, name) in zip(leaf, chosen, strict=True):
+    for i, (checkpoint, name) in enumerate(chosen):
+        row = leaf[i, ...]  # a view, of numbers too
         if checkpoint.tensors[name].dtype == leaf.dtype:  # read into place: never two copies of a leaf
             checkpoint.tensor(name, row, inside)
         else:

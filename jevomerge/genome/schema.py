@@ -21,9 +21,10 @@ class Gene(Strict):
     layers_per_group: int | None = Field(None, gt=0)  # None: one value for all layers
     smooth: int | None = Field(None, ge=2)  # instead: values at so many points of depth, lines between them
     by: Literal[BY] | tuple[str, ...] | None = None  # type: ignore[valid-type]
-    # component: attention, MLP and norms each get their own; tensor: every kind of tensor does; block: each block of a
-    # U-Net does, IN00 to OUT08, and BASE, what is in none; sakana: its attention's matrices (attn) and all else (conv);
-    # a list of filters: a tensor belongs to the first that its name contains, else to the rest
+    # component: attention, linear attention, MLP, router, experts and norms each get their own; tensor: every kind of
+    # tensor does; block: each block of a U-Net does, IN00 to OUT08, and BASE, what is in none; sakana: its attention's
+    # matrices (attn) and all else (conv); a list of filters: a tensor belongs to the first that its name contains, else
+    # to the rest
 
     @model_validator(mode="before")
     @classmethod

@@ -143,7 +143,7 @@ BETWEEN = -(2**30)  # of the interpolated coefficients, while they are counted
 
 
 def _check_smooth(name: str, kind: str, points: int, sources: Sources) -> None:
-    layers = min((spec.leading[0] for spec in sources.specs if spec.stack), default=0)
+    layers = min((spec.layers_in_all for spec in sources.specs if spec.stack), default=0)
     if kind != "float":
         raise InputError(f"genome: `{name}`: smooth: nothing lies between on and off, or whole numbers; leave it out")
     if points > layers:
@@ -295,9 +295,9 @@ def group_of(tensor: Tensor, gene: Gene) -> tuple[list[Layers | Point | str], st
     deep = gene.layers_per_group is not None or gene.smooth is not None
     if gene.layers_per_group is not None and layer is not None:
         first = layer - layer % gene.layers_per_group
-        places = [Layers(first, min(first + gene.layers_per_group, spec.leading[0]) - 1)]
+        places = [Layers(first, min(first + gene.layers_per_group, spec.layers_in_all) - 1)]
     elif gene.smooth is not None and layer is not None:
-        exact = round(layer / (spec.leading[0] - 1) * (gene.smooth - 1), 9)  # 7 / 25 * 25 is not 7
+        exact = round(layer / (spec.layers_in_all - 1) * (gene.smooth - 1), 9)  # 7 / 25 * 25 is not 7
         share = exact % 1
         places = [Point(i + 1, gene.smooth) for i in range(int(exact), math.ceil(exact) + 1)]
     elif spec.role in ("embedding", "head") and (deep or gene.by in ("component", "tensor")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -25,10 +26,19 @@ Reader = Callable[[Fields], Language]
 
 
 def _decoder(fields: Fields) -> Decoder:
-    return Decoder(read_config(fields), fields.values)
+    config = read_config(fields)
+    # What is read as four bits is written as sixteen.
+    return Decoder(config, {key: v for key, v in fields.values.items() if key != "quantization_config" or not v})
 
 
 FAMILIES: dict[str, Reader] = dict.fromkeys(DEFAULTS, _decoder)  # by model_type
+# Families whose blocks compute what none of these does (shell patterns), and what that is.
+OUT_OF_REACH = {
+    "*mamba*": "Mamba", "falcon_h1": "Mamba2", "nemotron_h": "Mamba2", "granitemoehybrid": "Mamba2", "jamba": "Mamba",
+    "bamba": "Mamba2", "plamo*": "Mamba", "gemma3n*": "per-layer embeddings and AltUp", "lfm2*": "short convolutions",
+    "deepseek_v32": "sparse attention", "glm_moe_dsa": "sparse attention", "deepseek*": "multi-head latent attention",
+    "kimi*": "multi-head latent attention", "llama4*": "chunked attention", "minimax*": "lightning attention",
+}  # fmt: skip
 ENTRY_POINTS = "jevomerge.models"  # where a package names a reader for a model_type of its own
 
 
@@ -40,6 +50,7 @@ def read_model(values: Mapping[str, Any], where: str = "config.json", notes: Not
     """
     refuse_quantised(values, where)
     fields = Fields(values, where)
+    fields.seen.add("quantization_config")
     family = fields.text("model_type")
     model = _reader(family, where)(fields)
     if notes is not None and (unread := fields.unread()):
@@ -92,4 +103,7 @@ def _reader(family: str, where: str) -> Reader:
     for entry in entry_points(group=ENTRY_POINTS, name=family):
         reader: Reader = entry.load()
         return reader
+    for pattern, what in OUT_OF_REACH.items():
+        if fnmatch.fnmatch(family, pattern):
+            raise InputError(f"{where}: model_type `{family}` is not supported: its blocks have {what}")
     raise InputError(f"{where}: model_type `{family}` is not supported (only {', '.join(FAMILIES)})")

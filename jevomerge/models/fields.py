@@ -16,7 +16,7 @@ HARMLESS = (
     "use_return_dict", "return_dict", "return_dict_in_generate", "id2label", "label2id", "num_labels", "problem_type",
     "is_decoder", "tokenizer_class", "task_specific_params", "attn_implementation", "rope_interleaved",
     "is_llama_config", "transformers.js_config", "unsloth_*", "name_or_path", "finetuning_task", "prefix",
-    "chunk_size_feed_forward",
+    "chunk_size_feed_forward", "router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef",
     # Settings of generation that old checkpoints keep here; decoding is greedy.
     "cache_implementation", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p",
     "num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "length_penalty", "diversity_penalty",
@@ -77,6 +77,13 @@ class Fields:
             raise self.wrong(key, value, "a list of strings")
         return value
 
+    def numbers(self, key: str) -> list[float]:
+        """A list of numbers above zero."""
+        value = self._given(key)
+        if not isinstance(value, list) or not all(type(v) in (int, float) and 0 < v < math.inf for v in value):
+            raise self.wrong(key, value, "a list of numbers above 0")
+        return [float(v) for v in value]
+
     def table(self, key: str) -> Fields | None:
         """An object; None where nothing is said, or an empty one."""
         value = self.get(key)
@@ -123,6 +130,8 @@ def refuse_quantised(values: Mapping[str, Any], where: str) -> None:
             told: Mapping[str, Any] = found if isinstance(found, dict) else {}
             bits = any(told.get(k) for k in ("load_in_4bit", "load_in_8bit"))
             method = told.get("quant_method") or ("bitsandbytes" if bits else key)
+            if method == "mxfp4" and values.get("model_type") == "gpt_oss":  # read as what it stands for
+                continue
             raise InputError(f"{where}: the model is quantised ({shown(method)}); {SIXTEEN_BITS}")
 
 

@@ -36,6 +36,8 @@ class ParamSpec:
         shape: of one tensor, without the axes of `stack`.
         axes: logical axes of one tensor.
         stack: the leaf's leading axes, names as in `template` and sizes: (("layer", 32),); (): stored once.
+        layers: which of the model's layers lie along the first of these axes; (): all of them.
+        depth: how many layers the model has; 0: as many as lie there.
         block: where in the pytree the subtree of one such layer hangs, over which a forward pass scans: "layers".
         role: "embedding" stands before the blocks of a model, "head" after them, "other" beside them.
         component: what genes are grouped by: attention, mlp, norms, ...
@@ -47,6 +49,8 @@ class ParamSpec:
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     stack: tuple[tuple[str, int], ...] = ()
+    layers: tuple[int, ...] = ()
+    depth: int = 0
     block: str = ""
     role: Literal["embedding", "head", "block", "other"] = "block"
     component: str = ""
@@ -76,9 +80,25 @@ class ParamSpec:
         """Where in the leaf each tensor lies, in file order; () for a leaf that is stored once."""
         return itertools.product(*map(range, self.leading))
 
+    @property
+    def layers_in_all(self) -> int:
+        """Of the model, or of what it is a part of."""
+        return self.depth or self.leading[0]
+
+    def layer(self, at: tuple[int, ...]) -> int | None:
+        """The layer that the tensor there is in; None: it is in none."""
+        if not at:
+            return None
+        return self.layers[at[0]] if self.layers else at[0]
+
     def name(self, at: tuple[int, ...] = ()) -> str:
         """What the tensor there is called in a checkpoint."""
-        return self.template.format(**{axis: i for (axis, _), i in zip(self.stack, at, strict=True)})
+        return self.name_in(self.layer(at), at[1:])
+
+    def name_in(self, layer: int | None, rest: tuple[int, ...] = ()) -> str:
+        """What the tensor of a layer of any model is called, `rest` saying where along the other axes of `stack`."""
+        numbers = () if layer is None else (layer, *rest)
+        return self.template.format(**{axis: i for (axis, _), i in zip(self.stack, numbers, strict=True)})
 
     def names(self) -> list[str]:
         """The names of all its tensors, in file order."""

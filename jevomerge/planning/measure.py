@@ -231,15 +231,17 @@ def kept_of(setup: Setup) -> int:
 
 
 def cache_on_device(program: Program, text: str | None) -> int:
-    """Bytes of keys and values on each device: their shapes, as the compiler has split them (or, unread, evenly)."""
-    if program.cache is None:
-        return 0
+    """Bytes of what is remembered on each device: their shapes, as the compiler has split them (or, unread, evenly)."""
     itemsize = np.dtype(program.dtype).itemsize
     if text is None:
-        return 2 * itemsize * math.prod(program.cache) // program.mesh.shape["model"]
-    depth, rows, slots, *_ = program.cache
-    shapes = re.findall(rf"(?:bf16|f16|f32)\[{depth},{rows},{slots},(\d+),(\d+)\]", text)
-    return 2 * itemsize * depth * rows * slots * min((int(n) * int(size) for n, size in shapes), default=0)
+        return itemsize * sum(map(math.prod, program.cache)) // program.mesh.shape["model"]
+    total = 0
+    for *whole, heads, size in program.cache:  # the last two may be split
+        before = ",".join(map(str, whole))
+        shapes = re.findall(rf"(?:bf16|f16|f32)\[{before},(\d+),(\d+)\]", text)
+        parts = [int(n) * int(m) for n, m in shapes if heads % int(n) == size % int(m) == 0]
+        total += itemsize * math.prod(whole) * min(parts, default=0)
+    return total
 
 
 def best_plan(setup: Setup, devices: Sequence[jax.Device]) -> Plan:

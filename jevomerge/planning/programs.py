@@ -40,7 +40,7 @@ class Program(NamedTuple):
     runs: int  # in one generation
     once: Mapping[str, int]  # beside the generations, in the whole run: how often, and for what
     trips: dict[str, float]  # of its loops of dynamic length, by their names
-    cache: tuple[int, ...] | None = None  # shape of its keys, and of its values
+    cache: tuple[tuple[int, ...], ...] = ()  # shapes of what it remembers
     dtype: str = "float32"  # of the cache
     made: bool = False  # whether merged members are among its arguments
     model: int = 0  # bytes per device of a whole model among its arguments that is no source

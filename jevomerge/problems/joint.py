@@ -167,8 +167,11 @@ class MergedAndRouted(Candidates):
 
     def make(self, genome: Array) -> Params:
         """(n,) -> the stack of merged and other blocks."""
-        own = flatten(self.merged.make(genome[: self.weights]))
-        return unflatten(own | {p: jnp.concatenate([own[p], x.astype(own[p].dtype)]) for p, x in self.blocks.items()})
+        own, dtype = flatten(self.merged.make(genome[: self.weights])), self.merged.merge.dtype
+        blocks = {
+            p: jnp.concatenate([*([own[p]] if p in own else []), x.astype(dtype)]) for p, x in self.blocks.items()
+        }
+        return unflatten(own | blocks)
 
     def model(self, made: Params, genome: Array, slots: int | None = None) -> Instance:
         """The stack with a path."""

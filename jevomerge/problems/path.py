@@ -206,7 +206,7 @@ def write_folded(
     folder: Path,
     model: Language,
     folding: Folding,
-    read: Callable[[str, int | None], Any],
+    read: Callable[[str, int | None, tuple[int, ...]], Any],
     dtype: str,
     frame: Frame | None = None,
 ) -> None:
@@ -216,7 +216,7 @@ def write_folded(
         folder: an existing folder, usually from `export_folder`.
         model: the stack that the path leads through.
         folding: of the path.
-        read: (leaf path, block of the stack or None) -> that tensor, as `Stack.read`.
+        read: (leaf path, block of the stack or None, where along other axes) -> that tensor, as `Stack.read`.
         dtype: of the weights: float32, bfloat16 or float16.
         frame: as for `write_model`.
 
@@ -224,14 +224,16 @@ def write_folded(
         InputError: if a folded weight is too large for `dtype`, or the disk has no room.
     """
 
+    ordinary = model.resized([model.kinds[block] for block in folding.blocks])
+    specs = {spec.path: spec for spec in ordinary.specs}
+
     def tensor(name: str, path: str, at: tuple[int, ...]) -> np.ndarray:
-        layer = at[0] if at else None
+        layer = specs[path].layer(at)
         block = None if layer is None else folding.blocks[layer]
         with np.errstate(over="ignore"):
-            array: np.ndarray = folding.tensor(path, layer, read(path, block)).astype(NUMPY[DTYPES[dtype]])
+            array: np.ndarray = folding.tensor(path, layer, read(path, block, at[1:])).astype(NUMPY[DTYPES[dtype]])
         return array
 
-    ordinary = model.resized([model.kinds[block] for block in folding.blocks])
     write_model(folder, ordinary.files, ordinary.specs, dtype, tensor, frame=frame)
 
 

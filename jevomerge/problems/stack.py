@@ -34,13 +34,16 @@ class Stack:
                     "a path can only lead through models whose blocks compute the same function of their weights"
                 )
 
-    def read(self, path: str, block: int | None) -> np.ndarray:
-        """The tensor of a leaf of `self.specs`, of one block if it is in one, from its file."""
+    def read(self, path: str, block: int | None, rest: tuple[int, ...] = ()) -> np.ndarray:
+        """The tensor of a leaf of `self.specs`, of one block if it is in one, from its file.
+
+        `rest` says where it is along the leaf's other leading axes.
+        """
         checkpoint, layer = (self.blocks[0][0], None) if block is None else self.blocks[block]
         spec = next(s for s in self.specs if s.path == path)
         if spec.role == "embedding":
             checkpoint.check_head()
-        return checkpoint.tensor(spec.name(() if layer is None else (layer,)))
+        return checkpoint.tensor(spec.name_in(layer, rest))
 
     def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Params:
         """All in memory, blocks on a leading axis of length M; `abstract` as in `Sources.load`."""
@@ -52,8 +55,8 @@ class Stack:
         def places(spec: ParamSpec) -> list[tuple[Source, str]]:
             if not spec.stack:
                 return [(first, spec.name())]
-            owners = ((*self.blocks[at[0]], at[1:]) for at in spec.indices())
-            return [(checkpoint, spec.name((layer, *rest))) for checkpoint, layer, rest in owners]
+            owners = ((*self.blocks[spec.layer(at) or 0], at[1:]) for at in spec.indices())
+            return [(checkpoint, spec.name_in(layer, rest)) for checkpoint, layer, rest in owners]
 
         where = shardings(mesh, self.specs)
         return unflatten({s.path: make(s, places(s), where[s.path]) for s in self.specs})

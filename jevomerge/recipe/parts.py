@@ -28,14 +28,14 @@ class Tensor(NamedTuple):
     """One tensor of the merged model and what it is made of."""
 
     spec: ParamSpec
-    at: tuple[int, ...]  # where in the leaf, its layer first; () for what is not in a layer
+    at: tuple[int, ...]  # where in the leaf; () for what is not in a layer
     part: Part
     row: int  # layer within the part
 
     @property
     def layer(self) -> int | None:
         """Of the merged model; None for what is not in a layer."""
-        return self.at[0] if self.at else None
+        return self.spec.layer(self.at)
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Tensor(NamedTuple):
         return self._name_from(self.part.base_first)
 
     def _name_from(self, first: int) -> str:
-        return self.spec.name((first + self.row, *self.at[1:]) if self.at else ())
+        return self.spec.name_in(first + self.row if self.at else None, self.at[1:])
 
     @property
     def position(self) -> float:
@@ -71,12 +71,13 @@ def lay_out(specs: Sequence[ParamSpec], parts: Sequence[Part], eyes: Mapping[str
     tensors = []
     for spec in specs:
         for at in spec.indices():
+            layer = spec.layer(at)
             if (own := eyes.get(spec.component)) is not None:
-                part, row = own, at[0] if at else 0
-            elif at and layers:
-                part, row = layers[at[0]]
+                part, row = own, layer or 0
+            elif layer is not None and layers:
+                part, row = layers[layer]
             else:  # a model without layers may have stacks of its own
-                part, row = parts[0 if spec.role == "embedding" else -1], at[0] if at else 0
+                part, row = parts[0 if spec.role == "embedding" else -1], layer or 0
             tensors.append(Tensor(spec, at, part, row))
     return tensors
 

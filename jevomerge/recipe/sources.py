@@ -94,6 +94,12 @@ class Sources:
             if self.frame and self.carrier and (carried := self.frame.carried(t.name for t in self.tensors)):
                 parts = ", ".join(parts_of(carried))
                 self.notes.add(f"{parts}: all {len(carried)} tensors are those of {self.carrier.name}, unchanged")
+            if len(self.names) > 1 and any(spec.component == "router" for spec in self.specs):
+                self.notes.add(
+                    "the models are mixtures of experts, whose routers are merged, too: a router between two sends "
+                    "texts to experts that neither meant; give routers weights of their own (genes `by: component`, or "
+                    "a filter such as mlp.gate.), all of one model's to leave them alone"
+                )
             self.coefficients = resolve(recipe, self.method, self.tensors, searched, problems)
             if "weight" not in searched:
                 check_sums(self.method, self.tensors, self.coefficients, self.notes)

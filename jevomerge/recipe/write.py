@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,15 +136,29 @@ def _setting(part: Part, values: list[tuple[Tensor, bool | int | float]]) -> Any
         return values[0][1]
     if values[0][0].spec.place:
         return _by_place(values)
-    leaves: dict[str, list[Any]] = {}
+    leaves: dict[str, dict[int, Any]] = {}
     for tensor, value in values:
         # What filters match on is the same in every layer of every model.
-        leaves.setdefault(tensor.spec.template.rpartition("}.")[2], []).append(value)
-    cases = [{"filter": name, "value": v[0] if len(set(v)) == 1 else v} for name, v in leaves.items()]
+        before = tensor.spec.template.partition("{layer}.")[0]
+        name = (
+            tensor.name if tensor.layer is None else tensor.spec.name_in(0, tensor.at[1:]).removeprefix(f"{before}0.")
+        )
+        leaves.setdefault(name, {})[tensor.row] = value
+    cases = [{"filter": name, "value": _gradient(part, rows)} for name, rows in leaves.items()]
     common = max((c["value"] for c in cases), key=lambda v: sum(c["value"] == v for c in cases))
     # The most frequent value goes last and without a filter; layer norms' names contain "norm.weight".
     rest = sorted((c for c in cases if c["value"] != common), key=lambda c: -len(c["filter"]))
     return [*rest, {"value": common}]
+
+
+def _gradient(part: Part, rows: Mapping[int, Any]) -> Any:
+    """One value, or one for each layer of the part; a layer without such a tensor has that of one beside it."""
+    if len(set(rows.values())) == 1:
+        return next(iter(rows.values()))
+    found = [rows[min(rows)]]
+    for row in range(part.length):
+        found.append(rows.get(row, found[-1]))
+    return found[1:]
 
 
 def _by_place(values: list[tuple[Tensor, bool | int | float]]) -> Any:

@@ -9,13 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+import yaml
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
 from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.fitness.rollouts.generation import Prompts, generate
+from jevomerge.genome.schema import Gene
+from jevomerge.genome.space import express, make_space
 from jevomerge.models.model import apply, unembed
-from tests.families import FAMILIES, SIZES, make
+from jevomerge.problems.problem import Instance
+from jevomerge.recipe.schema import Recipe
+from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_folder import merge_to_folder
+from jevomerge.recipe.write import write_recipe
+from tests.families import FAMILIES, MORE, SIZES, make
 
 BATCH, LENGTH = 3, 20
 TOKENS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (BATCH, LENGTH), dtype=np.int32)
@@ -33,6 +42,12 @@ def logits(checkpoint, tokens, valid=None, cache=None):
     return np.asarray(found), cache
 
 
+# A component that others have, too, is proved once in CI.
+ONCE = ("gemma2", "gpt_neox", "glm4_moe", "gpt_oss", "gemma4", "qwen3_next")
+IN_FULL = [*FAMILIES, *(pytest.param(name, marks=[] if name in ONCE else pytest.mark.slow) for name in MORE)]
+in_full = pytest.mark.parametrize("family", IN_FULL, indirect=True)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """A model of transformers, and its folder opened."""
@@ -45,12 +60,15 @@ def test_logits_match_transformers(family):
     with torch.no_grad():
         expected = model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
     found, _ = logits(checkpoint, TOKENS)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
-    assert np.ptp(expected) > 1  # the comparison is about something
+    np.testing.assert_allclose(found, expected, atol=1e-4 * min(1, expected.std()), rtol=1e-4)
+    assert np.ptp(expected) > 0.1  # the comparison is about something
 
 
+@in_full
 def test_cached_decoding_is_the_full_forward_pass(family):
     _, checkpoint = family
+    if {"longrope", "dynamic"} & {k.rope and k.rope.rope_type for k in checkpoint.model.config.kinds}:
+        pytest.skip("longer texts turn by other angles; what was turned before is left so, as in transformers")
     full, _ = logits(checkpoint, TOKENS)
     cache = checkpoint.model.cache(BATCH, LENGTH + 3, jnp.float32)
     steps = []
@@ -60,6 +78,7 @@ def test_cached_decoding_is_the_full_forward_pass(family):
     np.testing.assert_allclose(np.concatenate(steps, axis=1), full, atol=2e-5)
 
 
+@in_full
 def test_left_padding_changes_nothing(family):
     _, checkpoint = family
     full, _ = logits(checkpoint, TOKENS)
@@ -68,6 +87,90 @@ def test_left_padding_changes_nothing(family):
     valid = np.arange(LENGTH + pad)[None, :] >= pad
     padded, _ = logits(checkpoint, tokens, np.broadcast_to(valid, tokens.shape))
     np.testing.assert_allclose(padded[:, pad:], full, atol=2e-5)
+
+
+GREEDY = ("qwen3_next", "gpt_oss", "gemma4")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name in GREEDY else pytest.mark.slow) for name in (*FAMILIES, *MORE)],
+    indirect=True,
+)
+def test_greedy_texts_are_those_of_transformers(family):
+    """Of a batch that is padded on the left."""
+    model, checkpoint = family
+    tokens, valid, new = TOKENS[:2, :8], np.arange(8) >= np.array([[0], [3]]), 6
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        arguments = {"attention_mask": torch.tensor(valid), "do_sample": False, "max_new_tokens": new}
+        expected = model.generate(torch.tensor(tokens, dtype=torch.long), **arguments)[:, 8:].numpy()
+    batch = Prompts(tokens, valid, np.int32(new), np.array([-1], np.int32))
+    write = jax.jit(lambda params, batch: generate(Instance(params), checkpoint.model, batch, new))
+    np.testing.assert_array_equal(write(checkpoint.load(), batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("qwen3_next", "mtp.fc.weight"), ("glm4_moe", "model.layers.4.enorm.weight")]
+)
+def test_what_predicts_later_tokens_is_left_out(name, tensor, tmp_path):
+    make(name, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {tensor: np.ones(3, np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+    (note,) = (note for note in Checkpoint(tmp_path).notes if tensor in note)
+    assert "left out, as by transformers" in note
+
+
+def test_a_recipe_for_layers_of_several_kinds_reads_back(tmp_path):
+    """Genes by component and group of layers: every tensor's numbers, of each expert, too."""
+    for i in range(2):
+        make("qwen3_next", tmp_path / str(i), seed=i)
+    models = [{"model": str(tmp_path / str(i)), "parameters": {"weight": 0.5}} for i in range(2)]
+    sources = Sources(Recipe.model_validate({"merge_method": "linear", "models": models}), ["weight"])
+    gene = {"range": [0, 1], "layers_per_group": 2, "by": "component"}
+    space = make_space(sources, {"weight": Gene.model_validate(gene)})
+    parts = {name.split("/")[0].split(" ", 2)[-1] for name in space.names}
+    assert {"router", "experts", "linear_attention", "attention", "mlp", "norms"} <= parts
+    genome = np.random.default_rng(0).uniform(size=len(space.names)).astype(np.float32)
+    coefficients = jax.tree.map(np.asarray, jax.jit(express)(space, genome))
+    text = write_recipe(sources, coefficients)
+    again = Sources(Recipe.model_validate(yaml.safe_load(text))).coefficients
+    for path, numbers in coefficients.items():
+        np.testing.assert_allclose(again[path]["weight"], numbers["weight"], atol=1e-6, err_msg=path)
+    (note,) = (note for note in sources.notes if "mixtures of experts" in note)
+    assert "routers weights of their own" in note
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_family_is_read_merged_and_written(name, tmp_path):
+    """Logits, every bit of a folder that is written as it was read, and a merge that transformers opens."""
+    model = make(name, tmp_path / "a")
+    make(name, tmp_path / "b", seed=1)
+    source = Checkpoint(tmp_path / "a")
+    with torch.no_grad():
+        expected = model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
+    found, _ = logits(source, TOKENS)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std(), rtol=1e-4)
+    (tmp_path / "same").mkdir()
+    write_model(tmp_path / "same", source.model.files, source.specs, "float32", tensors_of(source.load()))
+    recipe = Recipe.model_validate(
+        {
+            "merge_method": "linear",
+            "models": [{"model": str(tmp_path / m), "parameters": {"weight": w}} for m, w in (("a", 1), ("b", 3))],
+        }
+    )
+    sources = Sources(recipe)
+    merge_to_folder(sources, sources.coefficients, tmp_path / "out")
+    a, b, same, merged = (load_file(tmp_path / f / "model.safetensors") for f in ("a", "b", "same", "out"))
+    assert a.keys() == same.keys() == merged.keys()
+    for key, x in a.items():
+        assert same[key].tobytes() == x.tobytes()
+        np.testing.assert_allclose(merged[key], 0.25 * x + 0.75 * b[key], atol=1e-6)
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

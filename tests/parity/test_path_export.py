@@ -203,7 +203,7 @@ def test_what_is_in_memory_folds_like_what_is_on_disk(tmp_path):
     folding = stack.model.fold(path)
     for name, read in (
         ("disk", stack.read),
-        ("memory", lambda path, block: leaves[path] if block is None else leaves[path][block]),
+        ("memory", lambda path, block, rest: leaves[path] if block is None else leaves[path][block]),
     ):
         with export_folder(tmp_path / name) as folder:
             write_folded(folder, stack.model, folding, read, "bfloat16")

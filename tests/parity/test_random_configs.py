@@ -1,4 +1,4 @@
-"""Random configs of every family: logits and greedy texts, with lists of ends, against transformers."""
+"""Random configs of five families: logits and greedy texts, with lists of ends, against transformers."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jevomerge.checkpoint.source import Checkpoint
-from jevomerge.models.families import FAMILIES
 from jevomerge.tokenizers.load import load_tokenizer
 from tests.parity.test_families import logits
 from tests.unit.tokenizers.test_load import ours, theirs
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")  # which have most keys in common
 COUNT = 12  # of each family
 TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}  # for all alike
 
@@ -61,7 +61,7 @@ def draw(family, rng):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(COUNT))
 def test_random_config(family, seed, stories260k, tmp_path):
-    rng = np.random.default_rng([seed, list(FAMILIES).index(family)])
+    rng = np.random.default_rng([seed, FAMILIES.index(family)])
     values = draw(family, rng)
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**json.loads(json.dumps(values))))

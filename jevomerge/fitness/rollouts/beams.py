@@ -163,10 +163,10 @@ class BeamSearch(Generation):
         """Such as "generate gsm8k by 5 beams, 16 x 128 tokens + 256"."""
         return super().label(f"{task} by {self.beams} beams", layout)
 
-    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[int, ...]:
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """(L, B * K, S, ...)."""
-        depth, rows, *rest = super().cache(model, layout, hops)
-        return (depth, rows * self.beams, *rest)
+        shapes = super().cache(model, layout, hops)
+        return tuple((depth, rows * self.beams, *rest) for depth, rows, *rest in shapes)
 
 
 def writing(task: Task, tokenizer: Any, eyes: Any = None) -> Generation:

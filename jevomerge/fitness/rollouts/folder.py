@@ -68,5 +68,6 @@ class Folder:
         """None."""
         return {}
 
-    def cache(self, model: Language, layout: Layout, hops: int | None) -> None:
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """None."""
+        return ()

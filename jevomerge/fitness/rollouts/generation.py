@@ -215,11 +215,11 @@ class Generation:
         """The loop over new tokens; the first one comes before it."""
         return {DECODE: float(self.max_new_tokens - 1)}
 
-    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[int, ...]:
-        """(L, B, S, K, H)."""
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
+        """Twice (L, B, S, K, H), or what else blocks remember."""
         slots = layout.length + layout.answer_slots
-        keys = jax.eval_shape(lambda: model.cache(layout.rows, slots, jnp.float32)).keys
-        return (keys.shape[0] if hops is None else hops, *keys.shape[1:])
+        found = jax.tree.leaves(jax.eval_shape(lambda: model.cache(layout.rows, slots, jnp.float32)).memory)
+        return tuple((x.shape[0] if hops is None else hops, *x.shape[1:]) for x in found)
 
 
 def count_written(tokens: np.ndarray, eos: np.ndarray, stops: np.ndarray | None = None) -> np.ndarray:

@@ -134,8 +134,9 @@ class Likelihood:
         """None."""
         return {}
 
-    def cache(self, model: Language, layout: Layout, hops: int | None) -> None:
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """None."""
+        return ()
 
 
 def check_tokens(model: Language, examples: Sequence[Example]) -> None:

@@ -182,8 +182,9 @@ class OfParams:
         """None that are known of."""
         return {}
 
-    def cache(self, model: Language, layout: Layout, hops: int | None) -> None:
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """None."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ class Rollout(Protocol):
     def loops(self) -> Mapping[str, float]:
         """How often its loops of dynamic length turn, at most, by their names."""
 
-    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[int, ...] | None:
-        """The shape of the keys that it keeps, of a path if there are `hops`; None: it keeps none."""
+    def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what its cache remembers, of a path if there are `hops`; (): it has none."""
 
 
 def make_batches(

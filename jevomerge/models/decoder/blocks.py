@@ -1,11 +1,11 @@
 """One block of the decoder as Flax (Linen) modules, which give shape, initialisation, names and logical axes.
 
-Dimensions in comments: B batch, T new tokens, S key/value slots, D hidden, H head size, V vocabulary.
+Dimensions in comments: B batch, T new tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,95 +13,51 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jevomerge.models.decoder.config import DecoderConfig
-from jevomerge.models.layers import ACTIVATIONS, Linear, Params, attend, declare, rms_norm
-
-
-class Norm(nn.Module):
-    """The decoder's RMS norm with its weight."""
-
-    config: DecoderConfig
-    axis: str = "embed"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """(..., D) -> (..., D)."""
-        c = self.config
-        init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
-        weight = declare(self, "weight", init, (x.shape[-1],), (self.axis,))
-        return rms_norm(x, weight, c.rms_norm_eps, c.norm_plus_one)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(
-        self, x: Array, rope: tuple[Array, Array], mask: Array, remember: Callable[..., Any]
-    ) -> tuple[Array, Any]:
-        """(B, T, D) -> (B, T, D), and whatever `remember` keeps of the new keys and values."""
-        c = self.config
-        batch, length, _ = x.shape
-
-        def project(name: str, heads: int, axis: str) -> Array:
-            y = Linear(heads * c.head_dim, (axis, "embed"), c.qkv_bias, name=f"{name}_proj")(x)
-            return y.reshape(batch, length, heads, c.head_dim)
-
-        q = project("q", c.num_attention_heads, "heads")
-        k = project("k", c.num_key_value_heads, "kv_heads")
-        v = project("v", c.num_key_value_heads, "kv_heads")
-        if c.qk_norm:
-            q = Norm(c, "head_dim", name="q_norm")(q)
-            k = Norm(c, "head_dim", name="k_norm")(k)
-        k, v, kept = remember(rotate(k, rope), v)
-        scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-        y = attend(rotate(q, rope) * jnp.asarray(scale, x.dtype), k, v, mask)
-        y = y.reshape(batch, length, c.num_attention_heads * c.head_dim)
-        return Linear(c.hidden_size, ("embed", "heads"), c.o_bias, name="o_proj")(y), kept
-
-
-class Mlp(nn.Module):
-    """Gated feed-forward layer (Shazeer, 2020)."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """(B, T, D) -> (B, T, D)."""
-        c = self.config
-        gate = Linear(c.intermediate_size, ("ff", "embed"), c.mlp_bias, name="gate_proj")(x)
-        up = Linear(c.intermediate_size, ("ff", "embed"), c.mlp_bias, name="up_proj")(x)
-        y = ACTIVATIONS[c.hidden_act](gate) * up
-        return Linear(c.hidden_size, ("embed", "ff"), c.mlp_bias, name="down_proj")(y)
+from jevomerge.models.decoder.attention import Attention
+from jevomerge.models.decoder.config import DecoderConfig, LayerKind
+from jevomerge.models.decoder.delta import GatedDeltaNet
+from jevomerge.models.decoder.experts import SparseMlp
+from jevomerge.models.decoder.memory import Memory, Seen
+from jevomerge.models.decoder.mlp import Mlp
+from jevomerge.models.decoder.norms import Norm
+from jevomerge.models.layers import Params, declare
 
 
 class Block(nn.Module):
     """One decoder layer; its attribute names are the checkpoint's."""
 
     config: DecoderConfig
+    kind: LayerKind
 
     @nn.compact
-    def __call__(
-        self, x: Array, rope: tuple[Array, Array], mask: Array, remember: Callable[..., Any]
-    ) -> tuple[Array, Array, Any]:
+    def __call__(self, x: Array, seen: Seen) -> tuple[Array, Array, Any]:
         """(B, T, D) -> two (B, T, D) whose sum is the output, the second from the MLP; and new cache entries."""
         c = self.config
-        y, kept = Attention(c, name="self_attn")(Norm(c, name="input_layernorm")(x), rope, mask, remember)
-        if c.sandwich_norms:
-            x = x + Norm(c, name="post_attention_layernorm")(y)
-            y = Mlp(c, name="mlp")(Norm(c, name="pre_feedforward_layernorm")(x))
-            return x, Norm(c, name="post_feedforward_layernorm")(y), kept
-        x = x + y
-        return x, Mlp(c, name="mlp")(Norm(c, name="post_attention_layernorm")(x)), kept
+        before, after, before_mlp, after_mlp = c.norms
 
+        def norm(name: str, x: Array) -> Array:
+            return Norm(c, name=name)(x) if name else x
 
-def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
-    """Turn (B, T, heads, H) by the angles of (B, T, H/2) tables, halves paired as in Hugging Face."""
-    cos, sin = (t[:, :, None, :].astype(x.dtype) for t in rope)
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        def added(name: str, y: Array) -> Array:
+            y = norm(name, y)
+            return y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
+
+        read = norm(before, x)
+        if self.kind.mixer == "delta":
+            y, kept = GatedDeltaNet(c, name="linear_attn")(read, seen)
+        else:
+            y, kept = Attention(c, self.kind, name="self_attn")(read, seen)
+        stream = x + added(after, y)
+        if not c.parallel:
+            read = norm(before_mlp, stream)
+        elif before_mlp != before:
+            read = norm(before_mlp, x)
+        mlp = SparseMlp(c, name="mlp") if self.kind.sparse else Mlp(c, name="mlp")
+        y = added(after_mlp, mlp(read))
+        if c.layer_scalar:
+            factor = declare(self, "layer_scalar", nn.initializers.ones, (1,), ("",)).astype(x.dtype)[None, None]
+            stream, y = stream * factor, y * factor
+        return stream, y, kept
 
 
 def init(key: Array, config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
@@ -113,20 +69,24 @@ def init(key: Array, config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
     c = config
     keys = jax.random.split(key, c.num_hidden_layers + 2)
 
-    def block(k: Array) -> Params:
-        x = jnp.zeros((1, 1, c.hidden_size))
-        table = jnp.zeros((1, 1, c.head_dim // 2))
-        mask = jnp.ones((1, 1, 1), bool)
-        return Block(c).init(k, x, (table, table), mask, lambda k, v: (k, v, None))["params"]
+    def block(kind: LayerKind, k: Array) -> Params:
+        x, table, zero = jnp.zeros((1, 1, c.hidden_size)), jnp.zeros((1, 1, 1)), jnp.zeros((), jnp.int32)
+        here = jnp.ones((1, 1), bool)
+        seen = Seen((table, table), here[:, :, None], jnp.zeros((1, 1), jnp.int32), here, Memory(None, zero, zero))
+        return Block(c, kind).init(k, x, seen)["params"]
 
     def matrix(k: Array) -> Params:
         weight = nn.initializers.normal(0.02)(k, (c.vocab_size, c.hidden_size))
         return {"weight": nn.Partitioned(weight, names=("vocab", "embed"))}
 
+    blocks = {
+        stack: jax.vmap(functools.partial(block, c.kinds[c.layer_kinds[layers[0]]]))(keys[2:][jnp.asarray(layers)])
+        for stack, layers in c.stacks.items()
+    }
     params = {
         "embed_tokens": matrix(keys[0]),
-        "layers": jax.vmap(block)(keys[2:]),
-        "norm": Norm(c).init(key, jnp.zeros((1, c.hidden_size)))["params"],
+        "layers": blocks.get("", blocks),
+        "norm": Norm(c).init(key, jnp.zeros((1, c.hidden_size))).get("params", {}),
     }
     if not c.tie_word_embeddings:
         params["lm_head"] = matrix(keys[1])

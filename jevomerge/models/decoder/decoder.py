@@ -1,15 +1,16 @@
-"""One decoder for the Llama-like world: Llama, Mistral, Qwen2, Qwen3, SmolLM2, Gemma 3 (text).
+"""One decoder for all language models, described by data: `DecoderConfig`.
 
-Parameters are plain nested dicts of arrays, named and laid out exactly as in Hugging Face checkpoints (a
-linear map is `(out, in)`), except that the blocks are stacked on a leading layer axis:
+Parameters are plain nested dicts of arrays, named as Llama's are in Hugging Face checkpoints and laid out exactly as
+theirs (a linear map is `(out, in)`), except that the blocks are stacked on a leading layer axis:
 
     {"embed_tokens": {"weight": (V, D)},
      "layers": {"self_attn": {"q_proj": {"weight": (L, N*H, D)}, ...}, "mlp": {...}, "input_layernorm": ...},
      "norm": {"weight": (D,)},
      "lm_head": {"weight": (V, D)}}            # absent when the embeddings are tied
 
-`Decoder.hidden` is a plain `jax.lax.scan` over the stack, or follows a `Route` through it. Nothing here holds state:
-the key/value cache is an argument.
+Blocks of several kinds, whose tensors differ, lie in one such stack each: {"layers": {"linear": ..., "full": ...}}.
+`Decoder.hidden` is a plain `jax.lax.scan` over the stack, or over what repeats in the order of the stacks, or follows
+a `Route` through them. Nothing here holds state: the cache is an argument.
 
 Dimensions in comments: B batch, T new tokens, S key/value slots, L layers, D hidden, N query heads,
 K key/value heads, H head size, V vocabulary, P slots of a route.
@@ -18,6 +19,7 @@ K key/value heads, H head size, V vocabulary, P slots of a route.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,11 +29,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jevomerge.models.decoder.blocks import Block
-from jevomerge.models.decoder.config import DecoderConfig
+from jevomerge.models.decoder.config import DecoderConfig, LayerKind
 from jevomerge.models.decoder.fold import Folding, fold
-from jevomerge.models.decoder.hf_config import DEFAULTS, with_config
-from jevomerge.models.decoder.specs import BLOCKS, param_specs
-from jevomerge.models.layers import Params, rms_norm
+from jevomerge.models.decoder.hf_config import DEFAULTS, check_layers, with_config
+from jevomerge.models.decoder.memory import Memory, Seen, States, Tokens
+from jevomerge.models.decoder.norms import Norm
+from jevomerge.models.decoder.specs import block_of, param_specs
+from jevomerge.models.decoder.stacks import through
+from jevomerge.models.layers import Params
 from jevomerge.models.model import Layer, as_stored
 from jevomerge.models.route import HOPS, Route, Scaling
 from jevomerge.models.specs import ParamSpec
@@ -42,7 +47,7 @@ TOLERATED = ("kinds", "rms_norm_eps")  # models that differ in rope, window or e
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens seen so far; slot s of every row was written at the same step.
+    """What is remembered of the tokens seen so far; slot s of every row was written at the same step.
 
     With left padding and two rows (`.` is padding, `_` not written yet), after a prefill of 4 and one step:
 
@@ -52,8 +57,7 @@ class Cache:
     A slot's position is the number of valid slots before it, so padding shifts nothing; pictures may.
     """
 
-    keys: Array  # (L, B, S, K, H), with a route (P, B, S, K, H): a block has other keys at every visit
-    values: Array  # like keys
+    memory: dict[str, Tokens | States]  # of each stack of blocks; with a route a block has another one at every visit
     valid: Array  # (B, S) bool
     length: Array  # () int32: slots written
     shift: Array  # (B,) int32: how much further than by its valid slots a row has come, see `Decoder.hidden`
@@ -64,11 +68,8 @@ class Cache:
         `common`: static; so many of the first slots stay as they are, where each row takes the place of one that has
         the same there.
         """
-
-        def moved(x: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(x, x[:, rows, common:], common, 2) if common else x[:, rows]
-
-        return Cache(moved(self.keys), moved(self.values), self.valid[rows], self.length, self.shift[rows])
+        memory = {stack: found.of_rows(rows, common) for stack, found in self.memory.items()}
+        return Cache(memory, self.valid[rows], self.length, self.shift[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +86,15 @@ class Decoder:
 
     @property
     def files(self) -> Mapping[str, Any]:
-        """Its config.json."""
+        """Its config.json; raises InputError where none can say which layers these are."""
+        check_layers(self.json, self.config)
         return {"config.json": self.json}
 
     @property
     def tied(self) -> Mapping[str, str]:
         """The head, where it is the embedding."""
-        return {"lm_head.weight": "model.embed_tokens.weight"} if self.config.tie_word_embeddings else {}
+        head, embedding = map(self.config.name, ("lm_head.weight", "model.embed_tokens.weight"))
+        return {head: embedding} if self.config.tie_word_embeddings else {}
 
     @property
     def kinds(self) -> tuple[int, ...]:
@@ -183,74 +186,91 @@ class Decoder:
         positions = jax.lax.dynamic_slice_in_dim(key_positions, start, x.shape[1], axis=1)  # (B, T)
         distance = positions[:, :, None] - key_positions[:, None, :]  # (B, T, S)
         visible = key_valid[:, None, :] & (distance >= 0)
-        # One mask and one pair of rotary tables per kind of layer; the scan picks by index.
-        masks = jnp.stack([visible if k.window is None else visible & (distance < k.window) for k in c.kinds])
         moved = before[:, None, None] if shift is None else before[:, None, None] + shift  # (B, T or 1, H/2 or 1)
-        tables = [k.rope.tables(positions[..., None] + moved, c.head_dim) for k in c.kinds]
-        ropes = tuple(jnp.stack(t) for t in zip(*tables, strict=True))
-        block, blocks = Block(c), params[BLOCKS]
-        kinds = jnp.asarray(c.layer_kinds, jnp.int32)
+        memory = None if cache is None else cache.memory
+        of_stack = {stack: dict.fromkeys(c.layer_kinds[i] for i in layers) for stack, layers in c.stacks.items()}
+        turned = positions[..., None] + moved
+        sights = {stack: _sights(c, list(kinds), turned, distance, visible) for stack, kinds in of_stack.items()}
 
-        def run(x: Array, kv: Any, slot: Array, stored: Any, kind: Array) -> tuple[Array, Array, Any]:
-            def remember(k: Array, v: Array) -> tuple[Array, Array, Any]:
-                if kv is None:
-                    return k, v, None
-                at = (slot, jnp.zeros_like(slot), start, jnp.zeros_like(slot), jnp.zeros_like(slot))
-                keys, values = (
-                    jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
-                    for old, new in zip(kv, (k, v), strict=True)
-                )
-                return keys[slot].astype(k.dtype), values[slot].astype(v.dtype), (keys, values)
+        def run(stack: str, x: Array, memory: Any, slot: Array, stored: Any, kind: Array) -> tuple[Array, Array, Any]:
+            """A block of a stack; `kind` is one of those of the stack."""
+            ropes, masks = sights[stack]
+            kept = Memory(None if memory is None else memory[stack], slot, start)
+            seen = Seen((ropes[0][kind], ropes[1][kind]), masks[kind], positions, valid, kept)
+            block = Block(c, c.kinds[next(iter(of_stack[stack]))])
+            found: Any = block.apply({"params": layer(block_of(stack), stored)}, x, seen)
+            x, y, arrays = found
+            return x, y, memory if memory is None else {**memory, stack: arrays}
 
-            rope = (ropes[0][kind], ropes[1][kind])
-            result: Any = block.apply({"params": layer(BLOCKS, stored)}, x, rope, masks[kind], remember)
-            return result
-
-        def body(carry: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[tuple[Array, Any], None]:
-            x, kv = carry
-            stored, slot, kind = xs
-            x, y, kv = run(x, kv, slot, stored, kind)
-            return (x + y, kv), None
-
-        kv = None if cache is None else (cache.keys, cache.values)
+        blocks = {stack: _at(params, block_of(stack)) for stack in c.stacks}
+        order = [c.kinds[kind].stack for kind in c.layer_kinds]
+        rows = [order[:i].count(stack) for i, stack in enumerate(order)]  # among its stack
+        kinds = [list(of_stack[stack]).index(kind) for stack, kind in zip(order, c.layer_kinds, strict=True)]
         if route is None:
-            slots = jnp.arange(len(c.layer_kinds), dtype=jnp.int32)
-            (x, kv), _ = jax.lax.scan(body, (x, kv), (blocks, slots, kinds))
+            x, memory = through(run, order, rows, kinds, blocks, x, memory)
         else:
+            names, where = list(blocks), [list(blocks).index(stack) for stack in order]
+            tables = [jnp.asarray(numbers, jnp.int32) for numbers in (where, rows, kinds)]
 
             def hop(t: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-                rest, scaled, kv = carry  # the stream is their sum; the next scale multiplies the second
+                rest, scaled, memory = carry  # the stream is their sum; the next scale multiplies the second
                 # In float32 whatever the activations: folding divides by this very number, not by its bfloat16.
                 x = rest.astype(jnp.float32) + scaled.astype(jnp.float32) * route.scales[t]
-                at = route.layers[t]
-                stored = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, at, keepdims=False), blocks)
-                x, y, kv = run(x.astype(dtype), kv, t, stored, kinds[at])
-                return (jnp.zeros_like(x), x + y, kv) if scale == "stream" else (x, y, kv)
+                which, row, kind = (table[route.layers[t]] for table in tables)
+
+                def visit(stack: str, x: Array, memory: Any) -> tuple[Array, Array, Any]:
+                    stored = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, row, keepdims=False), blocks[stack])
+                    return run(stack, x, memory, t, stored, kind)
+
+                visits = [functools.partial(visit, stack) for stack in names]
+                if len(visits) == 1:
+                    x, y, memory = visits[0](x.astype(dtype), memory)
+                else:
+                    x, y, memory = jax.lax.switch(which, visits, x.astype(dtype), memory)
+                return (jnp.zeros_like(x), x + y, memory) if scale == "stream" else (x, y, memory)
 
             with jax.named_scope(HOPS):
-                begun = (jnp.zeros_like(x), x, kv)
-                rest, x, kv = jax.lax.fori_loop(jnp.zeros_like(route.length), route.length, hop, begun)
+                begun = (jnp.zeros_like(x), x, memory)
+                rest, x, memory = jax.lax.fori_loop(jnp.zeros_like(route.length), route.length, hop, begun)
             x = rest + x
-        x = rms_norm(x, params["norm"]["weight"], c.rms_norm_eps, c.norm_plus_one)
-        if kv is None:
-            return x, None
+        normed: Any = Norm(c).apply({"params": params.get("norm", {})}, x)
+        if memory is None:
+            return normed, None
         length, after = start + positions.shape[1], jnp.max(moved[:, -1], axis=-1)
-        return x, Cache(keys=kv[0], values=kv[1], valid=key_valid, length=length, shift=after)
+        return normed, Cache(memory=memory, valid=key_valid, length=length, shift=after)
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """(..., D) hidden states -> (..., V) logits in float32."""
         head = params["embed_tokens"] if self.config.tie_word_embeddings else params["lm_head"]
-        logits = jnp.einsum("...d,vd->...v", hidden, head["weight"].astype(hidden.dtype))
-        return logits.astype(jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", hidden, head["weight"].astype(hidden.dtype)).astype(jnp.float32)
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def cache(self, rows: int, slots: int, dtype: Any, route: Route | None = None) -> Cache:
         """An empty cache with room for `slots` tokens per row, for `hidden` with this route or none."""
         c = self.config
-        depth = len(c.layer_kinds) if route is None else route.layers.shape[0]
-        shape = (depth, rows, slots, c.num_key_value_heads, c.head_dim)
+
+        def memory(kind: LayerKind, depth: int) -> Tokens | States:
+            if kind.mixer == "delta":
+                d = c.delta
+                assert d is not None
+                wide = 2 * d.key_heads * d.key_dim + d.value_heads * d.value_dim
+                return States(
+                    jnp.zeros((depth, rows, d.kernel - 1, wide), dtype),
+                    jnp.zeros((depth, rows, d.value_heads, d.key_dim, d.value_dim), jnp.float32),
+                )
+            shape = (depth, rows, slots, *c.heads(kind)[1:])
+            return Tokens(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
         return Cache(
-            keys=jnp.zeros(shape, dtype),
-            values=jnp.zeros(shape, dtype),
+            memory={
+                stack: memory(
+                    c.kinds[c.layer_kinds[layers[0]]], len(layers) if route is None else route.layers.shape[0]
+                )
+                for stack, layers in c.stacks.items()
+            },
             valid=jnp.zeros((rows, slots), bool),
             length=jnp.zeros((), jnp.int32),
             shift=jnp.zeros((rows,), jnp.int32),
@@ -259,3 +279,26 @@ class Decoder:
     def fold(self, route: Route, scale: Scaling = "stream") -> Folding:
         """What makes an ordinary model of a concrete route; see `models.decoder.fold`."""
         return fold(self.config, route, scale)
+
+
+def _at(tree: Any, block: str) -> Any:
+    """What hangs at a place in a pytree."""
+    for key in block.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _sights(
+    c: DecoderConfig, kinds: Sequence[int], turned: Array, distance: Array, visible: Array
+) -> tuple[tuple[Array, Array], Array]:
+    """Of each of these kinds of layers, along the first axis: cos and sin (B, T, R/2), and masks (B, T, S).
+
+    `turned`: (B, T, 1 or R/2) positions by which pairs are turned.
+    """
+    own = [c.kinds[kind] for kind in kinds]
+    masks = jnp.stack([visible if k.window is None else visible & (distance < k.window) for k in own])
+    tables = [None if k.rope is None else k.rope.tables(turned, c.heads(k)[2]) for k in own]
+    like = next((t[0] for t in tables if t is not None), jnp.zeros((*turned.shape[:2], 0)))
+    still = jnp.ones_like(like), jnp.zeros_like(like)  # where positions do not turn
+    cos, sin = zip(*(still if t is None else t for t in tables), strict=True)
+    return (jnp.stack(cos), jnp.stack(sin)), masks

@@ -8,9 +8,11 @@
 Why it works ("stream"): let c_t be the product of the scales of hops 1 to t. A norm sees only the direction of
 its input, so that the stream may be kept as stream / c_t: what a block adds to it is divided by c_t, what reads it
 through a norm is multiplied by c_t's sign. The embedding carries the scale of hop 0. With "delta" scales the stream
-is never scaled, and a block's MLP carries the scale of the hop after it.
+is never scaled, and a block's MLP carries the scale of the hop after it. A block without a norm before it (OLMo 2)
+reads the stream itself, so that its matrices are multiplied by c_t; a norm with a bias takes the sign on its weight.
 
-What is exact: in real numbers the embedding, every sign and every "delta" scale; in any dtype signs, scales of 1 and
+What is exact: in real numbers the embedding, every sign, every "delta" scale and all of a stack that is read without
+norms; in any dtype signs, scales of 1 and
 powers of two (not where a norm stores its weight's offset from 1, as Gemma's do).
 
 What is not: a norm adds eps to the mean square m of its input, which for the folded model is m / c^2. That changes
@@ -33,7 +35,12 @@ from jevomerge.errors import InputError
 from jevomerge.models.decoder.config import DecoderConfig
 from jevomerge.models.route import Route, Scaling
 
-READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # of the stream, through a norm
+# What reads the stream, mostly through a norm: in attention or a delta net, in an MLP or a mixture.
+ATTENTION = (
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "in_proj_qkvz",
+    "in_proj_ba",
+)  # fmt: skip
+MLP = ("gate_proj", "up_proj", "gate_up_proj", "gate", "shared_expert_gate")
 SMALLEST = 1e-30  # product of scales that float32 weights can be divided by
 
 
@@ -43,30 +50,48 @@ class Folding(NamedTuple):
     config: DecoderConfig  # of the ordinary model, as many layers as hops
     blocks: tuple[int, ...]  # of the stack, for each layer
     embedding: float
-    reading: np.ndarray  # (hops,) what reads the stream, 1 or -1
+    reading: np.ndarray  # (hops,) what reads the stream through a norm, 1 or -1
     attention: np.ndarray  # (hops,) what attention adds to the stream
     mlp: np.ndarray  # (hops,) what the MLP adds to the stream
-    norm: float  # the last one
+    norm: float  # the last one's weight
+    shift: float  # and its bias
 
     def tensor(self, path: str, layer: int | None, array: Any) -> np.ndarray:
         """A tensor of the ordinary model in float32, from that of leaf `path` of the stack (of its block)."""
         *_, module, leaf = path.split(".")
-        added = {"o_proj": self.attention, "down_proj": self.mlp}
-        if self.config.sandwich_norms:  # a norm follows, which would undo it
-            added = {"post_attention_layernorm": self.attention, "post_feedforward_layernorm": self.mlp}
         factor = 1.0
         if layer is None:
-            factor = {"embed_tokens": self.embedding, "norm": self.norm}.get(module, 1.0)
-        elif module in added:
+            last = self.norm if leaf == "weight" else self.shift
+            behind = "norm" if self.config.norm_weight else "lm_head"
+            factor = {"embed_tokens": self.embedding, behind: last}.get(module, 1.0)
+        elif module in (added := self._added):
             factor = float(added[module][layer])
-        elif module in READERS and leaf == "weight":  # the bias does not read
-            factor = float(self.reading[layer])
+        elif module in (reading := self._reading) and leaf == "weight":  # a bias does not read
+            factor = float(reading[module][layer])
         x = np.asarray(array, np.float32)
         if factor == 1:
             return x
         if module.endswith("norm") and self.config.norm_plus_one:
             return ((1 + x.astype(np.float64)) * factor - 1).astype(np.float32)
         return x * np.float32(factor)
+
+    @property
+    def _added(self) -> dict[str, np.ndarray]:
+        """{module: factors} of what adds to the stream: a norm, which would undo it, or a matrix."""
+        _, after, _, after_mlp = self.config.norms
+        mixed = dict.fromkeys([after] if after else ["o_proj", "out_proj"], self.attention)
+        return mixed | {after_mlp or "down_proj": self.mlp}
+
+    @property
+    def _reading(self) -> dict[str, np.ndarray]:
+        """{module: factors} of what reads the stream."""
+        c, found = self.config, dict[str, np.ndarray]()
+        for norm, readers in ((c.norms[0], ATTENTION), (c.norms[2], MLP)):
+            if norm and c.norm_bias:
+                found[norm] = self.reading
+            else:
+                found |= dict.fromkeys(readers, self.reading if norm else 1 / self.attention)
+        return found
 
 
 def fold(config: DecoderConfig, path: Route, scale: Scaling = "stream") -> Folding:
@@ -99,7 +124,13 @@ def fold(config: DecoderConfig, path: Route, scale: Scaling = "stream") -> Foldi
         )
     after = np.append(scales[1:], 1.0) if scale == "delta" else ones
     # A tied head is the embedding, scale of hop 0 included: the last norm takes it back.
-    norm = np.sign(product[-1]) / (scales[0] if config.tie_word_embeddings else 1.0)
+    shift = 1 / scales[0] if config.tie_word_embeddings else 1.0
+    norm = np.sign(product[-1]) * shift
+    if norm != 1 and config.tie_word_embeddings and not config.norm_weight:
+        raise InputError(
+            "the last norm of this model has no weight and its head is its embeddings: keep the first scale at 1 and "
+            "the product of the others above zero"
+        )
     return Folding(
         config=dataclasses.replace(config, layer_kinds=tuple(config.layer_kinds[b] for b in blocks)),
         blocks=tuple(int(b) for b in blocks),
@@ -108,4 +139,5 @@ def fold(config: DecoderConfig, path: Route, scale: Scaling = "stream") -> Foldi
         attention=1 / product,
         mlp=after / product,
         norm=float(norm),
+        shift=float(shift),
     )

@@ -23,28 +23,60 @@ BLOCKS = "layers"  # where the stack of blocks hangs in the pytree
 def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
     """The parameter table of an architecture, sorted by path."""
     abstract = flatten_dict(jax.eval_shape(lambda: init(jax.random.key(0), config)), sep=".")
+    c = config
     parts = {
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "ff": config.intermediate_size,
-        "vocab": config.vocab_size,
+        "heads": c.num_attention_heads,
+        "qkv": c.num_attention_heads + 2 * c.num_key_value_heads,
+        "vocab": c.vocab_size,
     }
+    if c.delta is not None:
+        d, rest = c.delta, c.delta.value_dim % c.delta.key_dim
+        parts |= {"delta_k": d.key_heads, "delta_v": d.value_heads}
+        parts["delta_qkv"] = 0 if rest else 2 * d.key_heads + d.value_heads * d.value_dim // d.key_dim
 
     def spec(path: str, leaf: nn.Partitioned[Any]) -> ParamSpec:
-        axes = tuple(Axis(name, parts.get(name, 0)) for name in map(str, leaf.names))
         prefix = "" if path.startswith("lm_head") else "model."
         if not path.startswith(f"{BLOCKS}."):
+            axes = tuple(Axis(name, parts.get(name, 0)) for name in map(str, leaf.names))
             role: Any = "embedding" if path.startswith("embed_tokens") else "head"
-            return ParamSpec(path, prefix + path, leaf.value.shape, axes, role=role)
-        module = path.split(".")[1]
+            return ParamSpec(path, c.name(prefix + path), leaf.value.shape, axes, role=role)
+        name = next((name for name in c.stacks if name and path.startswith(f"{block_of(name)}.")), "")
+        layers, inside = c.stacks[name], path.removeprefix(f"{block_of(name)}.")
+        shape, stack = leaf.value.shape[1:], [("layer", len(layers))]
+        own = parts | {"kv_heads": c.heads(c.kinds[c.layer_kinds[layers[0]]])[1]}
+        own |= {axis: size for axis, size in zip(leaf.names, shape, strict=True) if axis in ("ff", "expert_ff")}
+        axes = tuple(Axis(axis, own.get(axis, 0)) for axis in map(str, leaf.names))
+        template = c.name(f"{prefix}{BLOCKS}.{{layer}}.{inside}")
+        if leaf.names[:1] == ("experts",):  # a tensor each
+            stack, shape, axes = [*stack, ("expert", shape[0])], shape[1:], axes[1:]
+            template = template.replace(".experts.", ".experts.{expert}.")
         return ParamSpec(
             path=path,
-            template=prefix + path.replace(f"{BLOCKS}.", f"{BLOCKS}.{{layer}}."),
-            shape=leaf.value.shape[1:],
+            template=template,
+            shape=shape,
             axes=axes,
-            stack=(("layer", config.num_hidden_layers),),
-            block=BLOCKS,
-            component={"self_attn": "attention", "mlp": "mlp"}.get(module, "norms"),
+            stack=tuple(stack),
+            layers=layers if len(c.stacks) > 1 else (),
+            depth=c.num_hidden_layers if len(c.stacks) > 1 else 0,
+            block=block_of(name),
+            component=_component(inside),
         )
 
     return tuple(spec(path, leaf) for path, leaf in sorted(abstract.items()))
+
+
+def block_of(stack: str) -> str:
+    """Where the blocks of a stack hang in the pytree."""
+    return f"{BLOCKS}.{stack}" if stack else BLOCKS
+
+
+def _component(inside: str) -> str:
+    """What genes group a tensor of a block by."""
+    module, _, rest = inside.partition(".")
+    if module == "mlp":
+        return next((ours for part, ours in _IN_MIXTURES if rest.startswith(part)), "mlp")
+    return {"self_attn": "attention", "linear_attn": "linear_attention"}.get(module, "norms")
+
+
+# A gate of the shared expert is a router, too: it says how much of it a token gets.
+_IN_MIXTURES = (("gate.", "router"), ("shared_expert_gate.", "router"), ("experts.", "experts"), ("shared_", "mlp"))

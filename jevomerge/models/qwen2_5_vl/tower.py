@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jevomerge.models.decoder.blocks import rotate
+from jevomerge.models.decoder.attention import rotate
 from jevomerge.models.decoder.rope import Rope
 from jevomerge.models.layers import ACTIVATIONS, Linear, Params, attend, declare, rms_norm
 from jevomerge.models.qwen2_5_vl.config import TowerConfig

@@ -13,11 +13,14 @@ from jevomerge import InputError
 from jevomerge.methods.bank import Merge, build, in_scan, make_bank
 from jevomerge.methods.registry import get_method
 from jevomerge.models.decoder.blocks import init
-from jevomerge.models.decoder.config import AttentionKind, DecoderConfig
+from jevomerge.models.decoder.config import DecoderConfig, LayerKind
 from jevomerge.models.decoder.decoder import Decoder
+from jevomerge.models.decoder.readers.gemma import SANDWICH
+from jevomerge.models.decoder.readers.olmo import BEHIND
 from jevomerge.models.decoder.rope import Rope
-from jevomerge.models.model import apply
+from jevomerge.models.model import apply, unembed
 from jevomerge.models.route import Route
+from jevomerge.models.specs import flatten, unflatten
 
 CONFIG = DecoderConfig(
     vocab_size=53,
@@ -26,18 +29,22 @@ CONFIG = DecoderConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
-    kinds=(AttentionKind(Rope()),),
+    kinds=(LayerKind(Rope()),),
     layer_kinds=(0,) * 5,
 )
 GEMMA = dataclasses.replace(
     CONFIG,
-    kinds=(AttentionKind(Rope(theta=1e6)), AttentionKind(Rope(), window=3)),
+    kinds=(LayerKind(Rope(theta=1e6)), LayerKind(Rope(), window=3)),
     layer_kinds=(1, 0, 1, 1, 0),
     norm_plus_one=True,
-    sandwich_norms=True,
-    qk_norm=True,
+    norms=SANDWICH,
+    qk_norm="head",
     tie_word_embeddings=True,
     embed_scale=32**0.5,
+)
+OLMO2 = dataclasses.replace(CONFIG, norms=BEHIND, qk_norm="whole")
+NEOX = dataclasses.replace(
+    CONFIG, num_key_value_heads=4, norm="layer", norm_bias=True, parallel=True, fused_qkv="heads", gated=False
 )
 LLAMA = Decoder(CONFIG)
 CONFIGS = {"llama": LLAMA, "gemma": Decoder(GEMMA)}
@@ -96,7 +103,7 @@ def test_cached_decoding_of_a_path_with_repeats_is_the_full_forward_pass(config,
     params, path = random_params(config), Route.of(HOPS, SCALES, slots=10)
     full = hidden(config, path, params, scale=scale)
     cache = config.cache(3, 12, jnp.float32, path)
-    assert cache.keys.shape[0] == 10
+    assert cache.memory[""][0].shape[0] == 10
     run = jax.jit(apply, static_argnums=1, static_argnames="scale")
     steps = []
     for start, stop in [(0, 4), (4, 5), (5, 7), (7, 8), (8, 9)]:
@@ -223,3 +230,24 @@ def test_a_folded_path_keeps_what_need_not_change_bit_for_bit():
         for t, factor in enumerate(factors):
             np.testing.assert_array_equal(folding.tensor(path, t, x), factor * x, err_msg=f"{path} {t}")
     np.testing.assert_array_equal(folding.tensor("norm.weight", None, x), -x)
+
+
+@pytest.mark.parametrize("config", [OLMO2, NEOX], ids=["olmo2", "neox"])
+def test_what_is_read_without_a_norm_and_norms_with_a_bias_fold(config):
+    """Through a small eps: what a norm's eps does is another test's."""
+    stack = Decoder(dataclasses.replace(config, rms_norm_eps=1e-12))
+    params, path = random_params(stack), Route.of(HOPS, SCALES)
+    folding = stack.fold(path)
+    leaves = {path: np.asarray(x) for path, x in flatten(params).items()}
+    specs = Decoder(folding.config).specs
+    folded = {
+        s.path: np.stack([folding.tensor(s.path, t, leaves[s.path][b]) for t, b in enumerate(folding.blocks)])
+        if s.stack
+        else folding.tensor(s.path, None, leaves[s.path])
+        for s in specs
+    }
+    ordinary = Decoder(folding.config)
+    found = unembed(unflatten(folded), ordinary, hidden(ordinary, params=unflatten(folded)))
+    expected = unembed(params, stack, hidden(stack, path, params))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert {1.0, -1.0} == set(folding.reading.tolist())

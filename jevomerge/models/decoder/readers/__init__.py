@@ -1,0 +1,1 @@
+"""How the families of decoders spell their configs; one file for families that are alike."""
