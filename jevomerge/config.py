@@ -75,6 +75,14 @@ class Judging(Strict):
             raise ValueError("give each tracker once")
         return trackers
 
+    @field_validator("tasks")
+    @classmethod
+    def _apart(cls, tasks: tuple[AnyTask, ...]) -> tuple[AnyTask, ...]:
+        names = [task.name for task in tasks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two tasks have the same name, `{twice}`")
+        return tasks
+
     @model_validator(mode="after")
     def _private(self) -> Judging:
         if self.features.folder is not None and any(task.private for task in self.tasks):

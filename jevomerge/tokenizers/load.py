@@ -19,9 +19,12 @@ def load_tokenizer(folder: Path) -> Any:
         InputError: if there is none.
     """
     from transformers import AutoTokenizer  # imported late: it takes seconds
+    from transformers.utils import logging
 
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it remarks is about config.json, which is read elsewhere
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -39,6 +42,8 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: its tokenizer cannot be read ({reason}); copy tokenizer.json and tokenizer_config.json again "
             "from where the model is from"
         ) from error
+    finally:
+        logging.set_verbosity(level)
     if (path := folder / "chat_template.json").exists():  # a processor's, which older vision-language models have
         tokenizer.chat_template = read_json(path).get("chat_template")
     tokenizer.model_ends = model_ends(folder)
