@@ -34,15 +34,15 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 class Stage(Strict):
     """One search: a recipe and which of its numbers are genes, or a path, or both."""
 
-    name: Name
-    recipe: Recipe | None = None
+    name: Name  # of the run folder
+    recipe: Recipe | None = None  # what is merged, and how; the numbers that are no genes
     # The search begins at the recipe's own numbers, not at search.mean. As {mbw: "0,0.5,..."} it puts these block
     # weights of two U-Nets into the recipe first.
     start_from: Literal["recipe"] | None = None
-    genome: dict[str, Gene] = Field(default_factory=dict)
-    path: PathSearch | None = None
-    search: Search = Field(default_factory=lambda: Search.model_validate({}))
-    refine: Refine | None = None
+    genome: dict[str, Gene] = Field(default_factory=dict)  # parameters of the method that are searched
+    path: PathSearch | None = None  # layers that are searched, of the models or of the merge
+    search: Search = Field(default_factory=lambda: Search.model_validate({}))  # by what, for how long
+    refine: Refine | None = None  # whether the best follow the gradient
 
     @model_validator(mode="after")
     def _something(self) -> Stage:
@@ -58,11 +58,11 @@ class Stage(Strict):
 class Judging(Strict):
     """The tasks that judge, and how candidates are scored on them."""
 
-    tasks: tuple[AnyTask, ...] = Field(min_length=1)
-    seed: int = Field(0, ge=0, lt=2**32)  # JAX takes larger ones for smaller ones
+    tasks: tuple[AnyTask, ...] = Field(min_length=1)  # files or what they hold; their weighted mean is the fitness
+    seed: int = Field(0, ge=0, lt=2**32)  # of the search; JAX takes larger ones for smaller ones
     seeds: int = Field(1, gt=0, le=1000)  # so many runs, with this seed and those after it, in folders of their own
     tokens_per_batch: int = Field(16384, gt=0)  # rows are scored together up to so many tokens
-    mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))
+    mesh: MeshShape = Field(default_factory=lambda: MeshShape.model_validate({}))  # how the devices are used
     members_per_device: int | None = Field(None, gt=0)  # candidates merged and scored at once; None: 1, or what fits
     compute_dtype: Dtype = "float32"  # of activations; the merged weights have the recipe's dtype
     features: KeepFeatures = Field(default_factory=lambda: KeepFeatures())  # where what models see in pictures is kept
@@ -102,8 +102,8 @@ class RunConfig(Stage, Judging):
 class StagedConfig(Judging):
     """Several searches, each of which may use the winners of those before by their stages' names."""
 
-    name: Name
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    name: Name  # of the folder of their run folders
+    stages: tuple[Stage, ...] = Field(min_length=1)  # in this order
 
     @field_validator("stages")
     @classmethod

@@ -32,7 +32,7 @@ Template = Annotated[str, AfterValidator(check_template)]
 class DataSource(Strict):
     """Where examples come from: a local JSONL, JSON, Parquet, TSV or CSV file, or a dataset on the hub."""
 
-    path: str
+    path: str  # of a file, relative to the task's, or owner/dataset
     columns: tuple[str, ...] | None = None  # of a TSV or CSV file whose first line is not their names
     name: str | None = None  # of a hub dataset's configuration
     split: str = "train"  # of a hub dataset
@@ -130,22 +130,22 @@ class Task(Strict):
     through the tokenizer's chat template.
     """
 
-    name: str
+    name: str  # in tables and figures
     search: DataSource  # what evolution sees
     heldout: DataSource  # what it never sees; scored once, at the end
     prompt: Template  # over the example's fields: "Q: {question}\nA:"
     image: Template | tuple[Template, ...] | None = None  # pictures: paths, lists of them, bytes; `<image>` in `prompt`
     answer: Template  # likewise
-    score: Score = "likelihood"
-    extract: Extractor | None = None
+    score: Score = "likelihood"  # as above; or `module:function`
+    extract: Extractor | None = None  # which part of a generated text is the answer
     pattern: str | None = None  # or a regular expression whose first group, at its last match, is the answer
     compare: Literal["equal", "rouge_l_ja"] = "equal"  # rouge_l_ja: F-measure of ROUGE-L over MeCab's words
     language: str | None = None  # such as ja: what fastText's lid.176 must say of the text with more than 1/2
     also: tuple[Extractor, ...] = ()  # by what else the held-out texts are judged and reported; never the fitness
-    decode: Decode = Decode()
-    max_new_tokens: int = Field(256, gt=0)
+    decode: Decode = Decode()  # how texts are generated, if not greedily
+    max_new_tokens: int = Field(256, gt=0)  # of generated text
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # generated text ends before the first of these
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0)  # in the mean over tasks
     private: bool = False  # of its texts, prompts, answers and outputs, none is written or shown anywhere: scores alone
 
     kind: ClassVar[str] = "tasks of our own"
@@ -280,10 +280,10 @@ class HarnessTask(Strict):
     """
 
     name: str = ""  # "": the harness's name for it
-    harness: Harness
-    search: HarnessRows | None = None
-    heldout: HarnessRows | None = None
-    weight: float = Field(1.0, gt=0)
+    harness: Harness  # which task, and how it is asked
+    search: HarnessRows | None = None  # what evolution sees
+    heldout: HarnessRows | None = None  # what it never sees
+    weight: float = Field(1.0, gt=0)  # in the mean over tasks
 
     @model_validator(mode="before")
     @classmethod
@@ -329,9 +329,9 @@ class FunctionTask(Strict):
     What is called held-out is then the same function.
     """
 
-    name: str
-    score: OwnScore
-    weight: float = Field(1.0, gt=0)
+    name: str  # in tables and figures
+    score: OwnScore  # with `of: params` or `of: folder`
+    weight: float = Field(1.0, gt=0)  # in the mean over tasks
 
     kind: ClassVar[str] = "functions of whole models"
     harness: ClassVar[None] = None
@@ -400,8 +400,8 @@ KINDS: dict[str, type[Task] | type[HarnessTask] | type[FunctionTask]] = {
 class Suite(Strict):
     """Several tasks in one file."""
 
-    name: str
-    tasks: tuple[AnyTask, ...] = Field(min_length=1)
+    name: str  # of all
+    tasks: tuple[AnyTask, ...] = Field(min_length=1)  # each as in a file of its own
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ class Gene(Strict):
 class PathSlice(Strict):
     """Layers [first, one past the last) of a model, as a slice of a passthrough recipe."""
 
-    model: str
-    layer_range: tuple[int, int]
+    model: str  # one of `models`
+    layer_range: tuple[int, int]  # [first, one past the last)
 
 
 class PathSearch(Strict):
@@ -75,7 +75,7 @@ class PathSearch(Strict):
     models: tuple[str, ...] = Field(min_length=1)  # the first is A, whose embedding, head and tokenizer are used
     repeats: int = Field(3, gt=0, le=100)  # how often all layers are laid out
     scaling: Literal["none", "per_hop", "matrix", "network"] = "per_hop"  # where the scales come from
-    scale_range: tuple[float, float] = (0.5, 1.5)
+    scale_range: tuple[float, float] = (0.5, 1.5)  # of every scale
     scale: Literal["stream", "delta"] = "stream"  # what they multiply: the residual stream, or the last MLP's output
     start: tuple[PathSlice, ...] = ()  # where the search begins, or a passthrough recipe's file; (): model A
     others_on: float = Field(0.5, gt=0, lt=1)  # of the slots not in the start, the share on in the first generation

@@ -1,6 +1,6 @@
 """What a merge method is: two pure functions (`MergeFn`, `PrepareFn`) and a description of their parameters.
 
-An example of ten lines is in the README ("Your own"). Three rules keep a method usable everywhere (in jit, in the
+An example of ten lines is in README.md here ("Your own"). Three rules keep a method usable everywhere (in jit, in the
 layer scan, under vmap, file by file): compute in float32 and do not branch in Python on a coefficient (`jnp.where`);
 put what is slow and does not depend on coefficients (norms, sorted values) into `prepare`; draw random numbers only
 from `uniform_field(keys[i], shape)`.

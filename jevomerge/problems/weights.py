@@ -43,7 +43,7 @@ from jevomerge.tokenizers.load import load_tokenizer
 class WeightProblem:
     """Parameter space: the coefficients of a recipe."""
 
-    no_gradient = "no gene has a gradient (see README.md, Merge methods); leave refine out"
+    no_gradient = "no gene has a gradient (see jevomerge/methods/README.md); leave refine out"
 
     def __init__(
         self, recipe: Recipe, genome: Mapping[str, Gene], mean: float | None = 0.5, opener: Opener = open_model

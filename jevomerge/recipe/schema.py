@@ -61,7 +61,7 @@ class Conditional(Strict):
     filter: str | None = None  # their name contains it; "*": whatever their name
     block: str | None = None  # they stand there: IN04, as users of U-Nets have it
     component: str | None = None  # they are of this kind, as genes have it
-    value: Value
+    value: Value  # of a parameter
 
 
 def _scalar(value: Any) -> Scalar:
@@ -127,8 +127,8 @@ Reference = Annotated[str, BeforeValidator(_reference), Field(min_length=1)]
 class RecipeModel(Strict):
     """A model in a recipe, and the parameters that apply to it alone."""
 
-    model: Reference
-    parameters: Parameters = Field(default_factory=dict)
+    model: Reference  # perhaps with an adapter: model+adapter
+    parameters: Parameters = Field(default_factory=dict)  # before those of the recipe
     layer_range: tuple[int, int] | None = None  # [first, one past the last); None: all
 
     @field_validator("layer_range")
@@ -142,9 +142,9 @@ class RecipeModel(Strict):
 class RecipeSlice(Strict):
     """A range of layers made from ranges of equal length of several models."""
 
-    sources: tuple[RecipeModel, ...] = Field(min_length=1)
-    base_model: Reference | None = None
-    parameters: Parameters = Field(default_factory=dict)
+    sources: tuple[RecipeModel, ...] = Field(min_length=1)  # with as many layers each
+    base_model: Reference | None = None  # before that of the recipe
+    parameters: Parameters = Field(default_factory=dict)  # likewise
     residual_weight: float | None = None  # declared by mergekit, which never uses it
 
 
@@ -155,10 +155,10 @@ EYES = {"vision_tower": "vision tower", "multi_modal_projector": "projector"}  #
 class RecipeModule(Strict):
     """A part of a model. Decoders have just one; beside it, one that lists a single model alone is carried along."""
 
-    models: tuple[RecipeModel, ...] = ()
-    slices: tuple[RecipeSlice, ...] = ()
+    models: tuple[RecipeModel, ...] = ()  # that are merged, or the one that lends it
+    slices: tuple[RecipeSlice, ...] = ()  # or layers of them; of the language part alone
     base_model: Reference | None = None  # of this part, if not the recipe's: a text model has no tower
-    parameters: Parameters = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=dict)  # before those of the recipe
 
     @property
     def carried(self) -> bool:
@@ -182,27 +182,27 @@ class Recipe(Strict):
     """A merge as mergekit's YAML writes it; `semantics` and `seed` are ours."""
 
     name: str | None = None  # of a stage that later documents of the file refer to
-    merge_method: str
-    models: tuple[RecipeModel, ...] = ()
-    slices: tuple[RecipeSlice, ...] = ()
-    modules: dict[str, RecipeModule] = Field(default_factory=dict)
-    base_model: Reference | None = None
-    parameters: Parameters = Field(default_factory=dict)
-    dtype: RecipeDtype | None = None
-    out_dtype: RecipeDtype | None = None
-    tokenizer_source: Reference | None = None  # union | base | a model
-    tokenizer: TokenizerSpec | None = None
-    chat_template: str | None = None  # auto | a name | jinja
+    merge_method: str  # see jevomerge/methods/README.md
+    models: tuple[RecipeModel, ...] = ()  # that are merged ...
+    slices: tuple[RecipeSlice, ...] = ()  # ... or layers of them, bottom to top ...
+    modules: dict[str, RecipeModule] = Field(default_factory=dict)  # ... or each part by itself
+    base_model: Reference | None = None  # from which task vectors are counted
+    parameters: Parameters = Field(default_factory=dict)  # of the method
+    dtype: RecipeDtype | None = None  # None: that which holds the numbers of all sources
+    out_dtype: RecipeDtype | None = None  # of what is written, if not `dtype`
+    tokenizer_source: Reference | None = None  # whose vocabulary the result has: union, base or a model
+    tokenizer: TokenizerSpec | None = None  # the same with exceptions
+    chat_template: str | None = None  # auto, a name or jinja
     # Whose parts beside the language model the result has, such as its eyes; default: the only model that has any.
     carry: Reference | None = Field(None, validation_alias=AliasChoices("carry", "vision"))
-    compute_as: Reference | None = None  # base | a model: whose rope, window and eps the result has
+    compute_as: Reference | None = None  # base or a model: whose rope, window and eps the result has
     # Of image pipelines:
     parts: tuple[Literal[MERGEABLE], ...] = Field(MERGED, min_length=1)  # type: ignore[valid-type]  # that are merged
     take: dict[str, Reference] = Field(default_factory=dict)  # {part that is not: whose}; default: base, else the first
     pooled_from: Literal[1, 2] | None = None  # the text encoder whose pooled vector the U-Net sees; see `assembly`
     variant: str | None = Field(None, pattern=r"^[\w-]+$")  # of files of the same weights, if there are several: fp16
-    semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]
-    seed: int = 0
+    semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]  # or as the papers have it
+    seed: int = 0  # of random masks
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class Search(Strict):
     evaluations: int = Field(1000, ge=0)  # 0: `refine` has the start to itself
     population: int | None = Field(None, gt=0, le=100_000)  # None: 4 + floor(3 ln n)
     mean: float = Field(0.5, ge=0, le=1)  # of the first generation, in the unit box of the genes' ranges
-    sigma: float = Field(1 / 6, gt=0)
+    sigma: float = Field(1 / 6, gt=0)  # likewise
     start: tuple[Literal["sources", "average", "sparsified"], ...] = ()  # last members of the first generation
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
     anchors: Anchors | None = None  # fitness is an estimate from a few examples, always the same
@@ -55,9 +55,9 @@ class Refine(Strict):
 
     # Of reference answers; of what follows the prompts; what a function of parameters says.
     objective: Literal["likelihood", "entropy", "fitness"] = "likelihood"
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd"] = "adam"  # of optax
     learning_rate: float = Field(0.02, gt=0)  # in the unit box of the genes' ranges
-    steps: int = Field(20, gt=0)
+    steps: int = Field(20, gt=0)  # of the optimizer, for each genome
     examples_per_step: int | None = Field(16, gt=0)  # of each task's search split; None: all
     best: int = Field(1, gt=0)  # how many genomes are refined
     every: int | None = Field(None, gt=0)  # also in each such generation of the search; None: only after it

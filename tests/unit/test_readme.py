@@ -17,12 +17,14 @@ from jevomerge.errors import InputError
 from jevomerge.methods import registry
 from jevomerge.methods.registry import MERGEKIT, get_method, register
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+METHODS = (ROOT / "jevomerge" / "methods" / "README.md").read_text()
+PYTHON = (ROOT / "experiments" / "guides" / "python.md").read_text()
 MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
 
 
 def test_the_table_of_methods():
-    rows = re.findall(r"^\| `(\w+)` \| .*? \| .*? \| (.*?) \| (.*?) \| (.*?) \| ", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| .*? \| (.*?) \| (.*?) \| (.*?) \| ", METHODS, re.MULTILINE)
     assert [name for name, *_ in rows] == list(MERGEKIT)
     for name, parameters, gradients, random in rows:
         method = MERGEKIT[name]
@@ -55,7 +57,7 @@ def draws_numbers(method):
 def example(monkeypatch):
     """The README's method, by the README's code."""
     monkeypatch.setattr(registry, "_registered", {})
-    code = re.search(r"```python\n(import jax.numpy as jnp\nimport jevomerge.*?)```", README, re.DOTALL)[1]
+    code = re.search(r"```python\n(import jax.numpy as jnp\nimport jevomerge.*?)```", METHODS, re.DOTALL)[1]
     names = {}
     exec(code, names)
     return names["MEDIAN"]
@@ -104,7 +106,7 @@ def test_names_are_taken_once(example):
 
 def test_from_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"## From Python.*?```python\n(.*?)```", README, re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", PYTHON, re.DOTALL)[1]
     rng = np.random.default_rng(0)
     base, a, b = ({"w": rng.normal(size=(4, 3)).astype(np.float32)} for _ in range(3))
     images = rng.normal(size=(50, 4)).astype(np.float32)
