@@ -448,8 +448,8 @@ def kill_at_random(rng, pid, run, numbers):
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         done = (run / "result.json").exists()
-        os.kill(pid, getattr(signal, f"SIG{number}"))
-        os.kill(pid, signal.SIGCONT)
+        for sent in (getattr(signal, f"SIG{number}"), signal.SIGCONT):
+            os.kill(pid, sent)
     return None if done else (when, number)
 
 
@@ -497,5 +497,4 @@ def test_killed_fifty_times(nursery, problem, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_ended_fifty_times(nursery, problem, undisturbed, tmp_path):
-    """By signals that a run heeds."""
     survive(50, random.Random(2), nursery, problem, undisturbed, tmp_path, numbers=("TERM", "INT"))
