@@ -133,7 +133,7 @@ def documents_of_all(rng: Random) -> Iterator[str]:
         for language in LANGUAGES:
             yield from scene.tell(language, rng)
             yield DESCRIBE[LANGUAGES.index(language)]
-            for kind in (*KINDS, *MAP):
+            for kind in (*LOOK_UP, *MAP, *KINDS):
                 question = ask(rng, scene, [kind])
                 yield question.text(language) + question.reply(language)
 

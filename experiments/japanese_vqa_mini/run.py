@@ -3,11 +3,10 @@
     python experiments/japanese_vqa_mini/run.py       # goes on where it was stopped
     python experiments/japanese_vqa_mini/table.py     # the tables of results.json, and plot.png
 
-A seed is a set of models that were trained anew, and what is random in the searches over them.  Every row is a model
-folder below --work, and what is scored is that folder.  Searches are runs of `jevomerge evolve`.
+A seed is a pair of models trained anew from the one base, and what is random in the searches over them.  Every row is
+a model folder below --work, and what is scored is that folder.  Searches are runs of `jevomerge evolve`.
 """
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +74,9 @@ SEARCHED = {
     "evolved, 22 genes": Arm("task_arithmetic", {}, FINE, CMA),
 }
 
+FIRST = ("task arithmetic, random", "evolved, 2 genes", "evolved, DARE-TIES", "22 genes, random", "evolved, 22 genes")
+FITS = ("llava", "graft", "average")
+
 VIEWS: dict[str, dict[str, Any]] = {  # what a model is shown and asked
     "Japanese": {},
     "blind": {"data": "blind"},
@@ -84,6 +86,15 @@ VIEWS: dict[str, dict[str, Any]] = {  # what a model is shown and asked
     "English, blind": {"prompt": "<image>{english_question}", "answer": "{english_answer}", "data": "blind"},
     "asked in Japanese, right in English": {"answer": "{english_answer}"},
 }
+SEEN = (  # models in other views
+    ("llava", "English"),
+    ("llava", "English, blind"),
+    ("llava", "asked in Japanese, right in English"),
+    ("base", "told"),
+    ("japanese", "told"),
+    *(("graft", view) for view in ("blind", "shuffled")),
+    *(("evolved, 22 genes", view) for view in ("blind", "shuffled", "English", "asked in Japanese, right in English")),
+)
 
 
 class Bench:
@@ -97,6 +108,7 @@ class Bench:
     def models(self, seed: int) -> Path:
         """Where the models of a seed are; those that are not there are trained."""
         folder = train.MODELS if seed == 0 else self.work / f"models {seed}"
+        folder.mkdir(parents=True, exist_ok=True)
         train.make(folder, seed)
         return folder
 
@@ -108,7 +120,7 @@ class Bench:
         return {
             "merge_method": arm.method,
             "models": models,
-            **base.get(arm.method, {"base_model": str(self.models(seed) / "base")}),
+            **base.get(arm.method, {"base_model": str(train.MODELS / "base")}),
             "parameters": arm.parameters,
             "dtype": "bfloat16",
             "semantics": "paper",
@@ -165,7 +177,7 @@ class Bench:
             return self.searched(name, SEARCHED[name], seed)
         if name in CONTROLS | USUAL:
             return self.merged(name, (CONTROLS | USUAL)[name], seed)
-        return self.models(seed) / name
+        return (train.MODELS if name in ("base", "captions") else self.models(seed)) / name
 
     def tuned(self, name: str, seed: int, choice: Cell) -> Cell:
         """A model trained on the questions of the search, and what that took."""
@@ -180,27 +192,26 @@ def plan(bench: Bench, output: Path, seeds: int) -> Iterator[tuple[tuple[str, ..
     def row(name: str, seed: int, view: str = "Japanese") -> Any:
         return (view, name, str(seed)), lambda: bench.score(bench.folder(name, seed), view)
 
-    for seed in range(seeds):
-        for name in ("llava", *CONTROLS, *USUAL):
-            yield row(name, seed)
-        for name, view in (
-            *(("llava", view) for view in ("English", "English, blind", "asked in Japanese, right in English")),
-            *itertools.product(("base", "japanese"), ("told",)),
-            ("graft", "blind"),
-        ):
+    def search(name: str, seed: int) -> Any:
+        return ("Japanese", name, str(seed)), lambda: bench.search_row(name, SEARCHED[name], seed)
+
+    def tune(name: str, seed: int) -> Any:
+        return ("Japanese", f"fine-tuned {name}", str(seed)), lambda: bench.tuned(
+            name, seed, known(output, "choices", name, "0")
+        )
+
+    all_seeds = range(seeds)
+    for seed, name in itertools.product(all_seeds, ("llava", *CONTROLS, *USUAL)):
+        yield row(name, seed)
+    for names in (FIRST, [name for name in SEARCHED if name not in FIRST]):
+        for seed, name in itertools.product(all_seeds, names):
+            yield search(name, seed)
+        for seed, (name, view) in itertools.product(all_seeds, SEEN if names == FIRST else ()):
             yield row(name, seed, view)
-        for name, arm in SEARCHED.items():
-            yield ("Japanese", name, str(seed)), functools.partial(bench.search_row, name, arm, seed)
-        for view in ("blind", "shuffled", "English", "asked in Japanese, right in English"):
-            yield row("evolved, 22 genes", seed, view)
-    for name in ("llava", "graft", "average"):
-        yield ("choices", name, "0"), functools.partial(tuning.choose, bench.folder(name, 0), bench.task("Japanese"))
-        for seed in range(seeds):
-
-            def measure(name: str = name, seed: int = seed) -> Cell:
-                return bench.tuned(name, seed, known(output, "choices", name, "0"))
-
-            yield ("Japanese", f"fine-tuned {name}", str(seed)), measure
+        for name in FITS if names == FIRST else ():
+            yield ("choices", name, "0"), lambda name=name: tuning.choose(bench.folder(name, 0), bench.task("Japanese"))
+            for seed in all_seeds:
+                yield tune(name, seed)
 
 
 def main() -> None:

@@ -35,8 +35,7 @@ class Kind(NamedTuple):
 RELATIONS = ("at", "beside", "over", "opposite")  # numbers that tell two places' apart: left and right 1, up and down 2
 LOOK_UP = (Kind("at", "colour"), Kind("at", "shape"))
 MAP = tuple(Kind(relation, "place") for relation in RELATIONS[1:])  # can be answered without any scene
-RELATED = tuple(Kind(relation, asked) for relation in RELATIONS[1:] for asked in ("colour", "shape"))
-KINDS = LOOK_UP + RELATED
+KINDS = tuple(Kind(relation, "colour") for relation in RELATIONS)  # what is asked in the end
 PHRASES = {  # of a relation, for places above and below
     "at": (("{}", "{}"), ("{}", "{}")),
     "beside": (("beside {}", "beside {}"), ("{}の隣", "{}の隣")),

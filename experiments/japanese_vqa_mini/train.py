@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,13 +26,14 @@ from jevomerge.models.decoder.blocks import init as init_decoder
 from jevomerge.models.families import read_model, read_seeing
 from jevomerge.models.llava.llava import PROJECTOR, Projector
 from jevomerge.models.model import Pictures
-from jevomerge.models.specs import unflatten
+from jevomerge.models.specs import flatten, unflatten
 from jevomerge.models.vision.blocks import init as init_tower
 from jevomerge.models.vision.specs import TEXT, TOWER
 from jevomerge.models.vision.tower import look
 
 HERE = Path(__file__).parent
-MODELS = HERE / "models"  # of the first seed
+LABELS = "labels"  # where the map hangs with which the tower learns to see
+MODELS = HERE / "models"  # those all seeds have, and the others of the first
 LENGTH, ROWS, AT_ONCE = 64, 32, 20  # tokens of a row, rows of a step, steps of a call
 TOKENIZER = generate.make_tokenizer(image=True)
 IMAGE = TOKENIZER.convert_tokens_to_ids(generate.IMAGE)
@@ -77,12 +79,17 @@ class Run(NamedTuple):
     trained: tuple[tuple[str, float], ...]  # parts of the parameters, at which share of the rate
     curriculum: float  # which share of the steps goes by until scenes have up to four things
 
+    def share(self, path: str) -> float:
+        """Of the rate, for a parameter; 0: it stays as it is."""
+        return next((share for part, share in self.trained if path.startswith(part)), 0)
+
 
 RUNS = {
     "base": Run(1800, 2e-3, ((TEXT, 1),), 0.3),
-    "japanese": Run(400, 5e-4, ((TEXT, 1),), 0),
-    "captions": Run(400, 3e-3, ((TOWER, 1), (PROJECTOR, 1)), 0.4),
-    "llava": Run(1000, 2e-3, ((TEXT, 0.25), (TOWER, 1), (PROJECTOR, 1)), 0),
+    "japanese": Run(300, 5e-4, ((TEXT, 1),), 0),
+    "labels": Run(1000, 3e-3, ((TOWER, 1), (LABELS, 1)), 0),
+    "captions": Run(800, 3e-3, ((TOWER, 1), (PROJECTOR, 1)), 0.3),
+    "llava": Run(500, 2e-3, ((f"{TEXT}.layers", 0.1), (TOWER, 0.5), (PROJECTOR, 1)), 0),
 }
 
 
@@ -131,64 +138,94 @@ def encoded(texts: Iterable[str]) -> list[int]:
     return [token for text in texts for token in piece(text)]
 
 
+def features(params: Any, pictures: jax.Array) -> jax.Array:
+    """(B, 32, 32, 3) uint8 -> (B, 16, features), what the tower makes of the patches."""
+    pixels, c = (pictures.astype(jnp.float32) / 255 - 0.5) / 0.5, SEEING.config
+    [found] = look(params[TOWER], c.vision, pixels.transpose(0, 3, 1, 2), c.layers)
+    return found[:, int(c.drop_first) :]
+
+
 def seen(params: Any, pictures: jax.Array) -> Pictures:
     """(B, 32, 32, 3) uint8 -> what they are to the decoder."""
-    pixels = (pictures.astype(jnp.float32) / 255 - 0.5) / 0.5
-    c = SEEING.config
-    [features] = look(params[TOWER], c.vision, pixels.transpose(0, 3, 1, 2), c.layers)
-    x = Projector(c).apply({"params": params[PROJECTOR]}, features[:, int(c.drop_first) :])
+    x = Projector(SEEING.config).apply({"params": params[PROJECTOR]}, features(params, pictures))
     return Pictures(x, jnp.asarray(IMAGE, jnp.int32))
 
 
-def loss_of(params: Any, model: Any, tokens: jax.Array, weights: jax.Array, pictures: jax.Array | None) -> Any:
-    given = None if pictures is None else seen(params, pictures)
-    valid = jnp.ones(tokens[:, :-1].shape, bool)
-    hidden, _ = jm.apply(params[TEXT], model, tokens[:, :-1], valid, pictures=given)
-    logits = jm.unembed(params[TEXT], model, hidden)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    right = (jnp.argmax(logits, -1) == tokens[:, 1:]) * weights[:, 1:]
-    total = jnp.sum(weights[:, 1:])
-    return jnp.sum(losses * weights[:, 1:]) / total, jnp.sum(right) / total
+@cache
+def reading(model: Any) -> Any:
+    """How well a decoder writes: (parameters, a step of `Batches`) -> loss and the share of right tokens."""
+
+    def measure(params: Any, tokens: jax.Array, weights: jax.Array, pictures: jax.Array | None) -> Any:
+        given = None if pictures is None else seen(params, pictures)
+        valid = jnp.ones(tokens[:, :-1].shape, bool)
+        hidden, _ = jm.apply(params[TEXT], model, tokens[:, :-1], valid, pictures=given)
+        logits = jm.unembed(params[TEXT], model, hidden)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        right = (jnp.argmax(logits, -1) == tokens[:, 1:]) * weights[:, 1:]
+        total = jnp.sum(weights[:, 1:])
+        return jnp.sum(losses * weights[:, 1:]) / total, jnp.sum(right) / total
+
+    return measure
+
+
+def labelling(params: Any, labels: jax.Array, pictures: jax.Array) -> Any:
+    """How well each feature shows the colour and the shape in its quarter, labels (B, 16, 2), to a linear map."""
+    logits = jnp.einsum("bpd,kld->bpkl", features(params, pictures), params[LABELS])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses), jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+def labelled(run: Run, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Steps of pictures with the labels of their quarters, the last of each kind for an empty one."""
+    rng, noise, none = Random(f"labels {seed}"), np.random.default_rng(seed), len(scenes.COLOURS)
+    side = SEEING.config.vision.side
+    quarter = [2 * (2 * i // side) + 2 * j // side for i in range(side) for j in range(side)]
+    for _ in range(0, run.steps, AT_ONCE):
+        made = [scenes.draw(rng, "train") for _ in range(AT_ONCE * ROWS)]
+        labels = np.full((len(made), 4, 2), none, np.int32)
+        for label, scene in zip(labels, made, strict=True):
+            for place, *what in scene.things:
+                label[place] = what
+        arrays = labels[:, quarter], scenes.render(noise, made)
+        yield tuple(x.reshape(AT_ONCE, ROWS, *x.shape[1:]) for x in arrays)
 
 
 @cache
-def make_steps(run: Run, model: Any) -> tuple[Any, Any]:
+def make_steps(run: Run, measure: Any) -> tuple[Any, Any]:
     """The optimizer, AdamW with a warm-up and a cosine, and several jitted steps of it."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, run.rate, min(100, run.steps // 5), run.steps, run.rate * 0.03)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def steps(params: Any, state: Any, fixed: Any, given: Batches) -> tuple[Any, Any, Any]:
-        def one(carry: Any, batch: Batches) -> Any:
+    def steps(params: Any, state: Any, fixed: Any, given: Any) -> tuple[Any, Any, Any]:
+        def one(carry: Any, batch: Any) -> Any:
             params, state = carry
-            (value, right), gradient = jax.value_and_grad(lambda p: loss_of(p | fixed, model, *batch), has_aux=True)(
-                params
-            )
+            loss = partial(lambda batch, p: measure(unflatten(p | fixed), *batch), batch)
+            shown, gradient = jax.value_and_grad(loss, has_aux=True)(params)
             updates, state = optimizer.update(gradient, state, params)
-            updates = {
-                part: jax.tree.map(lambda u, share=share: share * u, updates[part]) for part, share in run.trained
-            }
-            return (optax.apply_updates(params, updates), state), (value, right)
+            shared = {path: run.share(path) * update for path, update in updates.items()}
+            return (optax.apply_updates(params, shared), state), shown
 
-        (params, state), (values, right) = jax.lax.scan(one, (params, state), given)
-        return params, state, (jnp.mean(values), jnp.mean(right))
+        (params, state), shown = jax.lax.scan(one, (params, state), given)
+        return params, state, jax.tree.map(jnp.mean, shown)
 
     return optimizer, steps
 
 
-def fit(name: str, run: Run, model: Any, params: Any, given: Iterable[Batches]) -> Any:
-    """Train the parts that are to be trained; prints loss and the share of right tokens as it goes."""
-    trained = {part: params[part] for part, _ in run.trained}
-    fixed = {part: value for part, value in params.items() if part not in trained}
-    optimizer, steps = make_steps(run, model)
+def fit(name: str, run: Run, measure: Any, params: Any, given: Iterable[Any]) -> Any:
+    """Train the parts that are to be trained; prints loss and the share that is right as it goes."""
+    leaves = flatten(params)
+    trained = {path: leaf for path, leaf in leaves.items() if run.share(path)}
+    fixed = {path: leaf for path, leaf in leaves.items() if path not in trained}
+    optimizer, steps = make_steps(run, measure)
     state, start, done, shown = optimizer.init(trained), time.monotonic(), 0, None
     for several in given:  # made while the steps before are computed
         if shown is not None and done % (5 * AT_ONCE) == 0:
             tell(name, run, done, start, shown)
         trained, state, shown = steps(trained, state, fixed, several)
-        done += len(several.tokens)
+        done += len(several[0])
     tell(name, run, done, start, shown)
-    return trained | fixed
+    return unflatten(trained | fixed)
 
 
 def tell(name: str, run: Run, done: int, start: float, shown: Any) -> None:
@@ -203,15 +240,17 @@ def beginning(seed: int) -> Any:
 
 
 def with_eyes(text: Any, seed: int) -> Any:
-    """The model that is to see: a decoder with rows for more tokens, a tower and a projector of random numbers."""
+    """The model that is to see: a decoder with rows for more tokens, a tower that knows labels, a random projector."""
     *keys, last = jax.random.split(jax.random.key(seed), 3)
     weight, wanted = text["embed_tokens"]["weight"], SEEING.text.vocab_size
     more = 0.02 * jax.random.normal(last, (wanted - len(weight), weight.shape[1]))
     wider = text | {"embed_tokens": {"weight": jnp.concatenate([weight, more])}}
     features = jnp.zeros((1, VISION["hidden_size"]))
     projector = Projector(SEEING.config).init(keys[1], features)["params"]
-    eyes = nn.unbox({TOWER: init_tower(keys[0], SEEING.config.vision), PROJECTOR: projector})
-    return {TEXT: wider} | jax.tree.map(jnp.array, eyes)  # copies: two norms begin as the same buffer
+    tower = jax.tree.map(jnp.array, nn.unbox(init_tower(keys[0], SEEING.config.vision)))  # two norms were one buffer
+    start = {TOWER: tower, LABELS: jnp.zeros((2, len(scenes.COLOURS) + 1, VISION["hidden_size"]))}
+    knowing = fit("labels", RUNS["labels"], labelling, start, labelled(RUNS["labels"], seed))
+    return {TEXT: wider, TOWER: knowing[TOWER], PROJECTOR: nn.unbox(projector)}
 
 
 def write(folder: Path, params: Any, about: str) -> None:
@@ -239,23 +278,23 @@ def load(folder: Path, sees: bool = False) -> Any:
 
 
 def make(folder: Path, seed: int) -> None:
-    """Train what is not there of the three models of a seed."""
+    """Train what is not there: once the base and its eyes, from these for each seed the Japanese model and `llava`."""
 
     def learnt(corpus: str, model: Any, params: Any) -> Any:
-        return fit(corpus, RUNS[corpus], model, params, batches(corpus, RUNS[corpus], seed))
+        return fit(corpus, RUNS[corpus], reading(model), params, batches(corpus, RUNS[corpus], seed))
 
-    base, japanese, llava = (folder / name for name in ("base", "japanese", "llava"))
+    base, captions, japanese, llava = MODELS / "base", MODELS / "captions", folder / "japanese", folder / "llava"
     if not base.exists():
-        write(
-            base, learnt("base", DECODER, beginning(seed)), "Both languages, easy questions about scenes that are told."
-        )
+        write(base, learnt("base", DECODER, beginning(seed)), "Both languages: look-ups in scenes that are told.")
     if not japanese.exists():
         write(japanese, learnt("japanese", DECODER, load(base)), "`base`, taught all kinds of questions in Japanese.")
-    if not llava.exists():
+    if not captions.exists():
         params = with_eyes(load(base)[TEXT], seed)
-        for corpus in ("captions", "llava"):
-            params = learnt(corpus, SEEING.text, params)
-        write(llava, params, "`base` with eyes, taught all kinds of questions about pictures in English.")
+        write(captions, learnt("captions", SEEING.text, params), "`base` with eyes, which learnt by English captions.")
+    if not llava.exists():
+        params = load(captions, sees=True)
+        about = "`captions`, taught all kinds of questions about pictures in English."
+        write(llava, learnt("llava", SEEING.text, params), about)
 
 
 def main() -> None:

@@ -45,7 +45,9 @@ def tune(start: Path, rows: Sequence[int], rate: float, share: float, seed: int,
     steps = max(1, round(share * STEPS))
     run = train.Run(steps, rate, ((TEXT, 1),), 0)
     params = train.load(start, sees=True)
-    made = train.fit(f"{start.name}, {rate:g}", run, train.SEEING.text, params, batches(rows, steps, seed))
+    made = train.fit(
+        f"{start.name}, {rate:g}", run, train.reading(train.SEEING.text), params, batches(rows, steps, seed)
+    )
     train.write(out, made, f"`{start.name}`, fine-tuned on {len(rows)} questions of the search file.")
 
 

@@ -75,7 +75,7 @@ def test_answers_are_those_of_the_scene(parts):
 
 def test_the_questions_on_file_are_those_that_are_made_and_in_no_training_text(parts):
     pq = pytest.importorskip("pyarrow.parquet")
-    scenes, generate = parts
+    _, generate = parts
     for split, count in generate.COUNTS.items():
         found, made = pq.read_table(generate.DATA / f"{split}.parquet").to_pylist(), generate.questions(split, count)
         for a, b in zip(found, made, strict=True):
