@@ -61,21 +61,20 @@ USUAL = {
     "task arithmetic (weight 1)": Arm("task_arithmetic", {"weight": 1}),
 }
 SEARCHED = {
-    "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
-    "SLERP, random": Arm("slerp", {}, {"t": UNIT}, RANDOM),
-    # TIES divides by its weights, so that only its lambda says how much there is of all.
-    "TIES, random": Arm("ties", {}, {**BOTH, "lambda": [0, 2]}, RANDOM),
-    "DARE-TIES, random": Arm("dare_ties", {}, BOTH, RANDOM),
-    "task arithmetic, random": Arm("task_arithmetic", {}, WEIGHTS, RANDOM),
-    "22 genes, random": Arm("task_arithmetic", {}, FINE, {**RANDOM, "evaluations": tuning.EVALUATIONS}),
+    "evolved, 22 genes": Arm("task_arithmetic", {}, FINE, CMA),
     "evolved, 2 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA),
     "evolved, DARE-TIES": Arm("dare_ties", {}, BOTH, CMA),
     "evolved, layers": Arm("task_arithmetic", {}, LAYERS, CMA),
-    "evolved, 22 genes": Arm("task_arithmetic", {}, FINE, CMA),
+    "task arithmetic, random": Arm("task_arithmetic", {}, WEIGHTS, RANDOM),
+    # TIES divides by its weights, so that only its lambda says how much there is of all.
+    "TIES, random": Arm("ties", {}, {**BOTH, "lambda": [0, 2]}, RANDOM),
+    "DARE-TIES, random": Arm("dare_ties", {}, BOTH, RANDOM),
+    "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
+    "SLERP, random": Arm("slerp", {}, {"t": UNIT}, RANDOM),
+    "22 genes, random": Arm("task_arithmetic", {}, FINE, {**RANDOM, "evaluations": tuning.EVALUATIONS}),
 }
-
-FIRST = ("task arithmetic, random", "evolved, 2 genes", "evolved, DARE-TIES", "22 genes, random", "evolved, 22 genes")
-FITS = ("llava", "graft", "average")
+LAST = ("22 genes, random", "evolved, layers")  # the rest of the searches comes before what is asked of their outcomes
+FITS = ("llava", "graft")
 
 VIEWS: dict[str, dict[str, Any]] = {  # what a model is shown and asked
     "Japanese": {},
@@ -203,15 +202,17 @@ def plan(bench: Bench, output: Path, seeds: int) -> Iterator[tuple[tuple[str, ..
     all_seeds = range(seeds)
     for seed, name in itertools.product(all_seeds, ("llava", *CONTROLS, *USUAL)):
         yield row(name, seed)
-    for names in (FIRST, [name for name in SEARCHED if name not in FIRST]):
-        for seed, name in itertools.product(all_seeds, names):
+    for seed, name in itertools.product(all_seeds, SEARCHED):
+        if name not in LAST:
             yield search(name, seed)
-        for seed, (name, view) in itertools.product(all_seeds, SEEN if names == FIRST else ()):
-            yield row(name, seed, view)
-        for name in FITS if names == FIRST else ():
-            yield ("choices", name, "0"), lambda name=name: tuning.choose(bench.folder(name, 0), bench.task("Japanese"))
-            for seed in all_seeds:
-                yield tune(name, seed)
+    for seed, (name, view) in itertools.product(all_seeds, SEEN):
+        yield row(name, seed, view)
+    for name in FITS:
+        yield ("choices", name, "0"), lambda name=name: tuning.choose(bench.folder(name, 0), bench.task("Japanese"))
+        for seed in all_seeds:
+            yield tune(name, seed)
+    for name, seed in itertools.product(LAST, all_seeds):
+        yield search(name, seed)
 
 
 def main() -> None:

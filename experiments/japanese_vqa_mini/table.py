@@ -15,7 +15,7 @@ from arguments import known, make_parser
 
 HERE = Path(__file__).parent
 MAIN = "Japanese"
-FITS = ("llava", "graft", "average")
+FITS = ("llava", "graft")
 GROUPS = {  # {group: {row of results.json: what the tables call it}}
     "models": {
         "llava": "llava",
