@@ -43,7 +43,7 @@ class Arm(NamedTuple):
 UNIT = [0, 1]
 WEIGHTS, BOTH = {"weight": UNIT}, {"weight": UNIT, "density": UNIT}
 FINE = {"weight": {"range": UNIT, "layers_per_group": 1, "by": "component"}}
-LAYERS = {"weight": {"range": UNIT, "layers_per_group": 1}}
+FINE_TO_2 = {"weight": {**FINE["weight"], "range": [0, 2]}}
 RANDOM = {"strategy": "random", "evaluations": 50, "population": 10}
 CMA = {"strategy": "cma_es", "evaluations": tuning.EVALUATIONS}
 
@@ -64,16 +64,22 @@ SEARCHED = {
     "evolved, 22 genes": Arm("task_arithmetic", {}, FINE, CMA),
     "evolved, 2 genes": Arm("task_arithmetic", {}, WEIGHTS, CMA),
     "evolved, DARE-TIES": Arm("dare_ties", {}, BOTH, CMA),
-    "evolved, layers": Arm("task_arithmetic", {}, LAYERS, CMA),
     "task arithmetic, random": Arm("task_arithmetic", {}, WEIGHTS, RANDOM),
     # TIES divides by its weights, so that only its lambda says how much there is of all.
     "TIES, random": Arm("ties", {}, {**BOTH, "lambda": [0, 2]}, RANDOM),
     "DARE-TIES, random": Arm("dare_ties", {}, BOTH, RANDOM),
     "weighted average, random": Arm("linear", {}, WEIGHTS, RANDOM),
     "SLERP, random": Arm("slerp", {}, {"t": UNIT}, RANDOM),
+    "evolved, 2 genes up to 2": Arm("task_arithmetic", {}, {"weight": [0, 2]}, CMA),
+    "evolved, 22 genes up to 2": Arm("task_arithmetic", {}, FINE_TO_2, CMA),
+    "task arithmetic up to 2, random": Arm("task_arithmetic", {}, {"weight": [0, 2]}, RANDOM),
+    "22 genes up to 2, random": Arm("task_arithmetic", {}, FINE_TO_2, {**RANDOM, "evaluations": tuning.EVALUATIONS}),
     "22 genes, random": Arm("task_arithmetic", {}, FINE, {**RANDOM, "evaluations": tuning.EVALUATIONS}),
 }
-LAST = ("22 genes, random", "evolved, layers")  # the rest of the searches comes before what is asked of their outcomes
+LAST = (
+    "evolved, 22 genes up to 2", "evolved, 2 genes up to 2", "22 genes, random", "task arithmetic up to 2, random",
+    "22 genes up to 2, random",
+)  # fmt: skip
 FITS = ("llava", "graft")
 
 VIEWS: dict[str, dict[str, Any]] = {  # what a model is shown and asked
@@ -92,7 +98,11 @@ SEEN = (  # models in other views
     ("base", "told"),
     ("japanese", "told"),
     *(("graft", view) for view in ("blind", "shuffled")),
-    *(("evolved, 22 genes", view) for view in ("blind", "shuffled", "English", "asked in Japanese, right in English")),
+    *(
+        (name, view)
+        for name in ("evolved, DARE-TIES", "evolved, 22 genes up to 2")
+        for view in ("blind", "shuffled", "English")
+    ),
 )
 
 
@@ -205,14 +215,14 @@ def plan(bench: Bench, output: Path, seeds: int) -> Iterator[tuple[tuple[str, ..
     for seed, name in itertools.product(all_seeds, SEARCHED):
         if name not in LAST:
             yield search(name, seed)
+    for name, seed in itertools.product(LAST, all_seeds):
+        yield search(name, seed)
     for seed, (name, view) in itertools.product(all_seeds, SEEN):
         yield row(name, seed, view)
     for name in FITS:
         yield ("choices", name, "0"), lambda name=name: tuning.choose(bench.folder(name, 0), bench.task("Japanese"))
         for seed in all_seeds:
             yield tune(name, seed)
-    for name, seed in itertools.product(LAST, all_seeds):
-        yield search(name, seed)
 
 
 def main() -> None:

@@ -38,29 +38,37 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
         f"{name}, random": f"{name}, best of 50 at random"
         for name in ("weighted average", "SLERP", "TIES", "DARE-TIES", "task arithmetic")
     }
-    | {"22 genes, random": "22 genes, best of 300 at random"},
+    | {
+        "task arithmetic up to 2, random": "task arithmetic, weights up to 2, best of 50 at random",
+        "22 genes, random": "22 genes, best of 300 at random",
+        "22 genes up to 2, random": "22 genes, weights up to 2, best of 300 at random",
+    },
     "evolved": {
         "evolved, 2 genes": "**evolved, 2 genes**",
+        "evolved, 2 genes up to 2": "evolved, 2 genes, weights up to 2",
         "evolved, DARE-TIES": "**evolved, DARE-TIES (4 genes)**",
-        "evolved, layers": "**evolved, a weight per layer (10 genes)**",
         "evolved, 22 genes": "**evolved, per layer and component (22 genes)**",
+        "evolved, 22 genes up to 2": "evolved, 22 genes, weights up to 2",
     },
     "fine-tuned": {f"fine-tuned {name}": f"fine-tuned {name}" for name in FITS},
 }
 COLOURS = dict(zip(GROUPS, ("#777777", "#b08b4f", "#3f7fb5", "#c0392b", "#3b8f5a"), strict=True))
-BEST = "evolved, 22 genes"
+FINE, WIDE, PAPER = "evolved, 22 genes", "evolved, 22 genes up to 2", "evolved, DARE-TIES"
 DIFFERENCES = (
-    (BEST, "graft"),
-    (BEST, "llava"),
-    *((BEST, name) for name in GROUPS["usual settings"]),
+    *((WIDE, name) for name in ("graft", "llava", *GROUPS["usual settings"])),
+    *((WIDE, f"{name}, random") for name in ("TIES", "DARE-TIES", "task arithmetic", "task arithmetic up to 2")),
+    (WIDE, "22 genes up to 2, random"),
+    (WIDE, "evolved, 2 genes up to 2"),
+    (WIDE, PAPER),
+    (WIDE, FINE),
+    *((WIDE, f"fine-tuned {name}") for name in FITS),
+    (PAPER, "graft"),
+    (PAPER, "evolved, 2 genes"),
+    (PAPER, "DARE-TIES, random"),
+    (FINE, "graft"),
+    (FINE, "evolved, 2 genes"),
+    (FINE, "22 genes, random"),
     ("evolved, 2 genes", "task arithmetic, random"),
-    (BEST, "task arithmetic, random"),
-    (BEST, "TIES, random"),
-    (BEST, "22 genes, random"),
-    (BEST, "evolved, 2 genes"),
-    (BEST, "evolved, layers"),
-    ("evolved, DARE-TIES", "evolved, 2 genes"),
-    *((BEST, f"fine-tuned {name}") for name in FITS),
 )
 Cells = dict[str, dict[str, Any]]  # by seed
 
@@ -112,9 +120,7 @@ def by_kind(results: dict[str, dict[str, Cells]]) -> None:
     kinds = np.array([row["kind"] for row in pq.read_table(generate.DATA / "heldout.parquet").to_pylist()])
     names = list(dict.fromkeys(kinds))
     print(f"\n| model | shown and asked | all | 95 % | {' | '.join(names)} |\n|---|---|---:|---|{'---:|' * len(names)}")
-    main = {
-        name: results[MAIN][name] for name in ("llava", "base with eyes", "graft", "average", "evolved, 2 genes", BEST)
-    }
+    main = {name: results[MAIN][name] for name in ("llava", "base with eyes", "graft", "average", PAPER, WIDE)}
     for view, rows in {**results, MAIN: main}.items():
         for name, cells in rows.items():
             if view == "choices":
@@ -127,7 +133,7 @@ def by_kind(results: dict[str, dict[str, Cells]]) -> None:
 
 def weights(rows: dict[str, Cells]) -> None:
     """Means over the seeds of the weights that were found, by gene."""
-    for name in ("evolved, 2 genes", BEST):
+    for name in ("evolved, 2 genes", WIDE):
         found = [cell["genome"] for cell in rows[name].values()]
         print(f"\n{name}: " + "; ".join(f"{key} {np.mean([g[key] for g in found]):.2f}" for key in found[0]))
 

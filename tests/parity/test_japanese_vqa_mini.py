@@ -103,7 +103,9 @@ def test_the_config_searches_a_weight_per_layer_and_component():
     assert len(problem.space.names) == 22
 
 
-@pytest.mark.parametrize(("name", "asked"), [("llava", "english_"), ("average", "")])
+@pytest.mark.parametrize(
+    ("name", "asked"), [("average", ""), pytest.param("llava", "english_", marks=pytest.mark.slow)]
+)
 def test_its_models_and_their_merges_are_transformers_own(name, asked, tmp_path):
     """Opened by the Auto classes, the processor too: they write what is scored as right, and nothing else is right."""
     pq = pytest.importorskip("pyarrow.parquet")
