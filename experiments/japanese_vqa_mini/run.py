@@ -76,12 +76,9 @@ SEARCHED = {
     "22 genes up to 2, random": Arm("task_arithmetic", {}, FINE_TO_2, {**RANDOM, "evaluations": tuning.EVALUATIONS}),
     "22 genes, random": Arm("task_arithmetic", {}, FINE, {**RANDOM, "evaluations": tuning.EVALUATIONS}),
 }
-LAST = (
-    "evolved, 22 genes up to 2", "evolved, 2 genes up to 2", "22 genes, random", "task arithmetic up to 2, random",
-    "22 genes up to 2, random",
-)  # fmt: skip
 FITS = ("llava", "graft")
 
+IN_ENGLISH = "asked in Japanese, right in English"
 VIEWS: dict[str, dict[str, Any]] = {  # what a model is shown and asked
     "Japanese": {},
     "blind": {"data": "blind"},
@@ -89,21 +86,16 @@ VIEWS: dict[str, dict[str, Any]] = {  # what a model is shown and asked
     "told": {"image": None, "prompt": "{description}{question}"},
     "English": {"prompt": "<image>{english_question}", "answer": "{english_answer}"},
     "English, blind": {"prompt": "<image>{english_question}", "answer": "{english_answer}", "data": "blind"},
-    "asked in Japanese, right in English": {"answer": "{english_answer}"},
+    IN_ENGLISH: {"answer": "{english_answer}"},
 }
-SEEN = (  # models in other views
-    ("llava", "English"),
-    ("llava", "English, blind"),
-    ("llava", "asked in Japanese, right in English"),
-    ("base", "told"),
-    ("japanese", "told"),
-    *(("graft", view) for view in ("blind", "shuffled")),
-    *(
-        (name, view)
-        for name in ("evolved, DARE-TIES", "evolved, 22 genes up to 2")
-        for view in ("blind", "shuffled", "English")
-    ),
-)
+SEEN = {  # models in other views
+    "llava": ("English", "English, blind", IN_ENGLISH),
+    "base": ("told",),
+    "japanese": ("told",),
+    "graft": ("blind", "shuffled"),
+    "evolved, DARE-TIES": ("blind", "shuffled", "English", IN_ENGLISH),
+    "evolved, 22 genes up to 2": ("blind", "shuffled", "English", IN_ENGLISH),
+}
 
 
 class Bench:
@@ -212,13 +204,10 @@ def plan(bench: Bench, output: Path, seeds: int) -> Iterator[tuple[tuple[str, ..
     all_seeds = range(seeds)
     for seed, name in itertools.product(all_seeds, ("llava", *CONTROLS, *USUAL)):
         yield row(name, seed)
-    for seed, name in itertools.product(all_seeds, SEARCHED):
-        if name not in LAST:
-            yield search(name, seed)
-    for name, seed in itertools.product(LAST, all_seeds):
+    for name, seed in itertools.product(SEARCHED, all_seeds):
         yield search(name, seed)
-    for seed, (name, view) in itertools.product(all_seeds, SEEN):
-        yield row(name, seed, view)
+    for seed, (name, views) in itertools.product(all_seeds, SEEN.items()):
+        yield from (row(name, seed, view) for view in views)
     for name in FITS:
         yield ("choices", name, "0"), lambda name=name: tuning.choose(bench.folder(name, 0), bench.task("Japanese"))
         for seed in all_seeds:
