@@ -119,7 +119,8 @@ def by_kind(results: dict[str, dict[str, Cells]]) -> None:
     """What models make of what they are shown and asked, by kind of question."""
     kinds = np.array([row["kind"] for row in pq.read_table(generate.DATA / "heldout.parquet").to_pylist()])
     names = list(dict.fromkeys(kinds))
-    print(f"\n| model | shown and asked | all | 95 % | {' | '.join(names)} |\n|---|---|---:|---|{'---:|' * len(names)}")
+    relations = " | ".join(name.split()[0] for name in names)
+    print(f"\n| model | shown and asked | all | 95 % | {relations} |\n|---|---|---:|---|{'---:|' * len(names)}")
     main = {name: results[MAIN][name] for name in ("llava", "base with eyes", "graft", "average", PAPER, WIDE)}
     for view, rows in {**results, MAIN: main}.items():
         for name, cells in rows.items():
@@ -131,11 +132,14 @@ def by_kind(results: dict[str, dict[str, Cells]]) -> None:
             print(f"| {name} | {view} | {mean:.1f} | {low:.1f} to {high:.1f} | {each} |")
 
 
-def weights(rows: dict[str, Cells]) -> None:
-    """Means over the seeds of the weights that were found, by gene."""
-    for name in ("evolved, 2 genes", WIDE):
-        found = [cell["genome"] for cell in rows[name].values()]
-        print(f"\n{name}: " + "; ".join(f"{key} {np.mean([g[key] for g in found]):.2f}" for key in found[0]))
+def genes(rows: dict[str, Cells]) -> None:
+    """Means over the seeds of what was found for each source."""
+    found = {name: [cell["genome"] for cell in rows[name].values()] for name in ("evolved, 2 genes", PAPER, WIDE)}
+    print("\n| genes | of | llava | japanese |\n|---|---|---:|---:|")
+    for name, genomes in found.items():
+        for group, what in dict.fromkeys((k.split("/")[0], k.split("/")[2]) for k in genomes[0]):
+            means = (np.mean([g[f"{group}/{source}/{what}"] for g in genomes]) for source in ("llava", "japanese"))
+            print(f"| {name} | {what}, {group} | {' | '.join(f'{m:.2f}' for m in means)} |")
 
 
 def plot(rows: dict[str, Cells]) -> None:
@@ -152,7 +156,7 @@ def plot(rows: dict[str, Cells]) -> None:
         axis.plot([low, high], [heights[name]] * 2, color=COLOURS[group], lw=1.4, solid_capstyle="round")
         axis.plot(mean, heights[name], "o", color=COLOURS[group], ms=5)
         axis.annotate(f"{mean:.0f}", (high, heights[name]), (4, 0), textcoords="offset points", va="center", size=7.5)
-    axis.set(xlim=(-2, 105), xlabel="held-out questions answered in Japanese, %")
+    axis.set(xlim=(-2, 105), xlabel="answered in Japanese, held out, %")
     axis.grid(axis="x", color="#dddddd", lw=0.6)
     axis.tick_params(axis="y", length=0)
     axis.set_axisbelow(True)
@@ -169,7 +173,7 @@ def main() -> None:
     main_table(results[MAIN])
     differences(results[MAIN])
     by_kind(results)
-    weights(results[MAIN])
+    genes(results[MAIN])
     plot(results[MAIN])
 
 
