@@ -150,22 +150,6 @@ def test_as_much_is_kept_as_was_said(folder, tmp_path, dtype):
     assert sum(file.stat().st_size - 128 for file in files) == setup.judge.kept == kept_of(setup)
 
 
-def test_the_same_question_about_another_picture_is_another_example(folder):
-    """Else no usual data of questions about pictures could be split."""
-    rows = [{"image": f"{i}_0.png", "question": "<image> w4", "answer": "w5"} for i in range(6)]
-
-    def judge(rows):
-        (folder / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return jm.make_judge(jm.make_ready([given], tokenizer, checkpoint.model, checkpoint), checkpoint.model)
-
-    halves = {s: {"path": str(folder / "same.jsonl"), "rows": r} for s, r in (("search", [0, 3]), ("heldout", [3, 6]))}
-    checkpoint = Checkpoint(folder / "llava")
-    tokenizer, given = load_tokenizer(checkpoint.folder), Task.model_validate(task(**halves))
-    assert len(judge(rows).chosen(judge(rows).tasks[0], "heldout")) == 3
-    with pytest.raises(InputError, match="1 of 3 held-out examples are also in the search split"):
-        judge([*rows[:5], rows[0]])
-
-
 def test_a_picture_matters_and_bytes_are_as_good_as_a_path(folder, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     pa = pytest.importorskip("pyarrow")
