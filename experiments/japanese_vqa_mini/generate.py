@@ -44,14 +44,13 @@ IMAGE = "<image>"
 COUNTS: dict[Split, int] = {"search": 128, "heldout": 256}
 SEEDS: dict[Split, int] = {"search": 1, "heldout": 2}  # of the pictures
 
-
-Turn = tuple[str, tuple[str, ...]]
+Turn = tuple[str, tuple[str, ...]]  # what is read, the sentences that are to be written
 
 
 class Document(NamedTuple):
-    """A scene, as sentences or (None) as a picture, and turns: (what is read, what is to be written)."""
+    """A scene, as sentences or (None) as a picture, and turns; None: a scene of which there is only the picture."""
 
-    scene: Scene
+    scene: Scene | None
     context: tuple[str, ...] | None
     turns: list[Turn]
 

@@ -20,6 +20,7 @@ from jevomerge.models.vision.specs import TEXT
 EVALUATIONS = 300  # whose compute is spent
 RATES = (1e-4, 3e-4, 1e-3)
 ROWS = 32  # of a step
+LENGTH = 32  # tokens of a picture, a question and its answer
 STEPS = EVALUATIONS * generate.COUNTS["search"] // (3 * ROWS)  # a step's backward pass costs two forward ones
 
 
@@ -35,9 +36,6 @@ def batches(rows: Sequence[int], steps: int, seed: int) -> Iterator[train.Batche
             order += rng.sample(list(rows), len(rows))
         chosen, order = order[:count], order[count:]
         yield train.Batches(*(x[chosen].reshape(-1, ROWS, *x.shape[1:]) for x in (*packed, pictures)))
-
-
-LENGTH = 32  # tokens of a question and its answer
 
 
 def tune(start: Path, rows: Sequence[int], rate: float, share: float, seed: int, out: Path) -> None:
