@@ -57,6 +57,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         InputError: for whatever is wrong with the config, its models or data.
     """
     check_goals(config)
+    mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
     problem, search = problem_of(config, opener), config.search
     try:
         strategy = make_strategy_for(problem, search, len(config.tasks), config.seed)
@@ -97,7 +98,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         tokens_per_batch=config.tokens_per_batch,
         examples_at_once=search.examples_per_generation,
         dtype=config.compute_dtype,
-        mesh=make_mesh(config.mesh.pop, config.mesh.model, devices),
+        mesh=mesh,
         members_per_device=config.members_per_device or 1,
         racing=search.racing,
         write=problem.export,
