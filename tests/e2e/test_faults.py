@@ -128,7 +128,7 @@ def damage(newest, how, rng):
             newest.rename(newest.with_name("9"))
 
 
-@pytest.mark.parametrize("how", ["flipped", "renamed"])
+@pytest.mark.parametrize("how", [pytest.param("flipped", marks=pytest.mark.slow), "renamed"])
 def test_a_damaged_checkpoint_gives_way_to_the_older_one(how, half, undisturbed, capsys):
     damage(half / "checkpoints" / "10", how, random.Random(0))
     (half / "checkpoints" / "mine").mkdir()
@@ -225,7 +225,7 @@ def when_it_begins(run, do):
     return thread
 
 
-@pytest.mark.parametrize(("free", "goal"), [(60_000, "log"), (700_000, "export")])
+@pytest.mark.parametrize(("free", "goal"), [(60_000, "log"), pytest.param(700_000, "export", marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up(free, goal, problem, undisturbed, small_disk, capsys):
     """The log does not fit, or just the model; neither checkpoint does."""
     disk, leave = small_disk
@@ -324,7 +324,7 @@ def test_a_fitness_that_is_no_number(ailment, ailing, tmp_path, monkeypatch):
     assert records[best["evaluation"]]["fitness"] == max(r["fitness"] for r in records if r["fitness"] is not None)
 
 
-@pytest.mark.parametrize("strategy", ["cma_es", "de"])
+@pytest.mark.parametrize("strategy", ["cma_es", pytest.param("de", marks=pytest.mark.slow)])
 def test_a_search_in_which_all_fails(strategy, ailing, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AILMENT", "nan")
     text = ailing.read_text().replace("range: [0, 1]", "range: [0.6, 1]")

@@ -30,6 +30,7 @@ def runs(siblings, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow  # compiled for speed, as for users: the last bits of both must be the same
 def test_exact_racing_leaves_the_search_as_it_was(runs):
     whole, raced = (lines(runs[rule]) for rule in ("null", "exact"))
     stopped = [r for r in raced if "stopped" in r]
