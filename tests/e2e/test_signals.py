@@ -12,6 +12,7 @@ import numpy as np
 import jevomerge as jm
 from jevomerge.observers.observer import SILENT
 count, folder, rng = int(sys.argv[1]), sys.argv[2], random.Random(0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what they start in the background
 gc.set_threshold(30, 1000, 1000)
 trees = [{"w": np.zeros(3, np.float32)}, {"w": np.ones(3, np.float32)}]
 model = jm.own_model(lambda params, x: params["w"] * x, trees[0])
