@@ -2,7 +2,7 @@
 
     model = Pipeline.read({"model_index.json": {...}, "unet/config.json": {...}, ...})
     told, steps = condition(params, model, tokens, time_ids([(1024, 1024)] * 2)), plan(model.scheduler, 4)
-    noise = draw(keys, model.latents(1024, 1024), steps.draws)
+    noise = draw(noise_keys(texts, seeds), model.latents(1024, 1024), steps.draws)
     images = sample(params, model, told, noise, steps)
 
 The parameters of each part hang under the name of its folder, and its tensors' names in the table begin with it:
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
@@ -258,6 +260,13 @@ def denoised(
 def time_ids(sizes: Sequence[tuple[int, int]]) -> Array:
     """(B, 6) of pictures of these (height, width), uncut, as SDXL is told them."""
     return jnp.array([(*size, 0, 0, *size) for size in sizes], jnp.float32)
+
+
+def noise_keys(prompts: Sequence[str], seeds: Sequence[int]) -> Array:
+    """(B,) keys of the noise of pictures, each of its prompt and its seed alone: whoever draws it, it is the same."""
+    names = (f"{seed}\0{prompt}".encode() for prompt, seed in zip(prompts, seeds, strict=True))
+    digests = b"".join(hashlib.blake2s(name, digest_size=8).digest() for name in names)
+    return jax.random.wrap_key_data(jnp.array(np.frombuffer(digests, "<u4").reshape(-1, 2)), impl="threefry2x32")
 
 
 def draw(keys: Array, shape: tuple[int, int, int], draws: int = 1) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jevomerge.models.diffusion.pipeline import draw, sample, time_ids
+from jevomerge.models.diffusion.pipeline import draw, noise_keys, sample, time_ids
 from jevomerge.models.diffusion.scheduler import Steps
 
 
@@ -54,3 +54,11 @@ def test_guidance_leads_away():
 
 def test_sizes_are_told_in_the_order_of_sdxl():
     np.testing.assert_array_equal(time_ids([(768, 1024)]), [[768, 1024, 0, 0, 768, 1024]])
+
+
+def test_noise_is_of_a_prompt_and_a_seed_alone():
+    keys = noise_keys(["柴犬", "a cat", "a cat"], [0, 0, 1])
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 3
+    np.testing.assert_array_equal(jax.random.key_data(noise_keys(["a cat"], [0])), jax.random.key_data(keys[1:2]))
+    # Pinned: pictures of earlier runs can be drawn again.
+    np.testing.assert_array_equal(jax.random.key_data(keys[1]), [3984320863, 1609169143])
