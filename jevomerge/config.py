@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from jevomerge.devices.schema import MeshShape
 from jevomerge.errors import InputError
 from jevomerge.fitness.kept import KeepFeatures
-from jevomerge.fitness.schema import AnyTask, tasks_of
+from jevomerge.fitness.tasks import AnyTask, tasks_of
 from jevomerge.genome.schema import Gene, PathSearch
 from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe, with_mbw
 from jevomerge.schema import Dtype, Given, Origin, Strict, anchor, load_given, validate

@@ -22,9 +22,9 @@ from jevomerge.fitness.schema import (
     HarnessRows,
     HarnessTask,
     OwnScore,
-    Suite,
     Task,
 )
+from jevomerge.fitness.tasks import Suite
 from jevomerge.genome.schema import BY, Gene, PathSearch, PathSlice
 from jevomerge.methods.registry import SEMANTICS
 from jevomerge.models.diffusion.table import MERGEABLE
@@ -89,6 +89,7 @@ WORDS = {
     **{
         "Name": "text",
         "Reference": "folder or hub name",
+        "Data": "file or DataSource",
         "Template": "text with {fields}",
         "Window": "[first, one past the last]",
     },

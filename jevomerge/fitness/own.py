@@ -1,4 +1,4 @@
-"""Functions of the user's as a fitness, three ways; the fitness is the mean of the scores that they give.
+"""Functions of the user's as a fitness; the fitness is the mean of the scores that they give.
 
     params    f(model, params) -> (N,) or a number, or f(model, params, batch) -> (B,): pure, compiled once and run like
               our own scores; see `rollouts.own`. `batch` are a task's examples.
@@ -7,6 +7,7 @@
               the task's first stop string.
     folder    f(folder) -> a number or (N,): plain Python, of a candidate as a Hugging Face folder that is gone
               afterwards. This is the slow way.
+    pictures  f(pictures, rows) -> a score for each: plain Python, of what image models draw; see `fitness.drawn`.
 
 In YAML `score: {function: module:f, of: texts}`, in short `score: module:f`. The module is imported, which runs its
 code: from Python's path, or from the folder of the YAML file that names it. A package can offer a function by name, as
@@ -91,8 +92,10 @@ def check_signature(called: Called, wanted: str) -> None:
         ) from None
 
 
-def as_scores(found: Any, called: Called, count: int | None, bounds: tuple[float, float] | None) -> np.ndarray:
-    """What a function gave as (N,) float64; `count`: how many are wanted, None: any number.
+def as_scores(
+    found: Any, called: Called, count: int | None, bounds: tuple[float, float] | None, of: str = "texts"
+) -> np.ndarray:
+    """What a function gave as (N,) float64; `count`: how many are wanted, None: any number; `of`: what it judged.
 
     Raises:
         FitnessError: for another number of scores, for what is no number, or is out of bounds.
@@ -107,7 +110,7 @@ def as_scores(found: Any, called: Called, count: int | None, bounds: tuple[float
     scores = scores.astype(np.float64)
     if count is not None and scores.shape != (count,):
         many = "one number" if scores.ndim == 0 else f"{len(scores)} scores"
-        raise FitnessError(f"{called.name} gave {many} for {count} texts; it must give a score for each")
+        raise FitnessError(f"{called.name} gave {many} for {count} {of}; it must give a score for each")
     if not scores.size:
         raise FitnessError(f"{called.name} gave no scores")
     if bounds is None:

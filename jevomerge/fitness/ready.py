@@ -9,12 +9,17 @@ from typing import Any
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.answered import make_answered
+from jevomerge.fitness.drawn import make_drawn
 from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.own import make_own
+from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.pictures import Eyes
-from jevomerge.fitness.schema import AnyTask, FunctionTask, HarnessTask, OwnScore
+from jevomerge.fitness.schema import FunctionTask, HarnessTask, OwnScore
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.fitness.task import Ready
 from jevomerge.models.model import Model
+from jevomerge.recipe.assembly import Assembly
+from jevomerge.recipe.studio import Studio
 
 
 def make_ready(
@@ -24,6 +29,7 @@ def make_ready(
     seer: Source | None = None,
     dtype: str = "float32",
     keep: KeepFeatures | None = None,
+    assembly: Assembly | None = None,
 ) -> list[Ready]:
     """Tasks with all that it takes to read their data and to judge.
 
@@ -34,6 +40,7 @@ def make_ready(
         seer: the model whose parts beside the language model it has, with which it looks at pictures.
         dtype: of what it sees in them.
         keep: where that is kept.
+        assembly: the image pipeline whose merged parts will be judged; None: the models are none.
 
     Raises:
         InputError: for a task that cannot judge, or needs a package that is not installed.
@@ -46,13 +53,26 @@ def make_ready(
             raise InputError("`image` needs a vision-language model among the models")
         return Eyes(seer, tokenizer, dtype, keep)
 
-    return [_ready(task, tokenizer, model, eyes) for task in tasks]
+    return [_ready(task, tokenizer, model, eyes, assembly, dtype) for task in tasks]
 
 
-def _ready(task: AnyTask, tokenizer: Any | None, model: Any, eyes: Callable[[], Eyes]) -> Ready:
+def _ready(
+    task: AnyTask,
+    tokenizer: Any | None,
+    model: Any,
+    eyes: Callable[[], Eyes],
+    assembly: Assembly | None,
+    dtype: str,
+) -> Ready:
     try:
         if isinstance(task, FunctionTask):
             return make_own(task, task.score, tokenizer, model)
+        if isinstance(task, PictureTask):
+            if assembly is None:
+                raise InputError("`prompts` are drawn by image pipelines, and these models are none; give a `prompt`")
+            return make_drawn(task, Studio(assembly, task.scheduler), dtype)
+        if assembly is not None:
+            raise InputError("image pipelines write no texts; give `prompts`, for which they draw pictures")
         if tokenizer is None:
             raise InputError("the models have no tokenizer; judge them by a function of their parameters or folders")
         if isinstance(task, HarnessTask):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_serializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
-from jevomerge.errors import InputError
 from jevomerge.fitness.template import check_template
-from jevomerge.schema import Strict, anchor, load_one, validate
+from jevomerge.schema import Strict
 
 
 def _window(value: tuple[int, int]) -> tuple[int, int]:
@@ -40,6 +46,9 @@ class DataSource(Strict):
     limit: int | None = Field(None, gt=0)  # at most so many of them
 
 
+Data = Annotated[DataSource, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)]
+
+
 # --- a function of the user's -------------------------------------------------------------------------------
 
 GROUP = "jevomerge.fitness"  # of entry points
@@ -51,7 +60,7 @@ class OwnScore(Strict):
     """A function of the user's that judges; `jevomerge.fitness.own` says how it is called."""
 
     function: str | Callable[..., Any]  # "module:function", or the name of an entry point of `jevomerge.fitness`
-    of: Literal["texts", "params", "folder"] = "texts"  # what it is given
+    of: Literal["texts", "params", "folder", "pictures"] = "texts"  # what it is given
     bounds: tuple[float, float] | None = None  # the lowest and the highest score, if there are such: racing needs them
     import_from: str | None = None  # a folder where the module may be, too: that of the file which names the function
 
@@ -131,8 +140,8 @@ class Task(Strict):
     """
 
     name: str  # in tables and figures
-    search: DataSource  # what evolution sees
-    heldout: DataSource  # what it never sees; scored once, at the end
+    search: Data  # what evolution sees
+    heldout: Data  # what it never sees; scored once, at the end
     prompt: Template  # over the example's fields: "Q: {question}\nA:"
     image: Template | tuple[Template, ...] | None = None  # pictures: paths, lists of them, bytes; `<image>` in `prompt`
     answer: Template  # likewise
@@ -199,15 +208,17 @@ class Task(Strict):
             return None
         return self.score != "likelihood" and self.compare == "equal"
 
-    @field_validator("search", "heldout", mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
     @field_validator("score", mode="before")
     @classmethod
     def _own(cls, value: Any) -> Any:
         return own_score(value)
+
+    @field_validator("score")
+    @classmethod
+    def _writes(cls, value: Any) -> Any:
+        if isinstance(value, OwnScore) and value.of == "pictures":
+            raise ValueError("`of: pictures` judges what is drawn for `prompts`, and a task of `prompt` is about texts")
+        return value
 
     @field_validator("pattern")
     @classmethod
@@ -374,75 +385,3 @@ class FunctionTask(Strict):
         if given := [key for key in DATA if isinstance(data, dict) and data.get(key) is not None]:
             raise ValueError(f"a function of a folder is given no data: leave out {', '.join(given)}")
         return data
-
-
-def _kind(task: Any) -> str:
-    if not isinstance(task, dict):
-        return type(task).__name__
-    if "harness" in task:
-        return "HarnessTask"
-    score = task.get("score")
-    of = score.get("of") if isinstance(score, Mapping) else None
-    return "FunctionTask" if of == "folder" or (of == "params" and not set(DATA) & task.keys()) else "Task"
-
-
-AnyTask = Annotated[
-    Annotated[Task, Tag("Task")]
-    | Annotated[HarnessTask, Tag("HarnessTask")]
-    | Annotated[FunctionTask, Tag("FunctionTask")],
-    Discriminator(_kind),
-]
-KINDS: dict[str, type[Task] | type[HarnessTask] | type[FunctionTask]] = {
-    kind.__name__: kind for kind in (Task, HarnessTask, FunctionTask)
-}
-
-
-class Suite(Strict):
-    """Several tasks in one file."""
-
-    name: str  # of all
-    tasks: tuple[AnyTask, ...] = Field(min_length=1)  # each as in a file of its own
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
-
-
-def read_tasks(path: str | Path) -> tuple[AnyTask, ...]:
-    """The YAML of a task or of a suite of them; data paths are relative to it."""
-    path = Path(path)
-    if not path.suffix and not os.path.exists(path):
-        named = f"`harness: {{task: {path.name}}}`"
-        raise InputError(f"{path} does not exist; a task of lm-evaluation-harness is named in a YAML file: {named}")
-    data, origin = load_one(path)
-    if "tasks" in data:
-        for task in data["tasks"] if isinstance(data["tasks"], list) else ():
-            _anchor_task(task, path.parent)
-        return validate(Suite, data, origin).tasks
-    _anchor_task(data, path.parent)
-    return (validate(KINDS[_kind(data)], data, origin),)
-
-
-def tasks_of(task: Any, folder: Path) -> list[Any]:
-    """An item of a run's `tasks`: the tasks of a file, or one given here."""
-    if isinstance(task, str):
-        tasks = read_tasks(folder / task)
-        # Of a suite, those that can be a fitness.
-        return [t.model_dump() for t in tasks if len(tasks) == 1 or t.searchable]
-    _anchor_task(task, folder)
-    return [task]
-
-
-def _anchor_task(data: Any, folder: Path) -> None:
-    if isinstance(data, dict) and isinstance(harness := data.get("harness"), dict):
-        if "include_path" in harness:
-            harness["include_path"] = anchor(harness["include_path"], folder)
-        return
-    if isinstance(data, dict) and isinstance(score := own_score(data.get("score")), dict):
-        if isinstance(score.get("function"), str):
-            score.setdefault("import_from", str(folder.resolve()))
-        data["score"] = score
-    for key in ("search", "heldout") if isinstance(data, dict) else ():
-        if isinstance(data.get(key), str):
-            data[key] = anchor(data[key], folder)
-        elif isinstance(data.get(key), dict) and "path" in data[key]:
-            data[key]["path"] = anchor(data[key]["path"], folder)

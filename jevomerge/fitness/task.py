@@ -10,7 +10,7 @@ import numpy as np
 
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import Rollout
-from jevomerge.fitness.schema import AnyTask
+from jevomerge.fitness.tasks import AnyTask
 
 
 class Document(NamedTuple):
@@ -48,6 +48,10 @@ class Ready(Protocol):
     @property
     def rollout(self) -> Rollout:
         """What a model is asked for; it is settled once `material` has been read."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is worth knowing and needs no change; settled once its data has been read and checked."""
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -95,6 +99,11 @@ class AsGiven:
     def weight(self) -> float:
         """As it is given."""
         return self.given.weight
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """As they are given."""
+        return self.given.notes
 
     @property
     def bounds(self) -> tuple[float, float] | None:

@@ -177,8 +177,8 @@ class WeightProblem:
         return self.sources.carrier
 
     def tokenizer(self) -> Any | None:
-        """That of the recipe: one of the sources', or one that is made of theirs; models in memory have none."""
-        if isinstance(self.sources.like, InMemory):
+        """That of the recipe: one of the sources', or one that is made of theirs; none of models in memory and pipelines."""
+        if isinstance(self.sources.like, InMemory) or self.sources.assembly is not None:
             return None
         if self.sources.alignment is None and self.sources.templates is None:
             return load_tokenizer(self.sources.lender.folder)
@@ -202,7 +202,7 @@ class WeightProblem:
         """What `export` wrote."""
         if isinstance(self.sources.like, InMemory):
             return InMemory.read(folder, self.model)
-        found = open_model(folder)
+        found = open_model(folder, parts=self.sources.recipe.parts)
         return with_eyes(found) if self.sources.eyes else found
 
     def hollow(self, out: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jevomerge.fitness.schema import AnyTask
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.observers.observer import BEST, outcome_name
 from jevomerge.problems.problem import AVERAGE
 

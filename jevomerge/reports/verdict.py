@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jevomerge.fitness.schema import AnyTask
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.problems.problem import AVERAGE
 from jevomerge.reports.heldout import Estimate, best_parent, gain_over
 from jevomerge.reports.words import number

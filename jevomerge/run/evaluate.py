@@ -14,7 +14,7 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.ready import make_ready
-from jevomerge.fitness.schema import AnyTask, read_tasks
+from jevomerge.fitness.tasks import AnyTask, read_tasks
 from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.tokenizers.load import load_tokenizer
 

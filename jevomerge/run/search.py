@@ -125,7 +125,9 @@ def finished(folder: Path) -> InputError:
 
 
 def check_room(setup: Setup, folder: Path) -> None:
-    """Raise InputError unless the disk has room for what comes out (of a path that may be longer, for a short one)."""
+    """Raise InputError unless what comes out can be written, and the disk has room (for a short path, if it is one)."""
+    if setup.problem.sources is not None and setup.problem.sources.assembly is not None:
+        setup.problem.sources.assembly.check(folder / "best")
     model, dtype = setup.problem.exported(1)
     size = sum(math.prod(spec.leaf_shape) for spec in model.specs) * NUMPY[DTYPES[dtype]].itemsize
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -90,10 +90,10 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         )
     if search.start and not search.evaluations:
         raise InputError("search.start: without evaluations there is no first generation; leave it out")
+    whole = None if problem.sources is None else problem.sources.assembly
+    models = (problem.tokenizer(), problem.model, problem.seer)
     judge = make_judge(
-        make_ready(
-            config.tasks, problem.tokenizer(), problem.model, problem.seer, config.compute_dtype, config.features
-        ),
+        make_ready(config.tasks, *models, config.compute_dtype, config.features, whole),
         problem.model,
         tokens_per_batch=config.tokens_per_batch,
         examples_at_once=search.examples_per_generation,
@@ -109,7 +109,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
             f"search.examples_per_generation: {search.examples_per_generation} are more than the {few} that there are; "
             "leave it out to score all of them in every generation"
         )
-    for note in (*budget_notes(config, len(problem.names), size), *(n for task in config.tasks for n in task.notes)):
+    for note in (*budget_notes(config, len(problem.names), size), *(n for task in judge.tasks for n in task.notes)):
         problem.notes.add(note)
     if kept := judge.kept:
         what = "views of all pictures" if isinstance(problem.model, Sighted) else "features of all pictures"

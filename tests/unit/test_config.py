@@ -7,7 +7,7 @@ import yaml
 
 from jevomerge.config import StagedConfig, read_config, read_run
 from jevomerge.errors import InputError
-from jevomerge.fitness.schema import read_tasks
+from jevomerge.fitness.tasks import read_tasks
 from jevomerge.genome.space import make_space
 from jevomerge.recipe.schema import read_recipe, read_stages
 from tests.unit.genome.test_space import MODELS, sources

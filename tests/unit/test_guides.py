@@ -9,7 +9,7 @@ import yaml
 
 from jevomerge.cli import parser
 from jevomerge.config import read_config
-from jevomerge.fitness.schema import read_tasks
+from jevomerge.fitness.tasks import read_tasks
 from jevomerge.recipe.schema import read_recipe
 from tests.keys import SCHEMAS, keys, page
 

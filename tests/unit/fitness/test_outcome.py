@@ -11,7 +11,8 @@ from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.rollouts.generation import count_written
-from jevomerge.fitness.schema import Task, read_tasks
+from jevomerge.fitness.schema import Task
+from jevomerge.fitness.tasks import read_tasks
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "experiments" / "japanese_math_mini" / "models" / "mathematics"

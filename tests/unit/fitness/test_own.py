@@ -16,7 +16,8 @@ from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.own import as_scores, find_function
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.rollouts.own import Called
-from jevomerge.fitness.schema import FunctionTask, OwnScore, Task, read_tasks
+from jevomerge.fitness.schema import FunctionTask, OwnScore, Task
+from jevomerge.fitness.tasks import read_tasks
 from jevomerge.problems.problem import Whole
 from jevomerge.tokenizers.load import load_tokenizer
 

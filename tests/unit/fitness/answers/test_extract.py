@@ -28,7 +28,8 @@ from jevomerge.fitness.data import load_examples
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.rows import read_rows
-from jevomerge.fitness.schema import DataSource, Task, read_tasks
+from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.fitness.tasks import read_tasks
 from jevomerge.tokenizers.load import load_tokenizer
 
 CONFIGS = Path(__file__).parents[4] / "configs"

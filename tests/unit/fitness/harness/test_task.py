@@ -17,7 +17,8 @@ from jevomerge.fitness.harness.task import LoadedTask
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.ready import make_ready
-from jevomerge.fitness.schema import HarnessTask, read_tasks
+from jevomerge.fitness.schema import HarnessTask
+from jevomerge.fitness.tasks import read_tasks
 from jevomerge.tokenizers.load import load_tokenizer
 from tests.composites import write_vlm
 from tests.seeing import picture

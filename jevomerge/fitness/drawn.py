@@ -1,0 +1,168 @@
+"""Picture tasks: prompts, what reads them, and who judges what is drawn.
+
+A function of the user's, `f(pictures, rows)`, gets (N, H, W, 3) uint8 on the host, as a PNG would hold them (grey ones
+with three equal channels), and of each the row of the task's data, and gives N scores. Broken pictures it never sees.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jevomerge.errors import InputError
+from jevomerge.fitness.own import as_scores, check_signature, find_function, with_ties
+from jevomerge.fitness.picture_task import PictureTask
+from jevomerge.fitness.rollouts.drawing import Asked, Drawing, Drawn
+from jevomerge.fitness.rollouts.own import Called
+from jevomerge.fitness.rows import Row, read_rows
+from jevomerge.fitness.task import AsGiven, Document, Material
+from jevomerge.fitness.template import render
+from jevomerge.models.diffusion.pipeline import condition, time_ids
+from jevomerge.models.diffusion.scheduler import lightning, plan
+from jevomerge.models.diffusion.unet import Condition
+from jevomerge.models.layers import Params
+from jevomerge.recipe.studio import Studio
+from jevomerge.tokenizers.prompts import PromptReader
+
+
+class Texts:
+    """What a U-Net is told of prompts, each read once; and the parts of the pipeline that all candidates share.
+
+    Attributes:
+        notes: which prompts are cut.
+    """
+
+    def __init__(self, studio: Studio, task: PictureTask, size: tuple[int, int], dtype: str):
+        """Of pictures of one size; no weight is read."""
+        self._studio, self._model, self._dtype = studio, studio.model, jnp.dtype(dtype)
+        self._reader = PromptReader(studio.model, studio.tokenizers)
+        self.notes = self._reader.notes
+        self._encoders = [part for part in studio.model.parts if part.startswith("text_encoder")]
+        self._own = not {*self._encoders}.isdisjoint(studio.merged)  # whether candidates read prompts themselves
+        shared = studio.model.parts.keys() - studio.merged
+        self._shared = sorted(shared if self._own else shared - {*self._encoders})
+        self._sizes = None if studio.model.pooled_from is None else np.asarray(time_ids([size]))
+        zeros = task.negative is None and studio.model.zeros_for_empty
+        self._against = [] if not task.guided or zeros else [task.negative or ""]
+        self._prompts: dict[str, None] = {}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """All prompts there will be; InputError for what cannot be read."""
+        self._prompts |= dict.fromkeys([*prompts, *self._against])
+        self._reader([*self._prompts])
+
+    def told(self, prompts: Sequence[str], rows: int) -> tuple[Any, Any, Any]:
+        """What `Order` holds of at most so many prompts, filled up: `told`, `against`, `sizes`; of none no weight is read.
+        """
+        read = self._reader if self._own else self._read if prompts else self._nothing
+        filled = [*prompts, *[prompts[0] if prompts else ""] * (rows - len(prompts))]
+        sizes = None if self._sizes is None else np.repeat(self._sizes, rows, axis=0)
+        return read(filled), read(self._against) if self._against else None, sizes
+
+    def _read(self, texts: Sequence[str]) -> Condition:
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *(self._conditions[text] for text in texts))
+
+    @functools.cached_property
+    def _conditions(self) -> dict[str, Condition]:
+        """Of all prompts; each is read alone, so that its numbers do not depend on what others there are."""
+        params, found = self._studio.load(self._encoders), dict[str, Condition]()
+        for text in self._prompts:
+            told = condition(params, self._model, self._reader([text]), self._sizes, self._dtype)
+            found[text] = jax.tree.map(np.asarray, told)
+        return found
+
+    def _nothing(self, texts: Sequence[str]) -> Condition:
+        """Zeros in the same shapes."""
+        params = self._studio.load(self._encoders, abstract=True)
+        tokens = self._reader(texts)
+        sizes = None if self._sizes is None else np.repeat(self._sizes, len(texts), axis=0)
+        shapes = jax.eval_shape(lambda: condition(params, self._model, tokens, sizes, self._dtype))
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+    def parts(self, *, abstract: bool = False) -> Params:
+        """Those of the pipeline that all candidates share, on a device from the first time on."""
+        return self._studio.load(self._shared, abstract=True) if abstract else self._placed
+
+    @functools.cached_property
+    def _placed(self) -> Params:
+        placed: Params = jax.tree.map(jnp.asarray, self._studio.load(self._shared))
+        return placed
+
+
+@dataclass(frozen=True)
+class ByPictures(AsGiven):
+    """A task of prompts; a function judges what is drawn for them."""
+
+    given: PictureTask
+    called: Called
+    rollout: Drawing
+    answers: ClassVar[None] = None
+    likelihood: ClassVar[None] = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Also of prompts that are cut."""
+        return (*self.given.notes, *self.rollout.texts.notes)
+
+    def material(self, split: str) -> Material:
+        """The rows of a split as documents, which have a picture for each seed."""
+        where, source = f"task {self.name}, {split}", getattr(self.given, split)
+        rows, documents = read_rows(source, where), []
+        for number, row in enumerate(rows, (source.rows or (0,))[0]):
+            try:
+                prompt = render(self.given.prompts, row)
+                documents.append(Document(prompt, render(self.given.judged_by or self.given.prompts, row)))
+            except ValueError as error:
+                raise InputError(f"{where}: {source.path}, row {number} (the first is 0): {error}") from None
+        seeds = self.given.seeds_of(split)
+        asked = [Asked(d.prompt, d.answer, seed) for d in documents for seed in seeds]
+
+        def read(numbers: Sequence[int], outputs: Sequence[Sequence[Drawn]]) -> list[tuple[float, float]]:
+            return with_ties(self._scores([dict(rows[d]) for d in numbers], outputs))
+
+        return Material(asked, np.arange(len(documents) + 1) * len(seeds), documents, read)
+
+    def _scores(self, rows: Sequence[Row], outputs: Sequence[Sequence[Drawn]]) -> np.ndarray:
+        """(D,) the mean over each document's pictures."""
+        drawn = [(picture, row) for pictures, row in zip(outputs, rows, strict=True) for picture in pictures]
+        scores = np.full(len(drawn), self._worst)
+        whole = [i for i, (picture, _) in enumerate(drawn) if not picture.broken]
+        if whole:
+            pictures = np.stack([drawn[i][0].judged for i in whole])
+            found = self.called(pictures, [drawn[i][1] for i in whole])
+            scores[whole] = as_scores(found, self.called, len(whole), self.bounds, "pictures")
+        means: np.ndarray = scores.reshape(len(rows), -1).mean(axis=1)
+        return means
+
+    @property
+    def _worst(self) -> float:
+        low = -math.inf if self.bounds is None else self.bounds[0]
+        return low if math.isfinite(low) else math.nan
+
+
+def make_drawn(task: PictureTask, studio: Studio, dtype: str) -> ByPictures:
+    """A picture task that is ready; `studio` was opened by its scheduler, `dtype` is that of activations.
+
+    Raises:
+        InputError: if these models draw no such pictures, or there is nobody to judge them.
+    """
+    called = find_function(task.score)
+    check_signature(called, "(pictures, rows)")
+    model, size = studio.model, task.size
+    if size is None:
+        if model.unet.sample_size is None:
+            raise InputError("size: the U-Net's config.json does not say what it was trained on; give one")
+        size = model.unet.sample_size * (model.vae.scale if model.vae else 1)
+    height, width = (size, size) if isinstance(size, int) else size
+    model.latents(height, width)
+    scheduler = lightning(model.scheduler, task.steps) if task.scheduler == "lightning" else model.scheduler
+    steps = jax.tree.map(np.asarray, plan(scheduler, task.steps))
+    texts = Texts(studio, task, (height, width), dtype)
+    return ByPictures(task, called, Drawing(model, (height, width), task.guided, texts, steps, task.guidance))

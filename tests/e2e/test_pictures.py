@@ -1,0 +1,85 @@
+"""Whole runs whose candidates draw: searched, killed, resumed, evaluated, planned."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from jevomerge.cli import main
+from tests.pipelines import write_siblings
+
+JUDGE = """
+import numpy as np
+
+
+def red(pictures, rows):
+    assert pictures.dtype == np.uint8 and pictures.shape[1:] == (32, 32, 3) and len(rows) == len(pictures)
+    share = pictures[..., 0].mean(axis=(1, 2)) / (1 + pictures.mean(axis=(1, 2, 3)))
+    return share - 0.1 * np.array([row["en"] == "a cat" for row in rows])
+"""
+TASK = {
+    "name": "red", "search": {"path": "prompts.jsonl", "rows": [0, 2]},
+    "heldout": {"path": "prompts.jsonl", "rows": [2, 3]}, "prompts": "{ja}", "judged_by": "{en}", "steps": 2,
+    "guidance": 0, "size": 32, "seeds": 2, "score": "judge_of_pictures:red",
+}  # fmt: skip
+RUN = {
+    "name": "pictures",
+    "recipe": {
+        "merge_method": "linear", "dtype": "float32",
+        "models": [{"model": name} for name in ("base", "a", "b")], "parameters": {"normalize": True},
+    },
+    "genome": {"weight": {"range": [0, 1]}},
+    "search": {"evaluations": 8, "population": 4, "checkpoint_every": 1},
+    "mesh": {"pop": 2, "model": 4},
+    "tasks": ["task.yaml"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = write_siblings(tmp_path_factory.mktemp("drawn"))
+    (folder / "judge_of_pictures.py").write_text(JUDGE)
+    prompts = [("柴犬", "a shiba"), ("猫", "a cat"), ("山", "a mountain")]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"ja": a, "en": b}) + "\n" for a, b in prompts))
+    (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
+    (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
+    yield folder
+    sys.modules.pop("judge_of_pictures", None)
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    assert main(["evolve", str(folder / "run.yaml"), "--output", str(folder / "run"), "--debug"]) == 0
+    return folder / "run"
+
+
+def lines(folder):
+    records = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "crc32")} for r in records]
+
+
+def test_a_run_of_pictures(run):
+    result = json.loads((run / "result.json").read_text())
+    assert len(lines(run)) == 8
+    assert len({r["fitness"] for r in lines(run)}) > 4
+    assert result["best"]["search"] >= max(r["fitness"] for r in lines(run)) - 1e-6
+    heldout = json.loads((run / "heldout.json").read_text())
+    assert heldout["examples"]["red"] == [{"prompt": "山", "answer": "a mountain"}]
+    assert (run / "best" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert heldout["sources"].keys() == {"base", "a", "b"}
+
+
+def test_a_killed_run_goes_on_to_the_same_end(run):
+    copy = shutil.copytree(run, run.with_name("killed"))
+    kept = (copy / "evaluations.jsonl").read_bytes().splitlines(keepends=True)[:3]
+    (copy / "evaluations.jsonl").write_bytes(b"".join(kept))
+    (copy / "result.json").unlink()
+    for name in ("best", "checkpoints"):
+        shutil.rmtree(copy / name)
+    assert main(["evolve", "--resume", str(copy), "--debug"]) == 0
+    assert lines(copy) == lines(run)
+    weights = "best/unet/diffusion_pytorch_model.safetensors"
+    assert (copy / weights).read_bytes() == (run / weights).read_bytes()
