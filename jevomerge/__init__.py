@@ -24,7 +24,7 @@ _HOME = {
     "jevomerge.errors": ("InputError",),
     "jevomerge.fitness.judge": ("Judge", "make_judge"),
     "jevomerge.fitness.ready": ("make_ready",),
-    "jevomerge.fitness.schema": ("read_tasks",),
+    "jevomerge.fitness.tasks": ("read_tasks",),
     "jevomerge.genome.space": ("Space", "express", "make_space"),
     "jevomerge.methods.bank": ("Bank", "Merge", "build", "in_scan", "make_bank"),
     "jevomerge.methods.method": ("MergeMethod", "Parameter"),

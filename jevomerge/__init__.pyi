@@ -7,7 +7,7 @@ from jevomerge.errors import InputError as InputError
 from jevomerge.fitness.judge import Judge as Judge
 from jevomerge.fitness.judge import make_judge as make_judge
 from jevomerge.fitness.ready import make_ready as make_ready
-from jevomerge.fitness.schema import read_tasks as read_tasks
+from jevomerge.fitness.tasks import read_tasks as read_tasks
 from jevomerge.genome.space import Space as Space
 from jevomerge.genome.space import express as express
 from jevomerge.genome.space import make_space as make_space

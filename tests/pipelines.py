@@ -24,6 +24,23 @@ FILES = {
 }  # fmt: skip
 
 
+MINI = {  # draws grey pictures of 8 x 8 without an autoencoder
+    "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1, "block_out_channels": [4, 8], "attention_head_dim": 2, "norm_num_groups": 4,
+    "cross_attention_dim": 8,
+}  # fmt: skip
+MINI_TEXT = {
+    "model_type": "clip_text_model", "architectures": ["CLIPTextModel"], "hidden_size": 8, "intermediate_size": 16,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24, "vocab_size": 514,
+    "eos_token_id": 513,
+}  # fmt: skip
+MINI_SCHEDULER = {
+    "_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+    "skip_prk_steps": True, "steps_offset": 1,
+}  # fmt: skip
+
+
 def tensors(folder, part="unet"):
     return load_file(folder / FILES[part])
 
@@ -89,4 +106,37 @@ def write_unets(folder, config, names=("base", "a", "b"), scale=0.1, dtype=np.fl
         (folder / name / "unet" / "config.json").write_text(json.dumps(config))
         tensors = {k: (scale * rng.standard_normal(shape)).astype(dtype) for k, shape in wanted.items()}
         save_file(tensors, folder / name / UNET, {"format": "pt"})
+    return folder
+
+
+def write_minis(folder, names=("base", "a", "b")):
+    """Whole pipelines of MINI, made without torch, whose weights have nothing in common."""
+    symbols = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    symbols += [chr(256 + i) for i in range(256 - len(symbols))]  # of the bytes that are no symbols, as in GPT-2
+    words = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    roles = {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": words[-1]}
+    files = {
+        "model_index.json": {
+            "_class_name": "StableDiffusionPipeline", "vae": [None, None], "unet": ["diffusers", MINI["_class_name"]],
+            "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+            "scheduler": ["diffusers", MINI_SCHEDULER["_class_name"]],
+        },
+        "unet/config.json": MINI, "text_encoder/config.json": MINI_TEXT,
+        "scheduler/scheduler_config.json": MINI_SCHEDULER,
+        "tokenizer/vocab.json": {word: i for i, word in enumerate(words)},
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **roles},
+    }  # fmt: skip
+    for seed, name in enumerate(names):
+        for file, values in files.items():
+            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name / file).write_text(json.dumps(values))
+        (folder / name / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+        rng = np.random.default_rng(seed)
+        for part, config in (("unet", MINI), ("text_encoder", MINI_TEXT)):
+            wanted = shapes(read_config(part, config, part)).items()
+            made = {
+                k: (float("norm" in k and "weight" in k) + 0.3 * rng.standard_normal(n)).astype(np.float32)
+                for k, n in wanted
+            }
+            save_file(made, folder / name / FILES[part], {"format": "pt"})
     return folder

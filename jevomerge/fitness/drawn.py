@@ -59,8 +59,7 @@ class Texts:
         self._reader([*self._prompts])
 
     def told(self, prompts: Sequence[str], rows: int) -> tuple[Any, Any, Any]:
-        """What `Order` holds of at most so many prompts, filled up: `told`, `against`, `sizes`; of none no weight is read.
-        """
+        """`told`, `against` and `sizes` of an `Order` of at most so many prompts, filled up; of none nothing is read."""
         read = self._reader if self._own else self._read if prompts else self._nothing
         filled = [*prompts, *[prompts[0] if prompts else ""] * (rows - len(prompts))]
         sizes = None if self._sizes is None else np.repeat(self._sizes, rows, axis=0)
@@ -86,9 +85,9 @@ class Texts:
         shapes = jax.eval_shape(lambda: condition(params, self._model, tokens, sizes, self._dtype))
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
-    def parts(self, *, abstract: bool = False) -> Params:
-        """Those of the pipeline that all candidates share, on a device from the first time on."""
-        return self._studio.load(self._shared, abstract=True) if abstract else self._placed
+    def parts(self, read: bool) -> Params:
+        """Those of the pipeline that all candidates share: once they have been `read` on a device, else zeros."""
+        return self._placed if read else self._studio.load(self._shared, abstract=True)
 
     @functools.cached_property
     def _placed(self) -> Params:

@@ -15,8 +15,8 @@ from jevomerge.fitness.own import make_own
 from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.schema import FunctionTask, HarnessTask, OwnScore
-from jevomerge.fitness.tasks import AnyTask
 from jevomerge.fitness.task import Ready
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.models.model import Model
 from jevomerge.recipe.assembly import Assembly
 from jevomerge.recipe.studio import Studio

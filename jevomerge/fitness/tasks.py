@@ -1,4 +1,4 @@
-"""Tasks of any kind, read from YAML and checked before data or a weight is read; the kinds: `schema`, `picture_task`."""
+"""Tasks of any kind, read from YAML and checked before data or a weight is read; the kinds are in files of their own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ AnyTask = Annotated[
     | Annotated[FunctionTask, Tag("FunctionTask")],
     Discriminator(_kind),
 ]
-KINDS: dict[str, type[Strict]] = {kind.__name__: kind for kind in (Task, PictureTask, HarnessTask, FunctionTask)}
+KINDS: dict[str, type[Task] | type[PictureTask] | type[HarnessTask] | type[FunctionTask]] = {
+    kind.__name__: kind for kind in (Task, PictureTask, HarnessTask, FunctionTask)
+}
 
 
 class Suite(Strict):

@@ -177,7 +177,7 @@ class WeightProblem:
         return self.sources.carrier
 
     def tokenizer(self) -> Any | None:
-        """That of the recipe: one of the sources', or one that is made of theirs; none of models in memory and pipelines."""
+        """That of the recipe: one of the sources', or made of theirs; models in memory and pipelines have none."""
         if isinstance(self.sources.like, InMemory) or self.sources.assembly is not None:
             return None
         if self.sources.alignment is None and self.sources.templates is None:

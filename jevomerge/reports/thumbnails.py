@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jevomerge.fitness.tasks import AnyTask
 from jevomerge.fitness.task import Material
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.models.vision.pictures import open_picture, pillow
 from jevomerge.reports.heldout import wins_and_losses
 

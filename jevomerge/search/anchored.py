@@ -16,8 +16,8 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.anchors import Items, choose_anchors, expected_mean, fit_items, weighted_mean
 from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Scores, over_tasks
-from jevomerge.fitness.tasks import AnyTask
 from jevomerge.fitness.task import Ready
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.problems.problem import Problem
 from jevomerge.schema import check
 from jevomerge.search.baselines import Scored

@@ -34,8 +34,8 @@ from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Tokens, count_tokens
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import Rollout
-from jevomerge.fitness.tasks import AnyTask
 from jevomerge.fitness.task import Ready
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.problems.problem import Candidates, Problem
 from jevomerge.search.archive import Archive
 from jevomerge.search.gradient import OPTIMIZERS, step

@@ -4,26 +4,24 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import yaml
 
 from jevomerge.cli import main
-from tests.pipelines import write_siblings
+from tests.pipelines import write_minis
 
 JUDGE = """
 import numpy as np
 
 
-def red(pictures, rows):
-    assert pictures.dtype == np.uint8 and pictures.shape[1:] == (32, 32, 3) and len(rows) == len(pictures)
-    share = pictures[..., 0].mean(axis=(1, 2)) / (1 + pictures.mean(axis=(1, 2, 3)))
-    return share - 0.1 * np.array([row["en"] == "a cat" for row in rows])
+def dark(pictures, rows):
+    assert pictures.dtype == np.uint8 and pictures.shape[1:] == (8, 8, 3) and len(rows) == len(pictures)
+    return 1 - pictures.mean(axis=(1, 2, 3)) / 255 - 0.1 * np.array([row["en"] == "a cat" for row in rows])
 """
 TASK = {
-    "name": "red", "search": {"path": "prompts.jsonl", "rows": [0, 2]},
+    "name": "dark", "search": {"path": "prompts.jsonl", "rows": [0, 2]},
     "heldout": {"path": "prompts.jsonl", "rows": [2, 3]}, "prompts": "{ja}", "judged_by": "{en}", "steps": 2,
-    "guidance": 0, "size": 32, "seeds": 2, "score": "judge_of_pictures:red",
+    "guidance": 2, "seeds": 2, "scheduler": "euler", "score": "judge_of_pictures:dark",
 }  # fmt: skip
 RUN = {
     "name": "pictures",
@@ -32,15 +30,14 @@ RUN = {
         "models": [{"model": name} for name in ("base", "a", "b")], "parameters": {"normalize": True},
     },
     "genome": {"weight": {"range": [0, 1]}},
-    "search": {"evaluations": 8, "population": 4, "checkpoint_every": 1},
-    "mesh": {"pop": 2, "model": 4},
+    "search": {"evaluations": 16, "population": 8, "checkpoint_every": 1},
     "tasks": ["task.yaml"],
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = write_siblings(tmp_path_factory.mktemp("drawn"))
+    folder = write_minis(tmp_path_factory.mktemp("drawn"))
     (folder / "judge_of_pictures.py").write_text(JUDGE)
     prompts = [("柴犬", "a shiba"), ("猫", "a cat"), ("山", "a mountain")]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"ja": a, "en": b}) + "\n" for a, b in prompts))
@@ -63,18 +60,18 @@ def lines(folder):
 
 def test_a_run_of_pictures(run):
     result = json.loads((run / "result.json").read_text())
-    assert len(lines(run)) == 8
+    assert len(lines(run)) == 16
     assert len({r["fitness"] for r in lines(run)}) > 4
     assert result["best"]["search"] >= max(r["fitness"] for r in lines(run)) - 1e-6
     heldout = json.loads((run / "heldout.json").read_text())
-    assert heldout["examples"]["red"] == [{"prompt": "山", "answer": "a mountain"}]
+    assert heldout["examples"]["dark"] == [{"prompt": "山", "answer": "a mountain"}]
     assert (run / "best" / "unet" / "diffusion_pytorch_model.safetensors").exists()
     assert heldout["sources"].keys() == {"base", "a", "b"}
 
 
 def test_a_killed_run_goes_on_to_the_same_end(run):
     copy = shutil.copytree(run, run.with_name("killed"))
-    kept = (copy / "evaluations.jsonl").read_bytes().splitlines(keepends=True)[:3]
+    kept = (copy / "evaluations.jsonl").read_bytes().splitlines(keepends=True)[:11]
     (copy / "evaluations.jsonl").write_bytes(b"".join(kept))
     (copy / "result.json").unlink()
     for name in ("best", "checkpoints"):

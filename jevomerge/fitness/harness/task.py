@@ -97,6 +97,7 @@ class LoadedTask:
 
     bounds = answers = likelihood = None  # a metric may be anything, and a document several requests
     apart, private = True, False
+    notes = ()
 
     def __init__(
         self, task: HarnessTask, tokenizer: Any, max_length: int | None, eyes: Callable[[], Eyes] | None = None

@@ -101,8 +101,9 @@ class Drawing:
         if some:
             keys[: len(some)] = jax.random.key_data(noise_keys([e.prompt for e in some], [e.seed for e in some]))
         told, against, sizes = self.texts.told([e.prompt for e in some], rows)
-        arrays: tuple[Any, ...] = (keys, told, against, sizes, np.float32(self.guidance), self.steps)  # for any mesh
-        return Order(*arrays, self.texts.parts(abstract=not some))
+        guidance: Any = np.float32(self.guidance)
+        arrays: tuple[Any, ...] = (keys, told, against, sizes, guidance, self.steps, self.texts.parts(bool(some)))
+        return Order(*arrays)
 
     def run(
         self, model: Model, instance: Instance, batch: Order, layout: Layout, *, dtype: str
