@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,14 @@ def is_here(reference: str) -> bool:
     return path.is_dir() or (path.suffix in (SUFFIX, *PICKLES) and path.is_file())
 
 
-def resolve(reference: str) -> Path:
-    """The local folder or file of a reference, downloading only if it can be nothing but a hub name."""
+DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
+
+
+def resolve(reference: str, patterns: Sequence[str] = DOWNLOADED) -> Path:
+    """The local folder or file of a reference, downloading only if it can be nothing but a hub name.
+
+    `patterns`: of the names of files that are downloaded.
+    """
     path = Path(reference).expanduser()
     if path.suffix in PICKLES and path.is_file():
         raise InputError(
@@ -79,9 +86,8 @@ def resolve(reference: str) -> Path:
     from huggingface_hub import snapshot_download  # imported late: only hub names need it
 
     name, _, revision = reference.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*patterns]))
     except InputError:  # --offline
         raise
     except Exception as error:

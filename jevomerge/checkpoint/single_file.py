@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,11 @@ import numpy as np
 
 from jevomerge.checkpoint.safetensors_file import Planned, StoredTensor
 from jevomerge.errors import InputError
+from jevomerge.models.clip.open_clip import TRANSPOSED, open_clip_name, open_clip_names_back
 from jevomerge.models.diffusion.ldm import (
     SD1,
     SDXL,
     SingleFile,
-    open_clip_name,
-    open_clip_names_back,
     unet_names,
     unet_names_back,
     vae_names,
@@ -23,7 +22,7 @@ from jevomerge.models.diffusion.ldm import (
 )
 
 OPEN_CLIP = "text_encoder_2"  # whose names in a single file are OpenCLIP's
-PROJECTION = "text_projection.weight"  # which OpenCLIP has transposed
+PROJECTION = "text_projection.weight"
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # tensors without elements, by which programs know such models
 UNREAD = {
     "conditioner.embedders.0.model.": "is a refiner of SDXL, which has one text encoder",
@@ -95,7 +94,7 @@ def split_file(header: Mapping[str, StoredTensor], path: Path) -> tuple[dict[str
         elif part == "vae":
             parts[part] = _vae(inside)
         elif part == OPEN_CLIP:
-            parts[part] = dict(_open_clip(inside))
+            parts[part] = {ours: s for ours, s in open_clip_tensors(inside) if ours != "logit_scale"}
         else:
             parts[part] = {name: stored for name, stored in inside.items() if not name.endswith(".position_ids")}
     if not any(parts.values()):
@@ -123,7 +122,8 @@ def _vae(inside: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return found
 
 
-def _open_clip(inside: Mapping[str, StoredTensor]) -> Iterable[tuple[str, Any]]:
+def open_clip_tensors(inside: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Any]]:
+    """Transformers' names of OpenCLIP's tensors and where each lies; what is no CLIP's is left out."""
     for theirs, stored in inside.items():
         names = open_clip_names_back(theirs)
         if len(names) > 1:  # one above the other
@@ -132,7 +132,7 @@ def _open_clip(inside: Mapping[str, StoredTensor]) -> Iterable[tuple[str, Any]]:
             size = Planned(third.code, third.shape).size
             yield from ((name, third._replace(offset=third.offset + i * size)) for i, name in enumerate(names))
         elif names:
-            yield names[0], Transposed(stored) if names[0] == PROJECTION else stored
+            yield names[0], Transposed(stored) if names[0] in TRANSPOSED else stored
 
 
 class Piece(NamedTuple):
@@ -178,5 +178,5 @@ def lay_out_file(part: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) 
 def _stacked(part: str, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Piece:
     """What OpenCLIP has for tensors of the second text encoder, one above the other."""
     rows, *rest = shapes[names[0]]
-    shape, transposed = (rows * len(names), *rest), names[0] == PROJECTION
+    shape, transposed = (rows * len(names), *rest), names[0] in TRANSPOSED
     return Piece(tuple(f"{part}.{name}" for name in names), shape[::-1] if transposed else shape, transposed)

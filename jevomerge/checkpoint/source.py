@@ -168,11 +168,12 @@ class Stored:
                     "the embeddings; set tie_word_embeddings to false"
                 )
 
-    def load(self, mesh: Mesh | None = None) -> dict[str, Any]:
-        """The whole model as the nested pytree that a forward pass takes, in the stored dtypes."""
+    def load(self, mesh: Mesh | None = None, specs: Sequence[ParamSpec] | None = None) -> dict[str, Any]:
+        """The whole model, or `specs` of it, as the nested pytree that a forward pass takes, in the stored dtypes."""
         self.check_head()
-        where, source = shardings(mesh, self.specs), cast(Source, self)
-        return unflatten({s.path: read_leaf(s, [(source, n) for n in s.names()], where[s.path]) for s in self.specs})
+        specs = self.specs if specs is None else specs
+        where, source = shardings(mesh, specs), cast(Source, self)
+        return unflatten({s.path: read_leaf(s, [(source, n) for n in s.names()], where[s.path]) for s in specs})
 
     def dtype(self) -> str:
         """That of its first matrix: float32, bfloat16 or float16.
@@ -342,7 +343,7 @@ def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tup
             checkpoint.tensor(name, row, inside)
         else:
             row[...] = checkpoint.tensor(name, index=inside)
-    return leaf.reshape(*numbers.shape, *shape)
+    return leaf.reshape((*numbers.shape, *shape))
 
 
 def front_matter(folder: Path) -> dict[str, Any]:

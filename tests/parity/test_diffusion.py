@@ -10,8 +10,8 @@ from jevomerge.models.diffusion import vae
 from jevomerge.models.diffusion.parts import specs
 from jevomerge.models.diffusion.pipeline import Pipeline, condition, sample, time_ids
 from jevomerge.models.diffusion.scheduler import plan
-from jevomerge.models.diffusion.tree import Tree
 from jevomerge.models.diffusion.unet import Condition, denoise
+from jevomerge.models.tree import Tree
 from jevomerge.schema import Notes
 from tests.diffusion import files_of, load, make, nhwc
 

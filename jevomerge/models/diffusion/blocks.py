@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jevomerge.models.diffusion.tree import Tree
 from jevomerge.models.layers import ACTIVATIONS, Linear, attend, declare
+from jevomerge.models.tree import Tree
 from jevomerge.models.vision.blocks import NORMAL, LayerNorm
 
 AXES = ("channels", "channels")

@@ -11,9 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jevomerge.errors import InputError
 from jevomerge.models.fields import Fields, shown
-from jevomerge.models.vision.config import ACTIVATIONS, MOST_LAYERS, EncoderConfig
+from jevomerge.models.vision.config import MOST_LAYERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +60,6 @@ class VaeConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class TextConfig(EncoderConfig):
-    """One of CLIP's text encoders; hashable, a static jit argument."""
-
-    vocab_size: int
-    max_position_embeddings: int
-    eos_token_id: int
-    projection_dim: int  # of the pooled vector; 0: there is none
-
-
 UNET: Mapping[str, Any] = {  # of the class, as are the others
     "in_channels": 4,
     "out_channels": 4,
@@ -100,18 +89,6 @@ VAE: Mapping[str, Any] = {
     "norm_num_groups": 32,
     "scaling_factor": 0.18215,
     "force_upcast": True,
-}
-TEXT: Mapping[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
 }
 # Options of the classes by the one value that is implemented; None: off.
 ONLY_UNET: Mapping[str, Any] = {
@@ -202,37 +179,6 @@ def read_vae(f: Fields) -> VaeConfig:
         force_upcast=f.flag("force_upcast"),
     )
     _divides(f, "norm_num_groups", config.norm_num_groups, channels)
-    return config
-
-
-def read_text(f: Fields) -> TextConfig:
-    """A `CLIPTextModel`, or a `CLIPTextModelWithProjection`, by `architectures`.
-
-    Raises:
-        InputError: for another class or a value that is not supported, by name.
-    """
-    f.defaults = TEXT
-    f.expect("model_type", "clip_text_model")
-    known = ("CLIPTextModel", "CLIPTextModelWithProjection")
-    kind = (f.texts("architectures") or ["nothing"])[0]
-    if kind not in known:
-        raise InputError(f"{f.where}: `architectures: {shown(kind)}` is not supported (only {' or '.join(known)})")
-    f.expect("hidden_act", *ACTIVATIONS)
-    for key in ("projection_dim", "initializer_factor"):
-        f.get(key)
-    config = TextConfig(
-        hidden_size=f.integer("hidden_size"),
-        intermediate_size=f.integer("intermediate_size"),
-        num_hidden_layers=f.integer("num_hidden_layers", MOST_LAYERS),
-        num_attention_heads=f.integer("num_attention_heads"),
-        hidden_act=ACTIVATIONS[f.text("hidden_act")],
-        layer_norm_eps=f.number("layer_norm_eps"),
-        vocab_size=f.integer("vocab_size"),
-        max_position_embeddings=f.integer("max_position_embeddings"),
-        eos_token_id=f.integer("eos_token_id"),
-        projection_dim=f.integer("projection_dim") if kind == known[1] else 0,
-    )
-    _divides(f, "num_attention_heads", config.num_attention_heads, (config.hidden_size,))
     return config
 
 

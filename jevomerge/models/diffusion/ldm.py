@@ -1,8 +1,9 @@
 """What the tensors of an image pipeline are called in a single file, as Civitai has it, and in diffusers' folders.
 
 A single file keeps the names of the code that the model was trained with (latent diffusion, Rombach et al., 2022,
-https://arxiv.org/abs/2112.10752; its second text encoder those of OpenCLIP), each part's below a prefix. Names here are
-without prefixes; those of diffusers say a level and a block in it, those of the training code count the blocks.
+https://arxiv.org/abs/2112.10752; its second text encoder those of `models.clip.open_clip`), each part's below a prefix.
+Names here are without prefixes; those of diffusers say a level and a block in it, those of the training code count the
+blocks.
 """
 
 from __future__ import annotations
@@ -49,21 +50,6 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-OPEN_CLIP = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-OPEN_CLIP_OUTER = {
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.weight": "ln_final.weight",
-    "text_model.final_layer_norm.bias": "ln_final.bias",
-    "text_projection.weight": "text_projection",  # transposed
-}
-QKV = ("q_proj", "k_proj", "v_proj")  # which OpenCLIP keeps one above the other in one tensor
 
 
 def unet_names(names: Iterable[str]) -> dict[str, str]:
@@ -174,38 +160,6 @@ def _vae_name_back(name: str, levels: int) -> str:
     name = re.sub(r"\.down\.(\d)\.downsample\.", r".down_blocks.\1.downsamplers.0.", name)
     name = re.sub(r"\.up\.(\d)\.block\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.resnets.", name)
     return re.sub(r"\.up\.(\d)\.upsample\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.upsamplers.0.", name)
-
-
-def open_clip_name(name: str) -> tuple[str, int | None]:
-    """What OpenCLIP calls a tensor of transformers' text encoder, and which third of it this is; None: all of it.
-
-    >>> open_clip_name("text_model.encoder.layers.3.self_attn.k_proj.bias")
-    ('transformer.resblocks.3.attn.in_proj_bias', 1)
-
-    Raises:
-        KeyError: for a name that it has no word for.
-    """
-    if name in OPEN_CLIP_OUTER:
-        return OPEN_CLIP_OUTER[name], None
-    if (found := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)) is None:
-        raise KeyError(name)
-    module = found[2].removeprefix("self_attn.")
-    if module in QKV:
-        return f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", QKV.index(module)
-    return f"transformer.resblocks.{found[1]}.{OPEN_CLIP[found[2]]}.{found[3]}", None
-
-
-def open_clip_names_back(name: str) -> tuple[str, ...]:
-    """The inverse: transformers' names for one of OpenCLIP's, three for the three in one; () for any other name."""
-    if name in _back(OPEN_CLIP_OUTER):
-        return (_back(OPEN_CLIP_OUTER)[name],)
-    if (found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", name)) is None:
-        return ()
-    layer = f"text_model.encoder.layers.{found[1]}"
-    if found[2] == "attn.in_proj":
-        return tuple(f"{layer}.self_attn.{module}.{found[3]}" for module in QKV)
-    module = _back(OPEN_CLIP).get(found[2])
-    return () if module is None else (f"{layer}.{module}.{found[3]}",)
 
 
 def _back(table: Mapping[str, str]) -> dict[str, str]:

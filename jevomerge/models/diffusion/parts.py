@@ -13,15 +13,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from jevomerge.models.diffusion import text, vae
-from jevomerge.models.diffusion.config import TextConfig, UNetConfig, VaeConfig, read_text, read_unet, read_vae
-from jevomerge.models.diffusion.tree import Sketch, Wanted
+from jevomerge.models.clip import text
+from jevomerge.models.clip.config import TextConfig, read_text
+from jevomerge.models.diffusion import vae
+from jevomerge.models.diffusion.config import UNetConfig, VaeConfig, read_unet, read_vae
 from jevomerge.models.diffusion.unet import Condition, denoise
 from jevomerge.models.fields import Fields
-from jevomerge.models.specs import Axis, ParamSpec, tensor_names
+from jevomerge.models.specs import ParamSpec, tensor_names
+from jevomerge.models.tree import Sketch, sketched
 from jevomerge.schema import Notes
 
 Config = UNetConfig | VaeConfig | TextConfig
@@ -65,9 +66,11 @@ def note_unread(fields: Fields, notes: Notes | None) -> None:
 @functools.cache
 def specs(config: Config) -> tuple[ParamSpec, ...]:
     """The parameter table of a part, sorted by path, names as in its own file."""
-    found: list[Wanted] = []
-    jax.eval_shape(lambda: _pass(Sketch(found), config))
-    return tuple(_spec(wanted, config) for wanted in sorted(set(found)))
+    parts = {"vocab": config.vocab_size} if isinstance(config, TextConfig) else {}
+    return tuple(
+        wanted.spec(next((what for word, what in COMPONENTS.items() if re.search(word, wanted.path)), OTHERWISE), parts)
+        for wanted in sketched(lambda sketch: _pass(sketch, config))
+    )
 
 
 def _pass(sketch: Sketch, config: Config) -> None:
@@ -85,20 +88,6 @@ def _pass(sketch: Sketch, config: Config) -> None:
         last = text.normed(sketch, config, text.read(sketch, config, tokens, 0)[1])
         if config.projection_dim:
             text.pooled(sketch, config, tokens, last)
-
-
-def _spec(wanted: Wanted, config: Config) -> ParamSpec:
-    path, stack = wanted.path, wanted.stack
-    parts = {"vocab": config.vocab_size} if isinstance(config, TextConfig) else {}
-    return ParamSpec(
-        path=path,
-        template=path.replace(stack.path, f"{stack.path}.{{layer}}", 1) if stack else path,
-        shape=wanted.shape,
-        axes=tuple(Axis(name, parts.get(name, 0)) for name in wanted.axes),
-        stack=(("layer", stack.depth),) if stack else (),
-        block=stack.path if stack else "",
-        component=next((what for word, what in COMPONENTS.items() if re.search(word, path)), OTHERWISE),
-    )
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

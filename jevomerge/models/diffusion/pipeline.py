@@ -23,16 +23,18 @@ import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
-from jevomerge.models.diffusion import text, vae
-from jevomerge.models.diffusion.config import TextConfig, UNetConfig, VaeConfig
+from jevomerge.models.clip import text
+from jevomerge.models.clip.config import TextConfig
+from jevomerge.models.diffusion import vae
+from jevomerge.models.diffusion.config import UNetConfig, VaeConfig
 from jevomerge.models.diffusion.parts import Config, note_unread, read_config, specs
 from jevomerge.models.diffusion.scheduler import Scheduler, Steps, read_scheduler
-from jevomerge.models.diffusion.tree import Tree
 from jevomerge.models.diffusion.unet import Condition, denoise
 from jevomerge.models.fields import Fields
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Denoiser
 from jevomerge.models.specs import ParamSpec
+from jevomerge.models.tree import Tree
 from jevomerge.schema import Notes
 
 XL, PLAIN = "StableDiffusionXLPipeline", "StableDiffusionPipeline"

@@ -21,8 +21,8 @@ from jax import Array
 
 from jevomerge.models.diffusion.blocks import AXES, Conv, GroupNorm, enlarged, resnet, transformer
 from jevomerge.models.diffusion.config import UNetConfig
-from jevomerge.models.diffusion.tree import Tree
 from jevomerge.models.layers import Linear
+from jevomerge.models.tree import Tree
 
 
 @flax.struct.dataclass

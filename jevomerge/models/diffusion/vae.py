@@ -12,7 +12,7 @@ from jax import Array
 
 from jevomerge.models.diffusion.blocks import Conv, GroupNorm, attention, enlarged, resnet
 from jevomerge.models.diffusion.config import VaeConfig
-from jevomerge.models.diffusion.tree import Tree
+from jevomerge.models.tree import Tree
 
 EPS = 1e-6  # of all its norms
 

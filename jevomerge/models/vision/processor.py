@@ -63,7 +63,7 @@ class Processor:
         if self.square is not None:
             picture = _squared(picture, self.square, name)
         if self.size is not None:
-            picture = picture.resize(limited(_target(self.size, picture.size), name), self.resample)
+            picture = picture.resize(limited(target(self.size, picture.size), name), self.resample)
         pixels = np.asarray(picture)
         if self.crop is not None:
             pixels = _centre(pixels, *self.crop)
@@ -78,7 +78,7 @@ class Processor:
         return np.ascontiguousarray(x.transpose(2, 0, 1))
 
 
-def _target(wanted: int | tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def target(wanted: int | tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """What a (width, height) becomes."""
     width, height = size
     if isinstance(wanted, tuple):

@@ -7,7 +7,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from jevomerge import InputError
-from jevomerge.models.diffusion.config import read_text, read_unet, read_vae
+from jevomerge.models.clip.config import read_text
+from jevomerge.models.diffusion.config import read_unet, read_vae
 from jevomerge.models.diffusion.parts import read_config
 from jevomerge.models.diffusion.pipeline import Pipeline
 from jevomerge.models.fields import Fields

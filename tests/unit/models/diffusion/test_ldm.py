@@ -13,10 +13,9 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from jevomerge.models.clip.open_clip import open_clip_name, open_clip_names_back
 from jevomerge.models.diffusion.deduce import deduced
 from jevomerge.models.diffusion.ldm import (
-    open_clip_name,
-    open_clip_names_back,
     unet_names,
     unet_names_back,
     vae_names,

@@ -1,4 +1,4 @@
-"""How the parts of a pipeline run: plain functions over a `Tree`, a place in the parameters.
+"""How CLIP's texts and the parts of an image pipeline run: plain functions over a `Tree`, a place in the parameters.
 
     def shortened(tree: Tree, x: Array) -> Array:
         return tree("conv", Conv(x.shape[-1], stride=2), nn.silu(tree("norm", GroupNorm(8, 1e-5), x)))
@@ -10,7 +10,7 @@ asks for: there is no second description of the structure.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jevomerge.models.layers import Params
-from jevomerge.models.specs import flatten
+from jevomerge.models.specs import Axis, ParamSpec, flatten
 
 Block = Callable[["Tree", Array], Array]
 
@@ -38,6 +38,19 @@ class Wanted(NamedTuple):
     shape: tuple[int, ...]  # of one block's
     axes: tuple[str, ...]
     stack: Stack | None
+
+    def spec(self, component: str, parts: Mapping[str, int]) -> ParamSpec:
+        """It in a table of parameters; `parts` says into how many an axis may be cut."""
+        stack = self.stack
+        return ParamSpec(
+            path=self.path,
+            template=self.path.replace(stack.path, f"{stack.path}.{{layer}}", 1) if stack else self.path,
+            shape=self.shape,
+            axes=tuple(Axis(name, parts.get(name, 0)) for name in self.axes),
+            stack=(("layer", stack.depth),) if stack else (),
+            block=stack.path if stack else "",
+            component=component,
+        )
 
 
 class Tree:
@@ -95,6 +108,13 @@ class Sketch(Tree):
         """The same x, of which blocks keep the shape."""
         place = self.at(path)
         return block(Sketch(self.found, place.path, Stack(place.path, depth)), x)
+
+
+def sketched(run: Callable[[Sketch], Any]) -> list[Wanted]:
+    """What a function of a place asks for there, sorted."""
+    found: list[Wanted] = []
+    jax.eval_shape(lambda: run(Sketch(found)))
+    return sorted(set(found))
 
 
 @functools.cache

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jevomerge.models.diffusion.config import TextConfig
-from jevomerge.models.diffusion.tree import Tree
+from jevomerge.models.clip.config import TextConfig
 from jevomerge.models.layers import Linear, declare
+from jevomerge.models.tree import Tree
 from jevomerge.models.vision.blocks import NORMAL, Block, LayerNorm
 
 LAYERS = "encoder.layers"  # where the stack of blocks hangs in a `text_model`

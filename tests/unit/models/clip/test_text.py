@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from jevomerge.models.diffusion import text
-from jevomerge.models.diffusion.config import read_text
+from jevomerge.models.clip import text
+from jevomerge.models.clip.config import read_text
 from jevomerge.models.diffusion.parts import specs
-from jevomerge.models.diffusion.tree import Tree
 from jevomerge.models.fields import Fields
+from jevomerge.models.tree import Tree
 from tests.diffusion import load
 
 
