@@ -42,6 +42,7 @@ _HOME = {
     "jevomerge.run.evolve": ("evolve",),
     "jevomerge.run.result": ("Result",),
     "jevomerge.run.export": ("export",),
+    "jevomerge.run.generate": ("generate",),
     "jevomerge.run.init": ("init",),
     "jevomerge.run.merge": ("explain", "merge_folder"),
     "jevomerge.run.plan": ("plan",),

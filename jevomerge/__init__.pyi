@@ -33,6 +33,7 @@ from jevomerge.run.compare import compare as compare
 from jevomerge.run.evaluate import evaluate as evaluate
 from jevomerge.run.evolve import evolve as evolve
 from jevomerge.run.export import export as export
+from jevomerge.run.generate import generate as generate
 from jevomerge.run.init import init as init
 from jevomerge.run.merge import explain as explain
 from jevomerge.run.merge import merge_folder as merge_folder

@@ -1,4 +1,4 @@
-"""The command line: `jevomerge init | evolve | merge | evaluate | export | report | compare | plan | translate`."""
+"""The command line: `jevomerge COMMAND`, each a function of the same name in `jevomerge.run`."""
 
 from __future__ import annotations
 
@@ -110,6 +110,36 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", required=True, metavar="TASK.yaml", help="see configs/tasks/")
     evaluate.add_argument("--split", choices=("search", "heldout"), help="default: heldout")
     evaluate.add_argument("--json", metavar="FILE", help="also write the score of every example to this file")
+
+    generate = command(
+        "generate",
+        "draw pictures with an image model",
+        "Draw each prompt with the noise of each seed and write prompt_1_seed_0.png, ... A picture depends on the "
+        "model, its prompt, its seed and these settings, and on nothing that is drawn beside it.",
+    )
+    generate.add_argument(
+        "model", metavar="MODEL", help="a diffusers folder, a .safetensors file or a hub name; with a LoRA MODEL+LORA"
+    )
+    generate.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
+    generate.add_argument("--negative", metavar="TEXT", help="what is not to be seen; needs --guidance")
+    generate.add_argument("--steps", type=int, default=4, metavar="N", help="from noise to picture (default: 4)")
+    generate.add_argument("--guidance", type=float, default=0.0, metavar="X", help="above 1 it guides (default: 0)")
+    generate.add_argument("--size", metavar="N|HxW", help="in pixels (default: what the model is made for)")
+    generate.add_argument(
+        "--seed", type=int, action="append", metavar="N", help="may be given several times (default: 0)"
+    )
+    generate.add_argument("--scheduler", choices=("euler", "lightning", "lcm"), help="default: the model's own")
+    generate.add_argument("--like", metavar="MODEL", help="lends what MODEL lacks: of a single file the tokenizers")
+    generate.add_argument(
+        "--pooled-from", type=int, choices=(1, 2), help="the text encoder whose pooled vector is used, if both have one"
+    )
+    generate.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of activations (default: float32)",
+    )
+    generate.add_argument("--output", metavar="FOLDER", required=True, help="the folder to write; it must not exist")
 
     export = command(
         "export",
@@ -269,6 +299,37 @@ def run_evaluate(args: argparse.Namespace) -> None:
     evaluate(args.model, args.task, args.split, args.json, observer=Terminal())
 
 
+def run_generate(args: argparse.Namespace) -> None:
+    """`jevomerge generate`."""
+    size = None if args.size is None else read_pixels(args.size)
+    reading(args.model)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.generate import generate
+
+    generate(
+        args.model,
+        args.prompt,
+        args.output,
+        negative=args.negative,
+        steps=args.steps,
+        guidance=args.guidance,
+        size=size,
+        seeds=args.seed or (0,),
+        rule=args.scheduler,
+        like=args.like,
+        pooled_from=args.pooled_from,
+        dtype=args.dtype,
+        observer=Terminal(),
+    )
+
+
+def read_pixels(text: str) -> tuple[int, int]:
+    """ "1024" or "768x1024" -> height and width."""
+    if not (match := re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)):
+        raise InputError(f"--size: `{text}` is neither a number of pixels nor HEIGHTxWIDTH, such as 768x1024")
+    return int(match[1]), int(match[2] or match[1])
+
+
 def run_export(args: argparse.Namespace) -> None:
     """`jevomerge export`."""
     reading(args.run)
@@ -325,6 +386,7 @@ COMMANDS = {
     "evolve": run_evolve,
     "merge": run_merge,
     "evaluate": run_evaluate,
+    "generate": run_generate,
     "export": run_export,
     "report": run_report,
     "compare": run_compare,

@@ -50,12 +50,16 @@ def open_model(reference: str | Path, *, parts: Sequence[str] = MERGED, variant:
         InputError: if it cannot be merged as it is.
     """
     found = Stored(reference)
-    where = found.folder
-    if where.is_file() or (where / INDEX).exists() or (where / "unet").is_dir() or _alone(where) is not None:
+    if is_pipeline(found.folder):
         return Pipeline(found, parts=parts, variant=variant)
     if tuple(parts) != MERGED or variant is not None:
         raise InputError(f"{reference} is no image pipeline, and has no `parts` and no `variant`; leave these out")
     return Checkpoint(found)
+
+
+def is_pipeline(where: Path) -> bool:
+    """Whether a folder or file is of an image pipeline, or of a part of one."""
+    return where.is_file() or (where / INDEX).exists() or (where / "unet").is_dir() or _alone(where) is not None
 
 
 class Pipeline(Stored):
@@ -67,8 +71,10 @@ class Pipeline(Stored):
         tensors: those of the parts that are merged, "unet.conv_in.weight".
     """
 
-    def __init__(self, reference: str | Path | Stored, *, parts: Sequence[str] = MERGED, variant: str | None = None):
-        """Open `reference`; arguments and errors as of `open_model`."""
+    def __init__(
+        self, reference: str | Path | Stored, *, parts: Sequence[str] | None = MERGED, variant: str | None = None
+    ):
+        """Open `reference`; arguments and errors as of `open_model`. `parts` None: all that it has."""
         super().__init__(reference)
         self.index: Mapping[str, Any] = {}
         self.components: dict[str, Component] = {}
@@ -76,6 +82,7 @@ class Pipeline(Stored):
             self._open_file()
         else:
             self._open_folder(variant)
+        parts = [part for part in MERGEABLE if part in self.components] if parts is None else parts
         if lacking := [part for part in parts if part not in self.components]:
             raise InputError(f"{self.folder} has no {lacking[0]}, which is to be merged; see `parts`")
         self.merged = tuple(sorted(parts))

@@ -26,8 +26,8 @@ class Observer:
     def line(self, text: str) -> None:
         """A line of what was asked for, such as a score."""
 
-    def tensors(self, label: str) -> Callable[[int, int], None]:
-        """What is called with (tensors done, tensors in all) in work that goes tensor by tensor."""
+    def counter(self, label: str, unit: str = "tensors") -> Callable[[int, int], None]:
+        """What is called with (how many are done, of how many) in work that goes one by one."""
         return lambda done, total: None
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:

@@ -97,14 +97,14 @@ class Terminal(Observer):
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=done, **fields)
 
-    def tensors(self, label: str) -> Callable[[int, int], None]:
+    def counter(self, label: str, unit: str = "tensors") -> Callable[[int, int], None]:
         """A line that counts them."""
 
         def progress(done: int, total: int) -> None:
             if done == total or time.monotonic() - self._last > (0.1 if self.console.is_terminal else LINE_EVERY):
                 self._last = time.monotonic()
                 end = "\n" if done == total or not self.console.is_terminal else "\r"
-                self.console.print(f"{label} {done}/{total} tensors", end=end)
+                self.console.print(f"{label} {done}/{total} {unit}", end=end)
 
         return progress
 

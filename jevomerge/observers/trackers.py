@@ -112,9 +112,9 @@ class Tracked(Observer):
         """For the observer."""
         self._observer.line(text)
 
-    def tensors(self, label: str) -> Callable[[int, int], None]:
+    def counter(self, label: str, unit: str = "tensors") -> Callable[[int, int], None]:
         """For the observer."""
-        return self._observer.tensors(label)
+        return self._observer.counter(label, unit)
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """For the observer."""

@@ -48,11 +48,11 @@ def export(run: str | Path, genome: str | int, out: str | Path, *, observer: Obs
     setup = set_up(config)
     if source is not None:
         merge = setup.problem.merge_of(source)
-        merge_to_folder(merge, merge.coefficients, out, progress=observer.tensors("merged"))
+        merge_to_folder(merge, merge.coefficients, out, progress=observer.counter("merged"))
         return out
     place = divmod(number, setup.strategy.population_size)
     record = next((r for r in records if (r["generation"], r["member"]) == place), None)
     if record is None:
         raise InputError(f"--genome: evaluations.jsonl has no whole line of evaluation {number}")
-    setup.problem.export(np.asarray(record["genome"]), out, progress=observer.tensors("merged"))
+    setup.problem.export(np.asarray(record["genome"]), out, progress=observer.counter("merged"))
     return out

@@ -54,7 +54,7 @@ def merge_folder(
         for note in sources.notes:
             observer.note(note)
     if len(stages) == 1:
-        progress = observer.tensors("merged")
+        progress = observer.counter("merged")
         merge_to_folder(sources, sources.coefficients, out, shard_bytes=shard_bytes, progress=progress)
         return out
     with scratch_folder(out) as work:
@@ -70,7 +70,7 @@ def merge_folder(
             target = out if last else work / str(stage.name)
             label = stage.name or out.name
             options: dict[str, Any] = {"recipe": text, "title": label, "shard_bytes": shard_bytes}
-            progress = observer.tensors(f"{label}: merged")
+            progress = observer.counter(f"{label}: merged")
             merge_to_folder(sources, sources.coefficients, target, **options, progress=progress)
     return out
 

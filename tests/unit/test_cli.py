@@ -9,6 +9,7 @@ COMMANDS = {
     "merge": ["merge", "a.yaml", "out"],
     "explain": ["merge", "a.yaml", "--explain"],
     "evaluate": ["evaluate", "a.yaml", "--task", "t.yaml"],
+    "generate": ["generate", "a.yaml", "--prompt", "a", "--output", "out"],
     "export": ["export", "a.yaml", "--genome", "best", "out"],
     "report": ["report", "a.yaml"],
     "compare": ["compare", "a.yaml", "b.yaml"],

@@ -25,6 +25,12 @@ ZERO_SNR = 2.0**-24  # what is left of a picture in pure noise, so that no sigma
 SIGMA_DATA = 0.5  # of consistency models
 
 EULER, LCM = "EulerDiscreteScheduler", "LCMScheduler"
+Rule = Literal["euler", "lightning", "lcm"]
+RULES: dict[Rule, dict[str, str]] = {  # what they change in a scheduler_config.json
+    "euler": {"_class_name": EULER},
+    "lightning": {"_class_name": EULER, "timestep_spacing": "trailing"},
+    "lcm": {"_class_name": LCM},
+}
 # What the classes of diffusers take for absent keys, and options by the one value that is implemented.
 COMMON = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "steps_offset": 0, "rescale_betas_zero_snr": False}
 DEFAULTS: dict[str, dict[str, Any]] = {

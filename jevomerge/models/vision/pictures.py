@@ -13,6 +13,8 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jevomerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,6 +56,21 @@ def open_picture(source: bytes | Image, name: str) -> Image:
             raise
         except Exception as error:  # each of Pillow's formats has its own
             raise InputError(f"{name}: cannot be read as a picture ({error}); replace the file") from error
+
+
+def as_png(pixels: np.ndarray, parameters: str = "") -> bytes:
+    """A PNG of (H, W, 3), or grey (H, W, 1), colours from 0 to 1, rounded as diffusers does.
+
+    `parameters`: how it was made, where programs that draw look for it.
+    """
+    images, _ = pillow()
+    from PIL.PngImagePlugin import PngInfo
+
+    about, buffer, colours = PngInfo(), io.BytesIO(), (pixels * 255).round().astype(np.uint8)
+    if parameters:
+        about.add_itxt("parameters", parameters)
+    images.fromarray(colours[..., 0] if colours.shape[-1] == 1 else colours).save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
 
 
 def _rgb(picture: Image, name: str, images: Any) -> Image:

@@ -94,7 +94,7 @@ def test_a_table_is_not_squeezed_where_there_is_no_terminal(capsys):
 def test_whoever_shows_nothing(capsys, tmp_path):
     SILENT.stage("a")
     SILENT.line("b")
-    SILENT.tensors("c")(1, 2)
+    SILENT.counter("c")(1, 2)
     SILENT.evaluated(1, 2, 0.5, 0.5)
     SILENT.scored(0, {})
     SILENT.finished({}, tmp_path)

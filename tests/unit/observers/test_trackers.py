@@ -210,7 +210,7 @@ def test_the_observer_hears_everything(capsys):
     tracked.stage("reading")
     tracked.note("odd")
     tracked.line("score 1")
-    tracked.tensors("merged")(3, 3)
+    tracked.counter("merged")(3, 3)
     tracked.evaluated(9, 9, 0.5, 0.25)
     said = capsys.readouterr().out.splitlines()
     assert said[:4] == ["reading ...", "note: odd", "score 1", "merged 3/3 tensors"]
