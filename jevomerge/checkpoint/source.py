@@ -323,6 +323,11 @@ def abstract_leaf(
     return jax.ShapeDtypeStruct(spec.leaf_shape, jax.dtypes.canonicalize_dtype(_leaf_dtype(places)), sharding=where)
 
 
+def blank_leaf(spec: ParamSpec, dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros in the shape of a leaf, which take no room."""
+    return np.broadcast_to(np.zeros((), dtype), spec.leaf_shape)
+
+
 def _leaf_dtype(places: Sequence[tuple[Source, str]]) -> np.dtype[Any]:
     found = {checkpoint.tensors[name].dtype for checkpoint, name in places}
     return found.pop() if len(found) == 1 else functools.reduce(np.promote_types, found, np.dtype(np.float32))

@@ -1,7 +1,8 @@
 """Picture tasks: prompts, what reads them, and who judges what is drawn.
 
-A function of the user's, `f(pictures, rows)`, gets (N, H, W, 3) uint8 on the host, as a PNG would hold them (grey ones
-with three equal channels), and of each the row of the task's data, and gives N scores. Broken pictures it never sees.
+A scorer is run where pictures are drawn, on them before they are rounded. A function of the user's, `f(pictures,
+rows)`, gets (N, H, W, 3) uint8 on the host, as a PNG would hold them (grey ones with three equal channels), and of each
+the row of the task's data, and gives N scores. Broken pictures it never sees.
 """
 
 from __future__ import annotations
@@ -22,44 +23,52 @@ from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.rollouts.drawing import Asked, Drawing, Drawn
 from jevomerge.fitness.rollouts.own import Called
 from jevomerge.fitness.rows import Row, read_rows
+from jevomerge.fitness.schema import OwnScore
+from jevomerge.fitness.scorers.registry import open_scorer
+from jevomerge.fitness.scorers.scorer import READING, Scorer
 from jevomerge.fitness.task import AsGiven, Document, Material
 from jevomerge.fitness.template import render
 from jevomerge.models.diffusion.pipeline import condition, time_ids
 from jevomerge.models.diffusion.scheduler import lightning, plan
 from jevomerge.models.diffusion.unet import Condition
 from jevomerge.models.layers import Params
+from jevomerge.models.vision.pictures import pillow
 from jevomerge.recipe.studio import Studio
 from jevomerge.tokenizers.prompts import PromptReader
 
 
-class Texts:
-    """What a U-Net is told of prompts, each read once; and the parts of the pipeline that all candidates share.
+class Stage:
+    """What all candidates are drawn with: what the U-Net is told of prompts, parts that are not merged, a scorer.
+
+    Each text is read once in a run, and each weight when it is first needed.
 
     Attributes:
         notes: which prompts are cut.
     """
 
-    def __init__(self, studio: Studio, task: PictureTask, size: tuple[int, int], dtype: str):
+    def __init__(self, studio: Studio, scorer: Scorer | None, task: PictureTask, size: tuple[int, int], dtype: str):
         """Of pictures of one size; no weight is read."""
         self._studio, self._model, self._dtype = studio, studio.model, jnp.dtype(dtype)
-        self._reader = PromptReader(studio.model, studio.tokenizers)
+        self._scorer, self._reader = scorer, PromptReader(studio.model, studio.tokenizers)
         self.notes = self._reader.notes
         self._encoders = [part for part in studio.model.parts if part.startswith("text_encoder")]
         self._own = not {*self._encoders}.isdisjoint(studio.merged)  # whether candidates read prompts themselves
-        shared = studio.model.parts.keys() - studio.merged
-        self._shared = sorted(shared if self._own else shared - {*self._encoders})
+        others = studio.model.parts.keys() - studio.merged
+        self._others = sorted(others if self._own else others - {*self._encoders})
         self._sizes = None if studio.model.pooled_from is None else np.asarray(time_ids([size]))
         zeros = task.negative is None and studio.model.zeros_for_empty
         self._against = [] if not task.guided or zeros else [task.negative or ""]
         self._prompts: dict[str, None] = {}
+        self._answers: dict[str, None] = {}
 
-    def check(self, prompts: Sequence[str]) -> None:
-        """All prompts there will be; InputError for what cannot be read."""
-        self._prompts |= dict.fromkeys([*prompts, *self._against])
+    def check(self, asked: Sequence[Asked]) -> None:
+        """All pictures there will be; InputError for prompts that cannot be read."""
+        self._prompts |= dict.fromkeys([*(a.prompt for a in asked), *self._against])
+        self._answers |= dict.fromkeys(a.answer for a in asked)
         self._reader([*self._prompts])
 
     def told(self, prompts: Sequence[str], rows: int) -> tuple[Any, Any, Any]:
-        """`told`, `against` and `sizes` of an `Order` of at most so many prompts, filled up; of none nothing is read."""
+        """`told`, `against` and `sizes` of an `Order` of at most so many prompts, filled up; of none none is read."""
         read = self._reader if self._own else self._read if prompts else self._nothing
         filled = [*prompts, *[prompts[0] if prompts else ""] * (rows - len(prompts))]
         sizes = None if self._sizes is None else np.repeat(self._sizes, rows, axis=0)
@@ -85,30 +94,54 @@ class Texts:
         shapes = jax.eval_shape(lambda: condition(params, self._model, tokens, sizes, self._dtype))
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
-    def parts(self, read: bool) -> Params:
-        """Those of the pipeline that all candidates share: once they have been `read` on a device, else zeros."""
-        return self._placed if read else self._studio.load(self._shared, abstract=True)
+    def shared(self, answers: Sequence[str], rows: int) -> tuple[Params, Any, Params | None]:
+        """`parts`, `judged` and `scorer` of an `Order` of at most so many pictures; of none nothing is read.
+
+        Weights are JAX's arrays, the same in every batch.
+        """
+        parts = self._parts if answers else self._studio.load(self._others, abstract=True)
+        if self._scorer is None:
+            return parts, None, None
+        if not answers:
+            scoring, told = self._scorer.blank()
+            return parts, np.repeat(told[None], rows, axis=0), scoring
+        scoring, judged = self._scoring
+        filled = [*answers, *[answers[0]] * (rows - len(answers))]
+        return parts, np.stack([judged[text] for text in filled]), scoring
 
     @functools.cached_property
-    def _placed(self) -> Params:
-        placed: Params = jax.tree.map(jnp.asarray, self._studio.load(self._shared))
+    def _parts(self) -> Params:
+        placed: Params = jax.tree.map(jnp.asarray, self._studio.load(self._others))
         return placed
+
+    @functools.cached_property
+    def _scoring(self) -> tuple[Params, dict[str, np.ndarray]]:
+        """The scorer's parameters without those that read texts, and what it is told of each text."""
+        assert self._scorer is not None
+        params, texts = self._scorer.load(), [*self._answers]
+        told = dict(zip(texts, self._scorer.told(texts, params), strict=True))
+        return {name: tree for name, tree in params.items() if name not in READING}, told
 
 
 @dataclass(frozen=True)
 class ByPictures(AsGiven):
-    """A task of prompts; a function judges what is drawn for them."""
+    """A task of prompts; a function or a scorer judges what is drawn for them."""
 
     given: PictureTask
-    called: Called
+    called: Called | None  # None: the rollout's scorer judges
     rollout: Drawing
     answers: ClassVar[None] = None
     likelihood: ClassVar[None] = None
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        """As they are given, or the scorer's."""
+        return self.given.bounds if self.rollout.scorer is None else self.rollout.scorer.bounds
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Also of prompts that are cut."""
-        return (*self.given.notes, *self.rollout.texts.notes)
+        return (*self.given.notes, *self.rollout.stage.notes)
 
     def material(self, split: str) -> Material:
         """The rows of a split as documents, which have a picture for each seed."""
@@ -133,10 +166,11 @@ class ByPictures(AsGiven):
         drawn = [(picture, row) for pictures, row in zip(outputs, rows, strict=True) for picture in pictures]
         scores = np.full(len(drawn), self._worst)
         whole = [i for i, (picture, _) in enumerate(drawn) if not picture.broken]
-        if whole:
-            pictures = np.stack([drawn[i][0].judged for i in whole])
-            found = self.called(pictures, [drawn[i][1] for i in whole])
-            scores[whole] = as_scores(found, self.called, len(whole), self.bounds, "pictures")
+        judged: Any = [drawn[i][0].judged for i in whole]
+        if whole and self.called is not None:
+            found = self.called(np.stack(judged), [drawn[i][1] for i in whole])
+            judged = as_scores(found, self.called, len(whole), self.bounds, "pictures")
+        scores[whole] = judged
         means: np.ndarray = scores.reshape(len(rows), -1).mean(axis=1)
         return means
 
@@ -152,8 +186,7 @@ def make_drawn(task: PictureTask, studio: Studio, dtype: str) -> ByPictures:
     Raises:
         InputError: if these models draw no such pictures, or there is nobody to judge them.
     """
-    called = find_function(task.score)
-    check_signature(called, "(pictures, rows)")
+    pillow()  # what has been drawn is kept for people
     model, size = studio.model, task.size
     if size is None:
         if model.unet.sample_size is None:
@@ -163,5 +196,12 @@ def make_drawn(task: PictureTask, studio: Studio, dtype: str) -> ByPictures:
     model.latents(height, width)
     scheduler = lightning(model.scheduler, task.steps) if task.scheduler == "lightning" else model.scheduler
     steps = jax.tree.map(np.asarray, plan(scheduler, task.steps))
-    texts = Texts(studio, task, (height, width), dtype)
-    return ByPictures(task, called, Drawing(model, (height, width), task.guided, texts, steps, task.guidance))
+    called, scorer = None, None
+    if isinstance(task.score, OwnScore):
+        called = find_function(task.score)
+        check_signature(called, "(pictures, rows)")
+    else:
+        scorer = open_scorer(task.score, task.weights, task.clip)
+    stage = Stage(studio, scorer, task, (height, width), dtype)
+    drawing = Drawing(model, (height, width), task.guided, scorer, stage, steps, task.guidance)
+    return ByPictures(task, called, drawing)

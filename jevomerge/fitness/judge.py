@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.devices.mesh import by_member, make_mesh, put
+from jevomerge.devices.mesh import by_member, everywhere, make_mesh, put
 from jevomerge.devices.signals import safe_point
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.batches import Example, Layout
@@ -226,8 +226,9 @@ class Judge:
             """What a batch comes to, which the device may still be busy with."""
             given, room = (made, slots) if task.rollout.many_passes else (None if candidates.lazy else made, None)
             with scoring(task):
+                placed = jax.tree.map(self._placed, batch)
                 return run_members(
-                    candidates, given, members, batch, mesh=self.mesh, slots=room, model=subject,
+                    candidates, given, members, placed, mesh=self.mesh, slots=room, model=subject,
                     rollout=task.rollout, layout=layout, dtype=self.dtype,
                 )  # fmt: skip
 
@@ -275,6 +276,8 @@ class Judge:
                 {t.name: found[t.name].texts(m) for t in self.tasks if t.rollout.writes},
                 stopped[m],
                 Tokens(*tokens[m].tolist()),
+                {t.name: found[t.name].drawn(m) for t in self.tasks if t.rollout.draws},
+                {t.name: n for t in self.tasks if t.rollout.draws and (n := found[t.name].broken(m))},
             )
             for m in range(len(genomes))
         ]
@@ -287,6 +290,19 @@ class Judge:
             layouts, shuffled = self.layouts[task.name], self.racing == "hoeffding"
             for layout, index, batch in make_batches(task.rollout, subject, chosen[task.name], layouts, shuffled):
                 yield task, layout, index, batch
+
+    def _placed(self, x: Any) -> Any:
+        """A JAX array of a batch, which comes again with every other one, on all devices; anything else as it is."""
+        if not isinstance(x, Array) or self.mesh.size == 1:
+            return x
+        if id(x) not in self._everywhere:
+            self._everywhere[id(x)] = (x, put(np.asarray(x), everywhere(self.mesh)))
+        return self._everywhere[id(x)][1]
+
+    @functools.cached_property
+    def _everywhere(self) -> dict[int, tuple[Array, Array]]:
+        """Those that have come, and where they lie; none is let go, or another one might have its id."""
+        return {}
 
     def _bounds(self, chosen: Mapping[str, Sequence[Example]], found: Mapping[str, Found]) -> np.ndarray:
         """(M,) what the fitness of each member can still be, at most."""

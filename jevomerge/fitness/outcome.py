@@ -13,6 +13,8 @@ from jevomerge.fitness.racing import Stopped
 from jevomerge.fitness.rollouts.rollout import Rollout
 from jevomerge.fitness.task import Material
 
+SHOWN = 6  # documents of which people see pictures
+
 
 class Tokens(NamedTuple):
     """How many tokens a model was run on to be scored: those of the examples, without padding."""
@@ -35,6 +37,8 @@ class Scores(NamedTuple):
     texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates; where it was scored in this process
     stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
     tokens: Tokens = Tokens(0, 0)
+    drawn: Mapping[str, list[str]] = {}  # of tasks where it draws, the first pictures, JPEGs in base64; as `texts`
+    broken: Mapping[str, int] = {}  # of these tasks how many pictures are not finite or of one colour, if any
 
 
 def over_tasks(weights: Mapping[str, float], values: Mapping[str, Any]) -> Any:
@@ -77,6 +81,15 @@ class Found:
         """What a member wrote, by document."""
         written = [text or "" for text in self.outputs[member]]
         return ["\n".join(written[a:b]) for a, b in zip(self.first, self.first[1:], strict=False)]
+
+    def drawn(self, member: int) -> list[str]:
+        """What a member drew of the first documents, one picture of each; of none that was not drawn here."""
+        pictures = (self.outputs[member][first] for first in self.first[:-1][:SHOWN])
+        return [picture.jpeg for picture in pictures if picture is not None]
+
+    def broken(self, member: int) -> int:
+        """How many of its pictures are."""
+        return sum(picture.broken for picture in self.outputs[member] if picture is not None)
 
 
 def of_this_process(output: Any, chosen: Any = ...) -> dict[int, tuple[np.ndarray, ...]]:

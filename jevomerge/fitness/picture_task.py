@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from jevomerge.fitness.schema import Data, OwnScore, Template, own_score
+from jevomerge.models.diffusion.scheduler import Rule
 from jevomerge.schema import Count, Strict
 
+SCORERS = ("clip", "aesthetic", "pickscore", "hpsv2")
+PictureScore = Annotated[
+    Annotated[Literal["clip", "aesthetic", "pickscore", "hpsv2"], Tag("scorer")] | Annotated[OwnScore, Tag("OwnScore")],
+    Discriminator(lambda value: "scorer" if isinstance(value, str) else "OwnScore"),
+]
 Side = Annotated[int, Field(gt=0)]
 
 
@@ -32,8 +39,10 @@ class PictureTask(Strict):
     seeds: int | tuple[Count, ...] = 1  # of each prompt's pictures; a number: so many, from 0 on
     # By which rule noise becomes a picture, with the numbers of the pipeline's scheduler; None: by that one's own.
     # lightning: Euler's from the very end of the noise, for models distilled to few steps.
-    scheduler: Literal["euler", "lightning", "lcm"] | None = None
-    score: OwnScore  # `module:f`: f(pictures, rows) gives a score for each; see `jevomerge.fitness.drawn`
+    scheduler: Rule | None = None
+    score: PictureScore  # or `module:f`: f(pictures, rows) gives a score for each; see `jevomerge.fitness.drawn`
+    weights: str | None = None  # of a scorer: a folder, a file or a hub name; None: those that are published
+    clip: str | None = None  # what weights in one file lack: aesthetic's CLIP, others' tokenizer
     weight: float = Field(1.0, gt=0)  # in the mean over tasks
 
     kind: ClassVar[str] = "picture tasks"
@@ -48,18 +57,18 @@ class PictureTask(Strict):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The lowest and the highest score of a picture; None: not known."""
-        return self.score.bounds
+        """The lowest and the highest score of a picture, if a function says so; None: not known."""
+        return self.score.bounds if isinstance(self.score, OwnScore) else None
 
     @property
     def criterion(self) -> str:
         """Who judges."""
-        return self.score.name
+        return str(self.score)
 
     @property
     def meaning(self) -> str:
         """What a score is, in words."""
-        return f"what {self.score} says of the pictures drawn"
+        return f"what {self.score} says of the pictures drawn of a prompt"
 
     @property
     def guided(self) -> bool:
@@ -86,15 +95,23 @@ class PictureTask(Strict):
     @field_validator("score", mode="before")
     @classmethod
     def _own(cls, value: Any) -> Any:
-        value = own_score(value)
+        if isinstance(value, str) and (close := difflib.get_close_matches(value, SCORERS, n=1)) and close != [value]:
+            raise ValueError(f"`{value}` is none of {', '.join(SCORERS)}; did you mean `{close[0]}`?")
+        value = own_score(value, SCORERS)
         return {"of": "pictures", **value} if isinstance(value, dict) else value
 
     @field_validator("score")
     @classmethod
-    def _of_pictures(cls, value: OwnScore) -> OwnScore:
-        if value.of != "pictures":
+    def _of_pictures(cls, value: Any) -> Any:
+        if isinstance(value, OwnScore) and value.of != "pictures":
             raise ValueError(f"`of: {value.of}` judges no pictures, which `prompts` are drawn for; leave `of` out")
         return value
+
+    @model_validator(mode="after")
+    def _judges(self) -> PictureTask:
+        if isinstance(self.score, OwnScore) and (given := [k for k in ("weights", "clip") if getattr(self, k)]):
+            raise ValueError(f"`{given[0]}` is of a scorer, one of {', '.join(SCORERS)}; {self.score} has its own")
+        return self
 
     @model_validator(mode="after")
     def _leads_away(self) -> PictureTask:

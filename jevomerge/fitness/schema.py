@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -98,9 +98,9 @@ class OwnScore(Strict):
         return value
 
 
-def own_score(value: Any) -> Any:
+def own_score(value: Any, ours: Sequence[str] = SCORES) -> Any:
     """`score: module:function` in full; what is no function's name stays."""
-    return {"function": value} if isinstance(value, str) and value not in SCORES else value
+    return {"function": value} if isinstance(value, str) and value not in ours else value
 
 
 Score = Annotated[

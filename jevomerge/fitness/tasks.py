@@ -1,4 +1,4 @@
-"""Tasks of any kind, read from YAML and checked before data or a weight is read; the kinds are in files of their own."""
+"""Tasks of any kind, read from YAML and checked before data or a weight is read; each kind has a file of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from jevomerge.errors import InputError
-from jevomerge.fitness.picture_task import PictureTask
-from jevomerge.fitness.schema import DATA, FunctionTask, HarnessTask, Task, own_score
+from jevomerge.fitness.picture_task import SCORERS, PictureTask
+from jevomerge.fitness.schema import DATA, SCORES, FunctionTask, HarnessTask, Task, own_score
 from jevomerge.schema import Strict, anchor, load_one, validate
 
 
@@ -72,15 +72,21 @@ def tasks_of(task: Any, folder: Path) -> list[Any]:
 
 
 def _anchor_task(data: Any, folder: Path) -> None:
-    if isinstance(data, dict) and isinstance(harness := data.get("harness"), dict):
+    if not isinstance(data, dict):
+        return
+    if isinstance(harness := data.get("harness"), dict):
         if "include_path" in harness:
             harness["include_path"] = anchor(harness["include_path"], folder)
         return
-    if isinstance(data, dict) and isinstance(score := own_score(data.get("score")), dict):
+    for key in ("weights", "clip") if "prompts" in data else ():
+        if isinstance(data.get(key), str):
+            data[key] = anchor(data[key], folder)
+    ours = SCORERS if "prompts" in data else SCORES
+    if isinstance(score := own_score(data.get("score"), ours), dict):
         if isinstance(score.get("function"), str):
             score.setdefault("import_from", str(folder.resolve()))
         data["score"] = score
-    for key in ("search", "heldout") if isinstance(data, dict) else ():
+    for key in ("search", "heldout"):
         if isinstance(data.get(key), str):
             data[key] = anchor(data[key], folder)
         elif isinstance(data.get(key), dict) and "path" in data[key]:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from jevomerge.checkpoint.safetensors_file import all_finite
+from jevomerge.checkpoint.source import blank_leaf
 from jevomerge.errors import InputError
 from jevomerge.models.diffusion.pipeline import SCHEDULER, Pipeline, part_specs
-from jevomerge.models.diffusion.scheduler import EULER, LCM
+from jevomerge.models.diffusion.scheduler import RULES, Rule
 from jevomerge.models.layers import Params
 from jevomerge.models.specs import unflatten
 from jevomerge.recipe.assembly import TOKENIZERS, Assembly
 from jevomerge.schema import Notes
-
-Rule = Literal["euler", "lightning", "lcm"]
-RULES: dict[Rule, dict[str, str]] = {  # what they change in a scheduler_config.json
-    "euler": {"_class_name": EULER},
-    "lightning": {"_class_name": EULER, "timestep_spacing": "trailing"},
-    "lcm": {"_class_name": LCM},
-}
 
 
 class Studio:
@@ -69,7 +63,7 @@ class Studio:
                     )
 
     def load(self, parts: Sequence[str], *, abstract: bool = False) -> Params:
-        """The parameters of parts that are not merged, as they are stored; `abstract`: shapes and dtypes alone.
+        """The parameters of parts that are not merged, as they are stored; `abstract`: zeros, and nothing is read.
 
         Raises:
             InputError: for weights that are broken.
@@ -81,7 +75,7 @@ class Studio:
             for spec in part_specs(part, self.model.parts[part]):
                 tensors = [stored[name.removeprefix(f"{part}.")] for name in spec.names()]
                 if abstract:
-                    leaves[spec.path] = np.broadcast_to(np.zeros((), tensors[0].dtype), spec.leaf_shape)
+                    leaves[spec.path] = blank_leaf(spec, tensors[0].dtype)
                     continue
                 leaf = np.stack([t.read() for t in tensors]).reshape(spec.leaf_shape)
                 if not all_finite(leaf):

@@ -168,6 +168,8 @@ def cost(record: Run) -> dict[str, str]:
     rows = {"evaluations": f"{count} in {len(record.generations)} generations"}
     if failed := int(np.isnan(record.fitness).sum()):
         rows["without a fitness"] = f"{failed} (not a number)"
+    if broken := [sum(e["broken"].values()) for e in record.evaluations if "broken" in e and "copy_of" not in e]:
+        rows["broken pictures"] = f"{sum(broken)}, not finite or of one colour, of {len(broken)} candidates"
     if copies := sum("copy_of" in e for e in record.evaluations):
         rows["known already"] = f"{copies}, the same candidates as earlier ones, at no cost"
     if stopped := sum("stopped" in e and "copy_of" not in e for e in record.evaluations):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jevomerge.fitness.task import Material
 from jevomerge.fitness.tasks import AnyTask
-from jevomerge.models.vision.pictures import open_picture, pillow
+from jevomerge.models.vision.pictures import as_small_jpeg, open_picture
 from jevomerge.reports.heldout import wins_and_losses
 
-SIDE = 240  # pixels of the longer side
 MOST = 4  # pictures of an example
 
 
@@ -29,19 +27,8 @@ def with_thumbnails(
         cases = wins_and_losses(heldout, task) if any(d.pictures for d in documents) else None
         for case in (*cases.won, *cases.lost) if cases else ():
             pictures = documents[case.number].pictures
-            if small := [base64.b64encode(thumbnail(p.content, p.name)).decode() for p in pictures[:MOST]]:
+            if small := [
+                base64.b64encode(as_small_jpeg(open_picture(p.content, p.name))).decode() for p in pictures[:MOST]
+            ]:
                 examples[task.name][case.number]["pictures"] = small
     return {**heldout, "examples": examples}
-
-
-def thumbnail(content: bytes, name: str) -> bytes:
-    """A picture as a JPEG of at most SIDE pixels a side; of a tiny one each pixel is a square."""
-    picture = open_picture(content, name)
-    if (factor := SIDE // max(picture.size)) > 1:
-        images, _ = pillow()
-        width, height = picture.size
-        picture = picture.resize((width * factor, height * factor), images.Resampling.NEAREST)
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=75)
-    return buffer.getvalue()

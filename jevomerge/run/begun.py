@@ -16,6 +16,7 @@ import jax
 import yaml
 
 from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.source import Source
 from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import SPLITS
@@ -69,10 +70,16 @@ def fingerprints(setup: Setup) -> dict[str, Any]:
     """All that decides what a search finds, by its content."""
     return {
         "config": dumped(setup.config),
-        "sources": {c.reference: c.fingerprint() for c in setup.problem.checkpoints},
+        "sources": {c.reference: c.fingerprint() for c in (*setup.problem.checkpoints, *lenders_of(setup))},
         "data": {split: setup.judge.fingerprint(split) for split in SPLITS},
-        "functions": dict(functions_of(setup.config)),
+        "functions": dict(judges_of(setup)),
     }
+
+
+def lenders_of(setup: Setup) -> Sequence[Source]:
+    """The image pipelines of which parts are beside those that are merged."""
+    sources = setup.problem.sources
+    return () if sources is None or sources.assembly is None else sources.assembly.sources
 
 
 def dumped(config: RunConfig) -> dict[str, Any]:
@@ -80,9 +87,12 @@ def dumped(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_defaults=True)
 
 
-def functions_of(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """(task, digest of the source of the function that judges it), where Python knows the source."""
-    for task in config.tasks:
+def judges_of(setup: Setup) -> Iterator[tuple[str, str]]:
+    """(task, digest of the source of the function that judges it, where Python knows it, or of a scorer's files)."""
+    for ready in setup.judge.tasks:
+        if (scorer := getattr(ready.rollout, "scorer", None)) is not None:
+            yield ready.name, sha256(json.dumps(scorer.fingerprint(), sort_keys=True).encode()).hexdigest()
+    for task in setup.config.tasks:
         if isinstance(score := task.score, OwnScore):
             try:
                 source = inspect.getsource(find_function(score).function)
@@ -103,7 +113,7 @@ def check_unchanged(setup: Setup, folder: Path) -> None:
         for task in changed(began["data"][split], found["data"][split]):
             raise InputError(f"task {task}: its {split} data has changed {remedy}")
     for task in changed(began["functions"], found["functions"]):
-        raise InputError(f"task {task}: the function that judges it has changed {remedy}")
+        raise InputError(f"task {task}: who judges it has changed {remedy}")
 
 
 def check_config(config: RunConfig, folder: Path, free: Sequence[str] = FREE) -> None:

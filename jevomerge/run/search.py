@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,7 @@ from jevomerge.search.baselines import (
     score_baselines,
     score_model,
 )
+from jevomerge.search.gallery import open_gallery
 from jevomerge.search.loop import Chosen, choose, search
 from jevomerge.search.records import read_heldout, read_outcome
 from jevomerge.search.setup import Setup, budget_notes, refiner_of, set_up
@@ -226,6 +228,7 @@ def score_sources(setup: Setup, candidates: Candidates, folder: Path, observer: 
         baselines = read_baselines(heldout)
     else:
         baselines = score_baselines(setup.problem, judge, candidates, observer.stage, likelihood)
+        on_first(lambda: open_gallery(folder, judge, baselines))
     on_first(lambda: record_heldout(folder, heldout_of(judge, baselines, {})))
     return baselines
 
@@ -287,7 +290,7 @@ def export_best(
             "evaluation": number,
             **({} if source is None else {"source": source, "candidate": found.best.fitness}),
         },
-        "notes": [*exports.verdict(source), *budget],
+        "notes": [*exports.verdict(source), *budget, *broken_notes(best.heldout.broken)],
         "evaluations": len(found.records),
         "tokens": {name: tokens._asdict() for name, tokens in spent.items() if any(tokens)},
         "seconds": round(time.perf_counter() - began, 2),
@@ -297,6 +300,15 @@ def export_best(
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
+
+
+def broken_notes(broken: Mapping[str, int]) -> list[str]:
+    """What the result could not draw."""
+    return [
+        f"{task}: {count} of the held-out pictures of the result are not finite or all of one colour, which counts as "
+        "the lowest score; where weights or activations are float16, a VAE may need `compute_dtype: float32`"
+        for task, count in broken.items()
+    ]
 
 
 class Exports:

@@ -120,7 +120,7 @@ def read_baselines(row: Mapping[str, Any]) -> Baselines:
         return Scored(
             {split: model[split] for split in SPLITS},
             model["tasks"],
-            Scores(heldout, {}, model["texts"]),
+            Scores(heldout, {}, model["texts"], drawn=model.get("drawn", {}), broken=model.get("broken", {})),
             model.get("also", {}),
             Scores({}, {}, {}),
             {},
@@ -151,7 +151,7 @@ def heldout_of(
         extra = {"tasks": scored.tasks, **({"also": scored.also} if scored.also else {})}
         spent = {"tokens": scored.tokens._asdict()}
         texts = {task: written for task, written in scored.heldout.texts.items() if task not in private}
-        return {**scored.fitness, **extra, "scores": scores, "texts": texts, **spent}
+        return {**scored.fitness, **extra, "scores": scores, "texts": texts, **spent, **drawn_of(scored.heldout)}
 
     examples = {
         task: [{"prompt": e.prompt, "answer": e.answer} if task not in private else NOTHING for e in material.documents]
@@ -165,6 +165,12 @@ def heldout_of(
         "best": record(exported["best"]) | named if exported else None,
         **({"front": {name: record(s) for name, s in exported.items() if name != "best"}} if len(exported) > 1 else {}),
     }
+
+
+def drawn_of(scores: Scores) -> dict[str, Any]:
+    """What a model drew, if it did, and how many of its pictures are broken, if any are."""
+    found = {"drawn": dict(scores.drawn), "broken": dict(scores.broken)}
+    return {name: of_tasks for name, of_tasks in found.items() if of_tasks}
 
 
 def record_heldout(folder: Path, heldout: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.observers.observer import Observer
 from jevomerge.problems.problem import Candidates
 from jevomerge.search.archive import Archive, Record
+from jevomerge.search.gallery import hang
 from jevomerge.search.refine import shortened
 from jevomerge.search.setup import Setup, refiner_of
 from jevomerge.search.snapshots import Snapshots
@@ -60,7 +61,7 @@ def search(
 
     with Watchdog(config.search.time_limit) as watchdog:
         wanted = generations * strategy.population_size
-        evaluator = Evaluator(setup, candidates, archive, observer, watchdog, wanted)
+        evaluator = Evaluator(setup, candidates, archive, checkpoints.parent, observer, watchdog, wanted)
         evaluator.show(0, dict(enumerate(archive.records[: step * strategy.population_size])))
         try:
             for generation in range(finished[0], generations):
@@ -110,10 +111,17 @@ class Evaluator:
     """Scores generation after generation, writes down what comes out, and tells of it."""
 
     def __init__(
-        self, setup: Setup, candidates: Candidates, archive: Archive, observer: Observer, watchdog: Watchdog, total: int
+        self,
+        setup: Setup,
+        candidates: Candidates,
+        archive: Archive,
+        folder: Path,
+        observer: Observer,
+        watchdog: Watchdog,
+        total: int,
     ):
-        """`total`: how many evaluations there will be, without those that come after the search."""
-        self.setup, self.candidates, self.archive = setup, candidates, archive
+        """`folder` is the run's, `total` how many evaluations there will be, without those after the search."""
+        self.setup, self.candidates, self.archive, self.folder = setup, candidates, archive, folder
         self.observer, self.watchdog = observer, watchdog
         self.anchors, self.size = setup.anchors, setup.strategy.population_size
         self.judge = setup.judge if self.anchors is None else self.anchors.judge
@@ -181,7 +189,11 @@ class Evaluator:
         except (FitnessError, InputError) as error:
             raise type(error)(f"{where}: {error}") from error
         seconds = (time.perf_counter() - began) / len(group)
-        return [self._record(m, s, seconds, subset) for m, s in zip(group, scores, strict=True)]
+        records = [self._record(m, s, seconds, subset) for m, s in zip(group, scores, strict=True)]
+        top = max(range(len(group)), key=lambda i: best_fitness(records[i : i + 1]))
+        if subset is None and best_fitness(records) > self.best:
+            on_first(lambda: hang(self.folder, scores[top], group[top].generation * self.size + group[top].number))
+        return records
 
     def _record(
         self, member: Member, scores: Scores, seconds: float, subset: Mapping[str, np.ndarray] | None
@@ -201,6 +213,7 @@ class Evaluator:
                 name: [round(float(x), 6) if math.isfinite(x) else None for x in values]
                 for name, values in scores.fitness.items()
             },
+            **({"broken": dict(scores.broken)} if scores.broken else {}),
             **({} if scores.stopped is None else {"stopped": scores.stopped.examples}),  # fitness is then a bound
             **({} if self.anchors is None else self.anchors.note),
             **({} if member.refined is None else {"refined": member.refined}),

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from jevomerge.errors import InputError
+from jevomerge.models.clip.text import OLD_EOS
 from jevomerge.models.diffusion.pipeline import Pipeline
-from jevomerge.models.diffusion.text import OLD_EOS
 from jevomerge.schema import Notes
 from jevomerge.tokenizers.load import load_tokenizer
 

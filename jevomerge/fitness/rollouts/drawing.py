@@ -7,6 +7,7 @@ batch, unless text encoders are merged, of which each candidate then makes its o
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ import numpy as np
 from jax import Array
 
 from jevomerge.fitness.batches import Layout, plan_layouts, shortest
+from jevomerge.fitness.scorers.scorer import Scorer
 from jevomerge.models.diffusion.pipeline import Pipeline, condition, draw, noise_keys, sample
 from jevomerge.models.diffusion.scheduler import Steps
 from jevomerge.models.diffusion.unet import Condition
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Model
+from jevomerge.models.vision.pictures import as_small_jpeg, pillow
 from jevomerge.problems.problem import Instance
 
 SIDE = 256  # pixels of the longer side of what is kept for people
@@ -42,7 +45,12 @@ class Drawn(NamedTuple):
 
     small: np.ndarray  # (h, w, 3) uint8, for people
     broken: bool  # not finite, or all of one colour
-    judged: np.ndarray  # (H, W, 3) uint8, all of it, for who judges
+    judged: Any  # (H, W, 3) uint8, all of it, for who judges on the host; else the score
+
+    @property
+    def jpeg(self) -> str:
+        """A small picture, in base64."""
+        return base64.b64encode(as_small_jpeg(pillow()[0].fromarray(self.small))).decode()
 
 
 @flax.struct.dataclass
@@ -56,6 +64,8 @@ class Order:
     guidance: Array  # () float32
     steps: Steps
     parts: Params  # that are not merged
+    judged: Any  # (B, D) what the scorer is told of them; None: there is no scorer
+    scorer: Any  # its parameters
 
 
 @dataclass(frozen=True)
@@ -65,16 +75,18 @@ class Drawing:
     pipeline: Pipeline
     size: tuple[int, int]  # height and width
     guided: bool  # whether a step takes two passes
-    texts: Any = field(compare=False)  # `fitness.drawn.Texts`: what reads prompts
+    scorer: Scorer | None  # that judges on the device
+    stage: Any = field(compare=False)  # `fitness.drawn.Stage`: who reads prompts, and what all candidates share
     steps: Steps = field(compare=False)
     guidance: float = field(compare=False)
 
     many_passes = True
     writes = False
+    draws = True
 
     def check(self, model: Model, examples: Sequence[Asked]) -> None:
         """Raise InputError for prompts that the text encoders cannot read."""
-        self.texts.check([e.prompt for e in examples])
+        self.stage.check(examples)
 
     def layouts(
         self,
@@ -100,15 +112,15 @@ class Drawing:
         keys = np.zeros((rows, 2), np.uint32)
         if some:
             keys[: len(some)] = jax.random.key_data(noise_keys([e.prompt for e in some], [e.seed for e in some]))
-        told, against, sizes = self.texts.told([e.prompt for e in some], rows)
+        told, against, sizes = self.stage.told([e.prompt for e in some], rows)
         guidance: Any = np.float32(self.guidance)
-        arrays: tuple[Any, ...] = (keys, told, against, sizes, guidance, self.steps, self.texts.parts(bool(some)))
-        return Order(*arrays)
+        arrays: tuple[Any, ...] = (keys, told, against, sizes, guidance, self.steps)  # NumPy's, for any mesh
+        return Order(*arrays, *self.stage.shared([e.answer for e in some], rows))
 
     def run(
         self, model: Model, instance: Instance, batch: Order, layout: Layout, *, dtype: str
     ) -> tuple[Array, Array, Array]:
-        """(B, h, w, 3) small pictures, (B,) which are broken, and (B, H, W, 3) whole ones, all of 256 colours."""
+        """(B, h, w, 3) small pictures, (B,) which are broken, and (B,) scores, else (B, H, W, 3) whole pictures."""
         params: Params = {**batch.parts, **instance.params}
         told, against = self._told(params, batch, dtype)
         keys = jax.random.wrap_key_data(batch.keys, impl="threefry2x32")
@@ -119,7 +131,10 @@ class Drawing:
         finite = jnp.isfinite(colours).all(axis=(1, 2, 3))
         whole = jnp.round(jnp.nan_to_num(colours) * 255).astype(jnp.uint8)
         plain = (whole.max(axis=(1, 2)) == whole.min(axis=(1, 2))).all(axis=1)
-        return smaller(whole), ~finite | plain, whole
+        judged = whole
+        if self.scorer is not None:
+            judged = self.scorer.score(batch.scorer, colours, batch.judged)
+        return smaller(whole), ~finite | plain, judged
 
     def _told(self, params: Params, batch: Order, dtype: str) -> tuple[Condition, Condition | None]:
         """What the U-Net is told, and what pictures are led away from."""
@@ -140,7 +155,7 @@ class Drawing:
 
     def read(self, outputs: Sequence[np.ndarray], folder: Any = None) -> list[Drawn]:
         """What has been drawn."""
-        return [Drawn(small, bool(broken), whole) for small, broken, whole in zip(*outputs, strict=True)]
+        return [Drawn(small, bool(broken), judged) for small, broken, judged in zip(*outputs, strict=True)]
 
     def spent(self, examples: Sequence[Asked], batch: Order, outputs: Sequence[np.ndarray]) -> Mapping[str, int]:
         """No tokens."""

@@ -23,6 +23,7 @@ class Folder:
 
     many_passes = False
     writes = False
+    draws = False
 
     def check(self, model: Language, examples: Sequence[Any]) -> None:
         """Nothing."""

@@ -145,6 +145,7 @@ class Generation:
 
     many_passes = True
     writes = True
+    draws = False
 
     def __post_init__(self) -> None:
         """Raise InputError if no token ends a text."""

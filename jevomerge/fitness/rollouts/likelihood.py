@@ -74,6 +74,7 @@ class Likelihood:
 
     many_passes = False
     writes = False
+    draws = False
 
     def check(self, model: Language, examples: Sequence[Example]) -> None:
         """Raise InputError for tokens that the model does not have, and texts longer than it takes."""

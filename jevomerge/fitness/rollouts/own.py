@@ -137,6 +137,7 @@ class OfParams:
 
     many_passes = False
     writes = False
+    draws = False
 
     def check(self, model: Language, examples: Sequence[Numbered]) -> None:
         """Nothing."""

@@ -41,6 +41,10 @@ class Rollout(Protocol):
     def writes(self) -> bool:
         """Whether what is read are texts, which people want to see."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether what is read are pictures, `rollouts.drawing.Drawn`, which they want to see, too."""
+
     def check(self, model: Language, examples: Sequence[Any]) -> None:
         """Raise InputError for examples that such a model cannot take."""
 

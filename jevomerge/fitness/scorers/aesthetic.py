@@ -19,7 +19,7 @@ from jevomerge.checkpoint.files import resolve
 from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, all_finite, read_header
 from jevomerge.checkpoint.weights import read_weights
 from jevomerge.errors import InputError
-from jevomerge.fitness.scorers.scorer import OPENAI, named
+from jevomerge.fitness.scorers.scorer import OPENAI, blank, named
 from jevomerge.models.clip.clip import Clip
 from jevomerge.models.layers import Params
 from jevomerge.models.vision.on_device import views
@@ -63,6 +63,11 @@ class Aesthetic:
             weight, bias = w @ weight, w @ bias + b
         head = {"weight": jnp.asarray(weight[0], jnp.float32), "bias": jnp.asarray(bias[0], jnp.float32)}
         return {**self.source.load(mesh, self.clip.eyes), HEAD: head}
+
+    def blank(self) -> tuple[Params, np.ndarray]:
+        """See `Scorer`."""
+        head = {"weight": np.zeros(self.clip.width, np.float32), "bias": np.zeros((), np.float32)}
+        return {**blank(self.source, self.clip.eyes), HEAD: head}, np.zeros(0, np.float32)
 
     def told(self, texts: Sequence[str], params: Params) -> np.ndarray:
         """(N, 0): it looks at no text."""

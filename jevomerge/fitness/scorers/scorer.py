@@ -18,17 +18,19 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.clip import ClipCheckpoint
 from jevomerge.checkpoint.files import resolve
-from jevomerge.checkpoint.source import TOKENIZER_FILES
+from jevomerge.checkpoint.source import TOKENIZER_FILES, blank_leaf
 from jevomerge.errors import InputError
 from jevomerge.models.clip.clip import Clip
 from jevomerge.models.clip.text import OLD_EOS
 from jevomerge.models.layers import Params
+from jevomerge.models.specs import ParamSpec, unflatten
 from jevomerge.models.vision.on_device import views
 from jevomerge.models.vision.processor import Processor
 from jevomerge.tokenizers.load import load_tokenizer
 
 OPENAI = "openai/clip-vit-large-patch14"
 TEXTS = 32  # that are read at once
+READING = ("text_model", "text_projection")  # the parameters that only texts need
 
 
 class Scorer(Protocol):
@@ -46,6 +48,9 @@ class Scorer(Protocol):
         Raises:
             InputError: if one of them is NaN or infinite.
         """
+
+    def blank(self) -> tuple[Params, np.ndarray]:
+        """Zeros in place of the parameters that `score` needs and of (D,) what is told of a text; nothing is read."""
 
     def told(self, texts: Sequence[str], params: Params) -> np.ndarray:
         """(N, D) float32 of N > 0 texts, cut where the model cannot take more; D is 0 if it looks at pictures alone."""
@@ -79,6 +84,11 @@ class Comparing:
         """See `Scorer`. After `told`, nobody reads `text_model` and `text_projection`: a caller may drop them."""
         return self.source.load(mesh)
 
+    def blank(self) -> tuple[Params, np.ndarray]:
+        """See `Scorer`."""
+        specs = [spec for spec in self.clip.specs if not spec.path.startswith(READING)]
+        return blank(self.source, specs), np.zeros(self.clip.width, np.float32)
+
     def told(self, texts: Sequence[str], params: Params) -> np.ndarray:
         """(N, D): see `Scorer`."""
         length = self.clip.text.max_position_embeddings
@@ -92,6 +102,11 @@ class Comparing:
         """(B,) float32 from -1 to 1."""
         seen = self.clip.of_pictures(params, views(images, self.processor))
         return jnp.sum(seen * told, axis=-1)
+
+
+def blank(source: ClipCheckpoint, specs: Sequence[ParamSpec]) -> Params:
+    """Zeros in place of parameters."""
+    return unflatten({s.path: blank_leaf(s, source.tensors[s.names()[0]].dtype) for s in specs})
 
 
 @functools.partial(jax.jit, static_argnames="clip")

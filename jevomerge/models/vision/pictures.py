@@ -73,6 +73,21 @@ def as_png(pixels: np.ndarray, parameters: str = "") -> bytes:
     return buffer.getvalue()
 
 
+SIDE = 240  # pixels of the longer side of a small picture
+
+
+def as_small_jpeg(picture: Image) -> bytes:
+    """A JPEG of at most SIDE pixels a side; of a tiny one each pixel is a square."""
+    if (factor := SIDE // max(picture.size)) > 1:
+        images, _ = pillow()
+        width, height = picture.size
+        picture = picture.resize((width * factor, height * factor), images.Resampling.NEAREST)
+    picture.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
+
+
 def _rgb(picture: Image, name: str, images: Any) -> Image:
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
