@@ -26,8 +26,8 @@ FILES = {
 
 MINI = {  # draws grey pictures of 8 x 8 without an autoencoder
     "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 1, "block_out_channels": [4, 8], "attention_head_dim": 2, "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
+    "block_out_channels": [8], "attention_head_dim": 2, "norm_num_groups": 4,
     "cross_attention_dim": 8,
 }  # fmt: skip
 MINI_TEXT = {

@@ -9,13 +9,16 @@ from typing import Any
 
 from jevomerge.checkpoint.export import refuse_existing
 from jevomerge.checkpoint.files import expanded, write_atomically
-from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.checkpoint.pipeline import Pipeline, open_model
+from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.tasks import AnyTask, read_tasks
 from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.recipe.schema import Recipe
+from jevomerge.recipe.sources import Sources
 from jevomerge.tokenizers.load import load_tokenizer
 
 
@@ -30,7 +33,7 @@ def evaluate(
     """Score a model on a task, or as lm-evaluation-harness does on tasks of its own.
 
     Args:
-        model: a Hugging Face folder, or a hub name.
+        model: a Hugging Face folder, an image pipeline's folder or file, or a hub name.
         task: the YAML of a task, or of several of the harness's.
         split: "search" or "heldout", by default "heldout"; the harness's tasks name theirs themselves.
         json: where to write what is returned, too.
@@ -50,12 +53,14 @@ def evaluate(
         refuse_existing(json)
         if not json.parent.is_dir():
             raise InputError(f"--json: {json.parent} is not a folder")
-    tasks, checkpoint = read_tasks(task), Checkpoint(str(model))
+    tasks, checkpoint = read_tasks(task), open_model(model)
     for note in checkpoint.notes:
         observer.note(note)
     result: dict[str, Any] = {"model": str(model), "split": split, "results": {}, "examples": {}, "texts": {}}
     if len(tasks) == 1 and tasks[0].harness is None:
         result |= by_own(tasks[0], checkpoint, split or "heldout", observer)
+    elif isinstance(checkpoint, Pipeline):
+        raise InputError(f"{model} is an image pipeline; give one task with `prompts`, for which it draws pictures")
     else:
         result["results"] = by_harness(tasks, checkpoint, split, observer)
     if json is not None:
@@ -63,10 +68,17 @@ def evaluate(
     return result
 
 
-def by_own(task: AnyTask, model: Checkpoint, split: str, observer: Observer) -> dict[str, Any]:
+def by_own(task: AnyTask, model: Source, split: str, observer: Observer) -> dict[str, Any]:
     """The scores of a task of our own."""
-    ready = make_ready([task], load_tokenizer(model.folder), model.model, model)
+    whole = None
+    if isinstance(model, Pipeline):
+        alone = {"merge_method": "passthrough", "models": [{"model": model.reference}]}
+        whole = Sources(Recipe.model_validate(alone)).assembly
+    tokenizer = load_tokenizer(model.folder) if whole is None else None
+    ready = make_ready([task], tokenizer, model.model, model, assembly=whole)
     judge = make_judge(ready, model.model, splits=[split])
+    for note in ready[0].notes:
+        observer.note(note)
     scores = judge.model(model.load(), split, write=lambda path: path.symlink_to(model.folder.resolve()))
     fitness, _ = judge.fitness(scores)
     examples = scores.fitness[task.name].tolist()
@@ -84,7 +96,7 @@ def by_own(task: AnyTask, model: Checkpoint, split: str, observer: Observer) -> 
 
 
 def by_harness(
-    tasks: Sequence[AnyTask], model: Checkpoint, split: str | None, observer: Observer
+    tasks: Sequence[AnyTask], model: Source, split: str | None, observer: Observer
 ) -> dict[str, dict[str, Any]]:
     """The metrics of tasks of lm-evaluation-harness, with their errors."""
     from jevomerge.fitness.harness.task import evaluate, find, require, with_pictures

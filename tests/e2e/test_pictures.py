@@ -1,11 +1,14 @@
 """Whole runs whose candidates draw: searched, killed, resumed, evaluated, planned."""
 
+import base64
+import io
 import json
 import shutil
 import sys
 
 import pytest
 import yaml
+from PIL import Image
 
 from jevomerge.cli import main
 from tests.pipelines import write_minis
@@ -80,3 +83,27 @@ def test_a_killed_run_goes_on_to_the_same_end(run):
     assert lines(copy) == lines(run)
     weights = "best/unet/diffusion_pytorch_model.safetensors"
     assert (copy / weights).read_bytes() == (run / weights).read_bytes()
+
+
+def test_evaluate_scores_a_folder_as_the_run_did(folder, run, capsys):
+    heldout = json.loads((run / "heldout.json").read_text())
+    for name in ("base", "run/best"):  # source a is drawn with the texts of base, as the result is
+        out = run.with_name(f"{name.replace('/', '_')}.json")
+        task = str(folder / "task.yaml")
+        assert main(["evaluate", str(folder / name), "--task", task, "--json", str(out), "--debug"]) == 0
+        scored = heldout["sources"]["base"] if name == "base" else heldout["best"]
+        assert json.loads(out.read_text())["examples"]["dark"] == pytest.approx(scored["scores"]["dark"], abs=1e-6)
+
+
+def test_what_is_drawn_is_kept_for_people(run):
+    heldout, drawn = (json.loads((run / f"{name}.json").read_text()) for name in ("heldout", "drawn"))
+    for rows, count in ((heldout, 1), (drawn, 2)):
+        models = [*rows["sources"].values(), rows["average"], rows["best"]]
+        pictures = [model["drawn"]["dark"] for model in models]
+        assert all(len(p) == count == len(model["scores"]["dark"]) for p, model in zip(pictures, models, strict=True))
+        assert len({p[0] for p in pictures}) >= 4
+    found = Image.open(io.BytesIO(base64.b64decode(drawn["best"]["drawn"]["dark"][0])))
+    assert (found.format, found.size) == ("JPEG", (240, 240))  # 8 x 8, each pixel a square
+    best = max(lines(run), key=lambda r: r["fitness"])
+    assert drawn["best"]["evaluation"] == best["generation"] * 8 + best["member"]
+    assert drawn["best"]["scores"]["dark"] == pytest.approx(best["scores"]["dark"], abs=1e-5)
