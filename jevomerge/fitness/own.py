@@ -78,7 +78,7 @@ def _function(score: OwnScore) -> Callable[..., Any]:
 
 
 def check_signature(called: Called, wanted: str) -> None:
-    """Refuse a function of parameters that cannot be called as `wanted`: with data it takes a batch, without none."""
+    """Refuse a function that cannot be called as `wanted`; one of parameters takes a batch with data, without none."""
     try:
         signature = inspect.signature(called.function)
     except (TypeError, ValueError):  # of some that are written in C nobody knows
@@ -86,10 +86,9 @@ def check_signature(called: Called, wanted: str) -> None:
     try:
         signature.bind(*wanted.split(","))
     except TypeError:
-        remedy = "leave out" if "batch" in wanted else "if it takes a batch, give"
-        raise InputError(
-            f"score: {called.name}{signature} is called with {wanted}; {remedy} {', '.join(DATA)}"
-        ) from None
+        data = "leave out" if "batch" in wanted else "if it takes a batch, give"
+        remedy = f"; {data} {', '.join(DATA)}" if "model" in wanted else ""
+        raise InputError(f"score: {called.name}{signature} is called with {wanted}{remedy}") from None
 
 
 def as_scores(

@@ -95,10 +95,12 @@ class PictureTask(Strict):
     @field_validator("score", mode="before")
     @classmethod
     def _own(cls, value: Any) -> Any:
-        if isinstance(value, str) and (close := difflib.get_close_matches(value, SCORERS, n=1)) and close != [value]:
-            raise ValueError(f"`{value}` is none of {', '.join(SCORERS)}; did you mean `{close[0]}`?")
         value = own_score(value, SCORERS)
-        return {"of": "pictures", **value} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        if close := difflib.get_close_matches(str(value.get("function")), SCORERS, n=1):
+            raise ValueError(f"`{value['function']}` is none of {', '.join(SCORERS)}; did you mean `{close[0]}`?")
+        return {"of": "pictures", **value}
 
     @field_validator("score")
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 from jevomerge.checkpoint.safetensors_file import all_finite
 from jevomerge.checkpoint.source import blank_leaf
 from jevomerge.errors import InputError
-from jevomerge.models.diffusion.pipeline import SCHEDULER, Pipeline, part_specs
+from jevomerge.models.diffusion.pipeline import INDEX, SCHEDULER, Pipeline, part_specs
 from jevomerge.models.diffusion.scheduler import RULES, Rule
 from jevomerge.models.layers import Params
 from jevomerge.models.specs import unflatten
@@ -38,13 +38,20 @@ class Studio:
             InputError: if a part is missing that drawing needs, or is not as it must be.
         """
         self._assembly, files, notes = assembly, dict(assembly.files), Notes()
-        if SCHEDULER in files and rule is not None:
+        if lacking := [name for name in (INDEX, SCHEDULER) if name not in files]:
+            raise InputError(
+                f"no model has {lacking[0]}, without which none draws; name the folder of a whole pipeline, or `take` "
+                "its tokenizers and its scheduler"
+            )
+        if rule is not None:
             files[SCHEDULER] = files[SCHEDULER] | RULES[rule]
         self.merged = assembly.like.merged
         try:
             self.model = Pipeline.read(files, assembly.pooled, notes)
         except InputError as error:
-            raise InputError(f"these models draw no pictures: {error}") from None
+            known = "" if rule else "; a task can name a `scheduler` that is supported"
+            remedy = known if str(error).startswith(SCHEDULER) else ""
+            raise InputError(f"these models draw no pictures: {error}{remedy}") from None
         for part in self.model.parts.keys() - {*self.merged}:
             self._check(part)
         components = {name: lender.components[name] for name, lender in assembly.lenders.items()}

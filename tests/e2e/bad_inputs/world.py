@@ -156,9 +156,11 @@ def make_world(folder: Path) -> None:
     world.write("union.yaml", RECIPE + "tokenizer_source: union\n")
     world.write("auto.yaml", RECIPE + "chat_template: auto\n")
     world.write("in_the_way", "a file\n")
-    from tests.e2e.bad_inputs.pictures import make_seeing  # which imports this file
+    from tests.e2e.bad_inputs.drawing import make_drawing  # which imports this file
+    from tests.e2e.bad_inputs.pictures import make_seeing
 
     make_seeing(world)
+    make_drawing(world)
     _make_runs(world)
     world.folder.rename(folder)
 
