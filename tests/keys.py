@@ -14,6 +14,7 @@ from typing import NamedTuple
 from jevomerge.config import RunConfig, Stage, StagedConfig
 from jevomerge.devices.schema import MeshShape
 from jevomerge.fitness.kept import KeepFeatures
+from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.schema import (
     DataSource,
     Decode,
@@ -36,7 +37,7 @@ from jevomerge.tokenizers.vocabulary import ModelToken, TokenizerSpec, TokenSour
 FILES: dict[str, tuple[type[Strict], ...]] = {
     "A run": (RunConfig, Gene, PathSearch, PathSlice, Search, Anchors, Refine, MeshShape, KeepFeatures),
     "A run of several stages": (StagedConfig, Stage),
-    "A task": (Task, DataSource, Decode, OwnScore, FunctionTask, HarnessTask, Harness, HarnessRows, Suite),
+    "A task": (Task, PictureTask, DataSource, Decode, OwnScore, FunctionTask, HarnessTask, Harness, HarnessRows, Suite),
     "A recipe": (
         *(Recipe, RecipeModel, RecipeSlice, RecipeModule, Conditional),
         *(TokenizerSpec, TokenSource, ModelToken, ZeroToken),
@@ -96,6 +97,10 @@ WORDS = {
     **{
         "Extractor": "`exact`, `last_number`, `sakana`",
         "Callable[..., Any]": "function",
+        "PictureScore": "`clip`, `aesthetic`, `pickscore`, `hpsv2` or OwnScore",
+        "Rule": "`euler`, `lightning`, `lcm`",
+        "Side": "whole number",
+        "Count": "whole number",
         "Score": "`likelihood`, `match`, `generation` or OwnScore",
     },
     **{"Value": "number, or list of numbers over depth", "Parameters": "{name: Value, or list of Conditional}"},

@@ -38,7 +38,7 @@ class PictureTask(Strict):
     size: Side | tuple[Side, Side] | None = None  # in pixels, or [height, width]; None: what the U-Net was trained on
     seeds: int | tuple[Count, ...] = 1  # of each prompt's pictures; a number: so many, from 0 on
     # By which rule noise becomes a picture, with the numbers of the pipeline's scheduler; None: by that one's own.
-    # lightning: Euler's from the very end of the noise, for models distilled to few steps.
+    # Lightning's is Euler's from the very end of the noise, for models distilled to few steps.
     scheduler: Rule | None = None
     score: PictureScore  # or `module:f`: f(pictures, rows) gives a score for each; see `jevomerge.fitness.drawn`
     weights: str | None = None  # of a scorer: a folder, a file or a hub name; None: those that are published

@@ -69,7 +69,7 @@ class Run:
         Those that gradients saw, finalists on the whole search split, sources and their average, and the result (these
         on both splits). {} if the search's were not counted.
         """
-        if self.tokens is None or not self.evaluations:
+        if self.tokens is None or not self.tokens.any():
             return {}
         prompt, answer = self.tokens.sum(axis=0).tolist()
         others = {} if self.result is None else self.result.get("tokens", {})

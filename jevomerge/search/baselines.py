@@ -17,6 +17,7 @@ from jevomerge.fitness.outcome import Scores, Tokens, total
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
 from jevomerge.problems.problem import AVERAGE, Candidates, Problem
+from jevomerge.recipe.to_folder import merge_to_folder
 
 
 class Scored(NamedTuple):
@@ -66,7 +67,10 @@ def score_baselines(
         stage(f"scoring {name or 'the plain average'}")
         params = load(judge.mesh)
 
-        def write(folder: Path, params: Params = params, model: Language = model) -> None:
+        def write(folder: Path, name: str | None = name, params: Params = params, model: Language = model) -> None:
+            if problem.sources is not None and problem.sources.assembly is not None:
+                merge = problem.merge_of(name or AVERAGE)
+                return merge_to_folder(merge, merge.coefficients, folder)
             frame = None if problem.seer is None else problem.seer.frame
             write_whole(folder, params, model, problem.tokenizer(), frame)
 

@@ -75,7 +75,7 @@ DRAWING = [
     task("weights that are none", "operator:eq", "clip\nweights: draw.yaml", "draw.yaml"),
     task("weights of another model", "operator:eq", "clip\nweights: front", "model_type"),
     task("more steps than there are", "steps: 2", "steps: 1001", "steps: 1001: must be 1 to 1000"),
-    Input("a picture task for a text model", "evaluate front --task draw.yaml", lambda w: None, "these models are none"),
+    Input("a picture task for a text model", "evaluate front --task draw.yaml", lambda w: None, "models are none"),
     Input("a text task for a pipeline", "evaluate pencil --task task.yaml", lambda w: None, "write no texts"),
     model("a text task in a run", "write no texts", lambda w: w.replace("drawn.yaml", "draw.yaml", "task.yaml")),
     model("a picture task in a run of texts", "these models are none",
