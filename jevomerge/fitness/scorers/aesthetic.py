@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.clip import ClipCheckpoint
 from jevomerge.checkpoint.files import resolve
-from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, all_finite, read_header
+from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, all_finite, digest_tensors, read_header
 from jevomerge.checkpoint.weights import read_weights
 from jevomerge.errors import InputError
 from jevomerge.fitness.scorers.scorer import OPENAI, named
@@ -54,6 +54,11 @@ class Aesthetic:
                 "name in `clip` the model that it was trained on"
             )
         return cls(source.model, source.processor, source, head)
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Scorer`."""
+        head = {f"{i}.{stored.shape}": stored for i, layer in enumerate(self.layers) for stored in layer}
+        return {**self.source.fingerprint(), HEAD: digest_tensors(head)}
 
     def load(self, mesh: Mesh | None = None) -> Params:
         """See `Scorer`; the head as one layer."""

@@ -40,6 +40,9 @@ class Scorer(Protocol):
     def bounds(self) -> tuple[float, float] | None:
         """Between which its scores lie whatever the picture; None: nobody knows."""
 
+    def fingerprint(self) -> dict[str, str]:
+        """{part: digest of its content}, by which a resumed run knows that it is judged as before."""
+
     def load(self, mesh: Mesh | None = None) -> Params:
         """Its parameters, in the stored dtypes.
 
@@ -74,6 +77,10 @@ class Comparing:
         """See `open_scorer`; `clip` is where the tokenizer is, if it is not beside the weights."""
         source = ClipCheckpoint(named(cls.kind, weights, cls.published))
         return cls(source.model, source.processor, source, _tokenizer(source, clip))
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Scorer`."""
+        return self.source.fingerprint()
 
     def load(self, mesh: Mesh | None = None) -> Params:
         """See `Scorer`. After `told`, nobody reads `text_model` and `text_projection`: a caller may drop them."""

@@ -13,6 +13,8 @@ from jevomerge import InputError
 from jevomerge.fitness.scorers.registry import open_scorer
 from tests import clips
 
+PROCESSOR = {"image_processor_type": "CLIPImageProcessor", "size": clips.SIDE, "crop_size": clips.SIDE}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -57,6 +59,23 @@ def test_a_scorer_is_a_static_argument(model):
     assert lower <= found[0] <= upper
 
 
+def test_scorers_are_known_by_their_content(model, tmp_path):
+    def head(value):
+        save_file({"weight": torch.full((1, 40), value), "bias": torch.ones(1)}, tmp_path / "head.safetensors")
+        return open_scorer("aesthetic", str(tmp_path / "head.safetensors"), str(model[1])).fingerprint()
+
+    one = head(1.0)
+    assert head(1.0) == one
+    assert {part for part, found in head(2.0).items() if one[part] != found} == {"head"}
+    before = open_scorer("clip", str(model[1])).fingerprint()
+    assert before == {part: found for part, found in one.items() if part != "head"}
+    clips.make(tmp_path / "same", end=2)
+    assert open_scorer("clip", str(tmp_path / "same")).fingerprint() == before
+    (tmp_path / "same" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"image_mean": 0.4}))
+    after = open_scorer("clip", str(tmp_path / "same")).fingerprint()
+    assert after.keys() - before.keys() == {"preprocessor_config.json"}
+
+
 def test_names_of_scorers():
     with pytest.raises(InputError, match="score: `hpsv3` is not known; did you mean `hpsv2`"):
         open_scorer("hpsv3")
@@ -79,7 +98,7 @@ def test_scorers_that_are_published_as_pickles(kind, tmp_path):
         ("config.json", {"model_type": "siglip"}, "`model_type: siglip` is not supported \\(only clip\\)"),
         ("config.json", {"projection_dim": 41}, "has shape \\(40, 64\\), but config.json says \\(41, 64\\)"),
         ("config.json", {"text_config_dict": {"hidden_size": 65}}, "`num_attention_heads: 8` must be a divisor of 65"),
-        ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", "size": 30}, "the tower's 24 x 24"),
+        ("preprocessor_config.json", PROCESSOR | {"crop_size": 20}, "the tower's 24 x 24"),
         ("preprocessor_config.json", {"image_processor_type": "SiglipImageProcessor"}, "is not supported here"),
     ],
     ids=["family", "shape", "old key", "view", "processor"],
