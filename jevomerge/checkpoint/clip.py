@@ -88,8 +88,10 @@ def _open_clip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     try:
         config = _deduced({name: stored.shape for name, stored in tensors.items()})
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: tensor {error.args[0]} is missing or damaged; download it again") from None
+    except KeyError as error:
+        raise InputError(f"{path}: CLIP's {error.args[0]} is missing; download or convert it again") from None
+    except (ValueError, IndexError):
+        raise InputError(f"{path}: its tensors have not CLIP's shapes; download or convert it again") from None
     if config["projection_dim"] <= OPENAIS:
         raise InputError(
             f"{path}: nothing says whether its activation is OpenAI's quick_gelu or OpenCLIP's gelu, which models of "

@@ -117,6 +117,8 @@ def test_aesthetic_heads(version, tmp_path):
     convert(tmp_path / "head.pth", tmp_path / "head.safetensors")
     scorer = open_scorer("aesthetic", str(tmp_path / "head.safetensors"), str(tmp_path))
     assert not any("text" in name for name in scorer.load())
+    with pytest.raises(SystemExit, match="exists already"):
+        convert(tmp_path / "head.pth", tmp_path / "head.safetensors")
     with torch.no_grad():
         wanted = (layers[0] if version == 1 else head)(torch.tensor(expected(model, tmp_path, x)[0]))[:, 0]
     assert np.ptp(wanted.numpy()) > 1e-3

@@ -18,6 +18,7 @@ from jevomerge.checkpoint.clip import ClipCheckpoint
 from jevomerge.checkpoint.files import resolve
 from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, all_finite, digest_tensors, read_header
 from jevomerge.checkpoint.weights import read_weights
+from jevomerge.devices.mesh import everywhere, put
 from jevomerge.errors import InputError
 from jevomerge.fitness.scorers.scorer import OPENAI, named
 from jevomerge.models.clip.clip import Clip
@@ -66,7 +67,8 @@ class Aesthetic:
         for layer in self.layers:
             w, b = (_read(stored).astype(np.float64) for stored in layer)
             weight, bias = w @ weight, w @ bias + b
-        head = {"weight": jnp.asarray(weight[0], jnp.float32), "bias": jnp.asarray(bias[0], jnp.float32)}
+        where = None if mesh is None else everywhere(mesh)
+        head = {"weight": put(weight[0].astype(np.float32), where), "bias": put(bias.astype(np.float32), where)}
         return {**self.source.load(mesh, self.clip.eyes), HEAD: head}
 
     def told(self, texts: Sequence[str], params: Params) -> np.ndarray:

@@ -129,6 +129,8 @@ def test_files_of_open_clip_that_cannot_be_right(model, tmp_path):
     tensors = clips.with_open_clips_names(clips.make(None, width=1024))
     refused({n: x for n, x in tensors.items() if n != "visual.proj"}, "tensor visual_projection.weight is missing")
     refused({n: x for n, x in tensors.items() if n != "token_embedding.weight"}, "token_embedding.weight is missing")
+    refused(tensors | {"positional_embedding": torch.ones(())}, "its tensors have not CLIP's shapes")
+    refused(tensors | {"visual.ln_pre.bias": torch.ones(3)}, "pre_layrnorm.bias has shape \\(3,\\)")
 
 
 def test_heads_that_cannot_be_right(model, tmp_path):
