@@ -28,7 +28,6 @@ from jevomerge.models.vision.processor import Processor
 from jevomerge.tokenizers.load import load_tokenizer
 
 OPENAI = "openai/clip-vit-large-patch14"
-TEXTS = 32  # that are read at once
 
 
 class Scorer(Protocol):
@@ -51,7 +50,10 @@ class Scorer(Protocol):
         """
 
     def told(self, texts: Sequence[str], params: Params) -> np.ndarray:
-        """(N, D) float32 of N > 0 texts, cut where the model cannot take more; D is 0 if it looks at pictures alone."""
+        """(N, D) float32 of N > 0 texts, cut where the model cannot take more; D is 0 if it looks at pictures alone.
+
+        Each is read alone, so that its numbers do not depend on what others there are.
+        """
 
     def score(self, params: Params, images: Array, told: Array) -> Array:
         """(B, H, W, 3) float32, colours from 0 to 1, with (B, D) of their texts -> (B,) float32; higher is better.
@@ -90,10 +92,7 @@ class Comparing:
         """(N, D): see `Scorer`."""
         length = self.clip.text.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length).input_ids
-        rows = min(TEXTS, len(tokens))
-        ids = np.pad(np.asarray(tokens, np.int32), ((0, -len(tokens) % rows), (0, 0)))
-        parts = [_read(params, self.clip, ids[i : i + rows]) for i in range(0, len(ids), rows)]
-        return np.concatenate(parts)[: len(texts)]
+        return np.concatenate([_read(params, self.clip, np.array([ids], np.int32)) for ids in tokens])
 
     def cosine(self, params: Params, images: Array, told: Array) -> Array:
         """(B,) float32 from -1 to 1."""

@@ -48,9 +48,8 @@ def test_a_scorer_is_a_static_argument(model):
 
     compiled = jax.jit(score, static_argnums=0)
     images = jnp.full((2, 30, 30, 3), 0.3).at[1, 4, 5, 0].set(jnp.nan)
-    told = first.told(["a", "b"] * 20, params)
-    np.testing.assert_allclose(told[38:], first.told(["a", "b"], params), atol=1e-6)
-    told = told[:2]
+    told = first.told(["a", "b"], params)
+    np.testing.assert_array_equal(told[1:], first.told(["b"], params))
     found = compiled(first, params, images, told)
     np.testing.assert_array_equal(np.isnan(found), [False, True])
     compiled(second, params, images, told)
