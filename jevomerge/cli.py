@@ -1,4 +1,4 @@
-"""The command line: `jevomerge init | evolve | merge | evaluate | export | report | compare | plan | translate`."""
+"""The command line: `jevomerge COMMAND`; `COMMANDS` are all."""
 
 from __future__ import annotations
 
@@ -142,6 +142,28 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("runs", metavar="RUN", nargs="+", help="two run folders or more")
     compare.add_argument("--output", metavar="FILE", default="compare.html", help="the page (default: compare.html)")
+
+    card = command(
+        "card",
+        "write a run's model card again",
+        "Write README.md and bom.cdx.json of RUN/best again, as `evolve` did at its end: scores with their intervals, "
+        "what was made of what, and what the sources' licences ask for, by what their cards say now. A card that "
+        "somebody has changed is left alone.",
+    )
+    card.add_argument("run", metavar="RUN", help="the folder of a finished run")
+
+    push = command(
+        "push",
+        "put a run's result on the Hugging Face hub",
+        "Upload RUN/best, or a folder that `merge` or `export` wrote, as a new model on the hub, with the token of "
+        "`hf auth login` or HF_TOKEN. Nothing on the hub is overwritten.",
+    )
+    push.add_argument("run", metavar="RUN", help="the folder of a finished run, or a merged model's")
+    push.add_argument("name", metavar="OWNER/NAME", help="what it will be called")
+    push.add_argument("--private", action="store_true", help="for nobody else to see")
+    push.add_argument(
+        "--accept-licence", action="store_true", help="although a source's licence forbids it, or asks for another name"
+    )
 
     plan = command(
         "plan",
@@ -303,6 +325,27 @@ def run_compare(args: argparse.Namespace) -> None:
     terminal.line(f"Page: {args.output}")
 
 
+def run_card(args: argparse.Namespace) -> None:
+    """`jevomerge card`."""
+    reading(args.run)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.card import card
+
+    Terminal().line(f"Card: {card(args.run)}")
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """`jevomerge push`."""
+    if args.offline:
+        raise InputError("--offline: `push` talks to the hub; leave one of the two out")
+    reading(args.run)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.push import push
+
+    options = {"private": args.private, "accept_licence": args.accept_licence}
+    Terminal().line(f"Published: {push(args.run, args.name, **options, observer=Terminal())}")
+
+
 def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
     reading(args.config)
@@ -328,6 +371,8 @@ COMMANDS = {
     "export": run_export,
     "report": run_report,
     "compare": run_compare,
+    "card": run_card,
+    "push": run_push,
     "plan": run_plan,
     "translate": run_translate,
 }
