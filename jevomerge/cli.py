@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jevomerge.devices.signals import heeded
 from jevomerge.devices.sockets import forbid
@@ -28,10 +28,27 @@ EPILOG = (
 )
 
 
+class Completion(argparse.Action):
+    """Prints the script of a shell, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Whatever else was given."""
+        import shtab  # imported late: it takes longer than all else here
+
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The argument parser."""
     top = argparse.ArgumentParser(
         prog="jevomerge", description="Evolve merges of Hugging Face models, in pure JAX.", epilog=EPILOG
+    )
+    top.add_argument(
+        "--print-completion",
+        action=Completion,
+        choices=("bash", "zsh", "tcsh", "fish"),
+        help="print what completes commands and flags in this shell, for its startup file",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
