@@ -37,6 +37,7 @@ _HOME = {
     "jevomerge.recipe.sources": ("Sources",),
     "jevomerge.recipe.to_folder": ("merge_to_folder",),
     "jevomerge.recipe.write": ("write_recipe",),
+    "jevomerge.run.card": ("card",),
     "jevomerge.run.compare": ("compare",),
     "jevomerge.run.evaluate": ("evaluate",),
     "jevomerge.run.evolve": ("evolve",),
@@ -46,6 +47,7 @@ _HOME = {
     "jevomerge.run.init": ("init",),
     "jevomerge.run.merge": ("explain", "merge_folder"),
     "jevomerge.run.plan": ("plan",),
+    "jevomerge.run.push": ("push",),
     "jevomerge.run.report": ("report",),
     "jevomerge.run.translate": ("translate",),
 }

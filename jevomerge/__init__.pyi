@@ -29,6 +29,7 @@ from jevomerge.recipe.schema import read_recipe as read_recipe
 from jevomerge.recipe.sources import Sources as Sources
 from jevomerge.recipe.to_folder import merge_to_folder as merge_to_folder
 from jevomerge.recipe.write import write_recipe as write_recipe
+from jevomerge.run.card import card as card
 from jevomerge.run.compare import compare as compare
 from jevomerge.run.evaluate import evaluate as evaluate
 from jevomerge.run.evolve import evolve as evolve
@@ -38,6 +39,7 @@ from jevomerge.run.init import init as init
 from jevomerge.run.merge import explain as explain
 from jevomerge.run.merge import merge_folder as merge_folder
 from jevomerge.run.plan import plan as plan
+from jevomerge.run.push import push as push
 from jevomerge.run.report import report as report
 from jevomerge.run.result import Result as Result
 from jevomerge.run.translate import translate as translate

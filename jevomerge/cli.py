@@ -1,4 +1,4 @@
-"""The command line: `jevomerge COMMAND`, each a function of the same name in `jevomerge.run`."""
+"""The command line: `jevomerge COMMAND`; `COMMANDS` are all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jevomerge.devices.signals import heeded
 from jevomerge.devices.sockets import forbid
@@ -28,10 +28,27 @@ EPILOG = (
 )
 
 
+class Completion(argparse.Action):
+    """Prints the script of a shell, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Whatever else was given."""
+        import shtab  # imported late: it takes longer than all else here
+
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The argument parser."""
     top = argparse.ArgumentParser(
         prog="jevomerge", description="Evolve merges of Hugging Face models, in pure JAX.", epilog=EPILOG
+    )
+    top.add_argument(
+        "--print-completion",
+        action=Completion,
+        choices=("bash", "zsh", "tcsh", "fish"),
+        help="print what completes commands and flags in this shell, for its startup file",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -106,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         "score a model on a task",
         "Score any supported model folder on a task, or as lm-evaluation-harness does on tasks of its own.",
     )
-    evaluate.add_argument("model", help="a Hugging Face folder, or a hub name")
+    evaluate.add_argument("model", help="a Hugging Face folder, that or the file of an image pipeline, or a hub name")
     evaluate.add_argument("--task", required=True, metavar="TASK.yaml", help="see configs/tasks/")
     evaluate.add_argument("--split", choices=("search", "heldout"), help="default: heldout")
     evaluate.add_argument("--json", metavar="FILE", help="also write the score of every example to this file")
@@ -133,12 +150,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--pooled-from", type=int, choices=(1, 2), help="the text encoder whose pooled vector is used, if both have one"
     )
-    generate.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of activations (default: float32)",
-    )
+    dtypes = ("float32", "bfloat16", "float16")
+    generate.add_argument("--dtype", choices=dtypes, default="float32", help="of activations (default: float32)")
     generate.add_argument("--output", metavar="FOLDER", required=True, help="the folder to write; it must not exist")
 
     export = command(
@@ -172,6 +185,28 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("runs", metavar="RUN", nargs="+", help="two run folders or more")
     compare.add_argument("--output", metavar="FILE", default="compare.html", help="the page (default: compare.html)")
+
+    card = command(
+        "card",
+        "write a run's model card again",
+        "Write README.md and bom.cdx.json of RUN/best again, as `evolve` did at its end: scores with their intervals, "
+        "what was made of what, and what the sources' licences ask for, by what their cards say now. A card that "
+        "somebody has changed is left alone.",
+    )
+    card.add_argument("run", metavar="RUN", help="the folder of a finished run")
+
+    push = command(
+        "push",
+        "put a run's result on the Hugging Face hub",
+        "Upload RUN/best, or a folder that `merge` or `export` wrote, as a new model on the hub, with the token of "
+        "`hf auth login` or HF_TOKEN. Nothing on the hub is overwritten.",
+    )
+    push.add_argument("run", metavar="RUN", help="the folder of a finished run, or a merged model's")
+    push.add_argument("name", metavar="OWNER/NAME", help="what it will be called")
+    push.add_argument("--private", action="store_true", help="for nobody else to see")
+    push.add_argument(
+        "--accept-licence", action="store_true", help="although a source's licence forbids it, or asks for another name"
+    )
 
     plan = command(
         "plan",
@@ -306,21 +341,9 @@ def run_generate(args: argparse.Namespace) -> None:
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.generate import generate
 
-    generate(
-        args.model,
-        args.prompt,
-        args.output,
-        negative=args.negative,
-        steps=args.steps,
-        guidance=args.guidance,
-        size=size,
-        seeds=args.seed or (0,),
-        rule=args.scheduler,
-        like=args.like,
-        pooled_from=args.pooled_from,
-        dtype=args.dtype,
-        observer=Terminal(),
-    )
+    same = {key: getattr(args, key) for key in ("negative", "steps", "guidance", "like", "pooled_from", "dtype")}
+    more = {"size": size, "seeds": args.seed or (0,), "rule": args.scheduler, "observer": Terminal()}
+    generate(args.model, args.prompt, args.output, **same, **more)
 
 
 def read_pixels(text: str) -> tuple[int, int]:
@@ -364,6 +387,27 @@ def run_compare(args: argparse.Namespace) -> None:
     terminal.line(f"Page: {args.output}")
 
 
+def run_card(args: argparse.Namespace) -> None:
+    """`jevomerge card`."""
+    reading(args.run)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.card import card
+
+    Terminal().line(f"Card: {card(args.run)}")
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """`jevomerge push`."""
+    if args.offline:
+        raise InputError("--offline: `push` talks to the hub; leave one of the two out")
+    reading(args.run)
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.push import push
+
+    options = {"private": args.private, "accept_licence": args.accept_licence}
+    Terminal().line(f"Published: {push(args.run, args.name, **options, observer=Terminal())}")
+
+
 def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
     reading(args.config)
@@ -390,6 +434,8 @@ COMMANDS = {
     "export": run_export,
     "report": run_report,
     "compare": run_compare,
+    "card": run_card,
+    "push": run_push,
     "plan": run_plan,
     "translate": run_translate,
 }

@@ -1,38 +1,79 @@
-"""The model card of a merged model: where it comes from, under which licence, how it scores."""
+"""The model card of a merged model: where it comes from, under which licence, how it scores, how it is used."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import yaml
 
+from jevomerge.checkpoint.bom import BOM, bill_of_materials
+from jevomerge.checkpoint.licences import DUTIES, duties, merged_licence, obstacles
+from jevomerge.checkpoint.lineage import Origin, drawing
+from jevomerge.checkpoint.scoring import Score, Scoring
 from jevomerge.checkpoint.source import Source
 
-# How much a licence forbids: a merge is bound by the most restrictive of its sources' licences.
-# 0 nearly nothing, 1 share alike, 2 its own terms of use, 3 no commercial use.
-RESTRICTION = {
-    **dict.fromkeys(("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0"), 0),
-    **dict.fromkeys(("cc-by-sa-4.0", "mpl-2.0", "lgpl-3.0", "gpl-3.0", "agpl-3.0", "fair-ai-public-license-1.0-sd"), 1),
-    **dict.fromkeys(("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma"), 2),
-    **dict.fromkeys(("openrail", "openrail++", "creativeml-openrail-m", "stabilityai-ai-community"), 2),
-    **dict.fromkeys(("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"), 3),
-    **dict.fromkeys(("sai-nc-community", "flux-1-dev-non-commercial-license"), 3),
-}
-PERMISSIVE = ("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "apache-2.0")
+TEXT = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0], skip_special_tokens=True))
+"""
+PICTURES = """
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor, model = AutoProcessor.from_pretrained(FOLDER), AutoModelForImageTextToText.from_pretrained(FOLDER)
+asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+given = processor(images=Image.open("picture.png"), text=prompt, return_tensors="pt")
+print(processor.decode(model.generate(**given, max_new_tokens=64)[0], skip_special_tokens=True))
+"""
+DRAWING = """
+from diffusers import DiffusionPipeline
+
+DiffusionPipeline.from_pretrained(FOLDER)("a cat on a roof").images[0].save("cat.png")
+"""
 
 
-def merged_licence(licences: Sequence[str | None]) -> str:
-    """The licence of a merge: the most restrictive one, "other" if that is unknown or not a single one."""
-    known = [licence for licence in licences if licence in RESTRICTION]
-    if len(known) < len(licences):
-        return "other"
-    level = max(RESTRICTION[licence] for licence in known)
-    strictest = {licence for licence in known if RESTRICTION[licence] == level}
-    if level == 0:  # all can be combined; name the one with the most conditions
-        return max(strictest, key=PERMISSIVE.index)
-    return strictest.pop() if len(strictest) == 1 else "other"
+def write_card(
+    folder: Path,
+    title: str,
+    recipe: str,
+    sources: Sequence[Source],
+    library: str = "transformers",
+    scoring: Scoring | None = None,
+) -> None:
+    """Write README.md and the bill of materials of a model into its folder, where all else is."""
+    scoring = scoring or Scoring()
+    card = model_card(title, recipe, sources, library, scoring, usage(folder))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    materials = bill_of_materials(title, origins_of(sources), scoring, card)
+    (folder / BOM).write_text(json.dumps(materials, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def usage(folder: Path) -> str | None:
+    """Which lines open the model in a folder; None: no library does."""
+    if (folder / "model_index.json").exists():
+        return DRAWING
+    if any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
+        return PICTURES
+    return TEXT if (folder / "tokenizer_config.json").exists() and (folder / "config.json").exists() else None
+
+
+def origins_of(sources: Sequence[Source]) -> list[Origin]:
+    """What a merge of these is made of; a model that occurs with several adapters once."""
+    return list(dict.fromkeys(origin for source in sources for origin in source.origins()))
+
+
+def before_publishing(sources: Sequence[Source]) -> list[str]:
+    """What to know of their licences before others get a merge of these."""
+    found = obstacles({origin.name: origin.licence for origin in origins_of(sources)})
+    return [f"before you publish what comes out: {text}" for text in found]
 
 
 def verbatim(text: str) -> str:
@@ -54,42 +95,61 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-class Scoring(NamedTuple):
-    """What a card says of how good a model is."""
-
-    scores: Mapping[str, Mapping[str, float]]  # {model: {column: score}}
-    notes: Sequence[str] = ()  # sentences
+def block(text: str, language: str = "") -> list[str]:
+    """The lines of a block that nothing in the text ends."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [fence + language, text.strip("\n"), fence]
 
 
 def model_card(
     title: str,
     recipe: str,
     sources: Sequence[Source],
-    scores: Mapping[str, Mapping[str, float]] | None = None,
-    notes: Sequence[str] = (),
     library: str = "transformers",
+    scoring: Scoring | None = None,
+    opened: str | None = None,
 ) -> str:
-    """The text of README.md: front matter, scores and notes, sources with their licences, and the recipe as YAML."""
-    # A model that occurs with several adapters is listed once.
-    origins = list(dict.fromkeys(origin for source in sources for origin in source.origins()))
+    """The text of README.md.
+
+    Args:
+        title: its heading.
+        recipe: as YAML.
+        sources: what was merged.
+        library: which opens it, for the hub.
+        scoring: how good it is; None: nobody knows.
+        opened: the lines that do so, with FOLDER for where it is.
+    """
+    scoring, origins = scoring or Scoring(), origins_of(sources)
+    licences = [origin.licence for origin in origins]
     front: dict[str, Any] = {
-        "license": merged_licence([licence for _, licence in origins]),
-        "base_model": [origin for origin, _ in origins],
+        "license": merged_licence(licences),
+        "base_model": [origin.name for origin in origins],
         "library_name": library,
         "tags": ["merge", "jevomerge"],
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {verbatim(title)}", ""]
     lines += ["Merged with jevomerge.", ""]
-    if scores:
-        columns = list(next(iter(scores.values())))
-        lines += [row("model", *map(verbatim, columns)), "|---" * (len(columns) + 1) + "|"]
-        lines += [row(verbatim(name), *(f"{values[c]:.4f}" for c in columns)) for name, values in scores.items()]
-        lines += [""]
-    lines += [line for note in notes for line in (escaped(note), "")]
+    lines += _table(scoring.scores)
+    lines += [line for note in scoring.notes for line in (escaped(note), "")]
+    if opened is not None:
+        lines += [*block('FOLDER = "..."  # where this is\n' + opened.lstrip("\n"), "python"), ""]
+    lines += ["What it was made of:", "", *block(drawing(title, origins, [str(judge) for judge in scoring.judges])), ""]
     lines += ["| source | licence |", "|---|---|"]
-    lines += [row(verbatim(origin), verbatim(licence or "not stated")) for origin, licence in origins]
+    lines += [row(verbatim(origin.name), verbatim(origin.licence or "not stated")) for origin in origins]
     if front["license"] == "other":
         lines += ["", "The sources' licences differ or are not all known: all of them apply, read each."]
+    if asked := duties(licences):
+        lines += ["", "What they ask of whoever passes it on (a reading aid, no legal advice):", ""]
+        lines += [f"- {DUTIES[duty]}: {', '.join(by)}" for duty, by in asked.items()]
     lines += ["", "Recipe (`jevomerge merge recipe.yaml OUT` makes the same weights):", ""]
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
-    return "\n".join([*lines, f"{fence}yaml", recipe.strip(), fence, ""])
+    return "\n".join([*lines, *block(recipe.strip(), "yaml"), ""])
+
+
+def _table(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    """A line for each model, behind an empty line; [] without scores."""
+    if not scores:
+        return []
+    columns = {name: score.low is not None for name, score in next(iter(scores.values())).items()}
+    heads = [verbatim(name) + (" (95 % interval)" if sure else "") for name, sure in columns.items()]
+    lines = [row("model", *heads), "|---" * (len(columns) + 1) + "|"]
+    return lines + [row(verbatim(name), *(str(own[c]) for c in columns)) for name, own in scores.items()] + [""]

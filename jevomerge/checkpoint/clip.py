@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jevomerge.checkpoint.files import read_json
-from jevomerge.checkpoint.safetensors_file import read_header
+from jevomerge.checkpoint.files import digest, read_json
+from jevomerge.checkpoint.safetensors_file import digest_tensors, read_header
 from jevomerge.checkpoint.single_file import open_clip_tensors
-from jevomerge.checkpoint.source import Stored
+from jevomerge.checkpoint.source import TOKENIZER_FILES, Stored
 from jevomerge.checkpoint.weights import read_weights
 from jevomerge.errors import InputError
 from jevomerge.models.clip.clip import Clip
@@ -21,6 +21,7 @@ from jevomerge.models.fields import Fields
 from jevomerge.models.vision import on_device
 from jevomerge.models.vision.processor import Processor, read_clip, read_processor
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # the first that is there is read
 BUFFERS = re.compile(r".*\.position_ids")  # of old files
 HEAD, MOST_HEADS = 64, 16  # channels of an attention head; OpenCLIP's larger towers have wider ones, and 16 of them
 OPENAIS = 768  # the widest space of OpenAI's own models, whose activation is another
@@ -57,11 +58,17 @@ class ClipCheckpoint(Stored):
         self._check_names()
         self.processor = self._read_processor()
 
+    def fingerprint(self) -> dict[str, str]:
+        """Of its weights and of the small files beside them."""
+        names = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES) if self.folder.is_dir() else ()
+        files = {name: digest(self.folder / name) for name in names if (self.folder / name).exists()}
+        return {"weights": digest_tensors(self.tensors), **files}
+
     def _read_processor(self) -> Processor:
         """What its folder says, else what all of CLIP's models have."""
         size = self.model.vision.image_size
         values, where = {"image_processor_type": "CLIPImageProcessor", "size": size, "crop_size": size}, self.folder
-        for file in ("preprocessor_config.json", "processor_config.json"):
+        for file in PROCESSOR_FILES:
             if self.folder.is_dir() and (path := self.folder / file).exists():
                 values, where = read_json(path), path
                 break
@@ -81,8 +88,10 @@ def _open_clip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     try:
         config = _deduced({name: stored.shape for name, stored in tensors.items()})
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: tensor {error.args[0]} is missing or damaged; download it again") from None
+    except KeyError as error:
+        raise InputError(f"{path}: CLIP's {error.args[0]} is missing; download or convert it again") from None
+    except (ValueError, IndexError):
+        raise InputError(f"{path}: its tensors have not CLIP's shapes; download or convert it again") from None
     if config["projection_dim"] <= OPENAIS:
         raise InputError(
             f"{path}: nothing says whether its activation is OpenAI's quick_gelu or OpenCLIP's gelu, which models of "

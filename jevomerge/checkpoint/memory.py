@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jevomerge.checkpoint.frame import Frame
+from jevomerge.checkpoint.lineage import Origin
 from jevomerge.checkpoint.safetensors_file import DTYPES, all_finite, read_header
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
@@ -100,9 +101,9 @@ class InMemory:
         """No files go with it."""
         return iter(())
 
-    def origins(self) -> list[tuple[str, str | None]]:
+    def origins(self) -> list[Origin]:
         """Its name; nobody knows its licence."""
-        return [(self.name, None)]
+        return [Origin(self.name, None)]
 
     def fingerprint(self) -> dict[str, str]:
         """Of all its weights."""

@@ -12,11 +12,11 @@ from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
-import yaml
 from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import SUFFIX, digest, is_here, read_json, resolve, split_adapter
 from jevomerge.checkpoint.frame import Frame, frame_of
+from jevomerge.checkpoint.lineage import Origin, front_matter, licence_of, parents_of
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter, PeftAdapter
 from jevomerge.checkpoint.mxfp4 import Packed, unpacked
 from jevomerge.checkpoint.safetensors_file import (
@@ -81,8 +81,8 @@ class Source(Protocol):
     def beside(self) -> Iterator[Path]:
         """Files that go with it: those of its tokenizer."""
 
-    def origins(self) -> list[tuple[str, str | None]]:
-        """What it is made of, as (name, licence) for a reader on another machine."""
+    def origins(self) -> list[Origin]:
+        """What it is made of, for a reader on another machine."""
 
     def fingerprint(self) -> dict[str, str]:
         """{part: digest of its content}, by which a resumed run knows that it is the same."""
@@ -186,9 +186,9 @@ class Stored:
             raise InputError(f"{self.folder} is stored as {code}; say which `dtype` to write: {', '.join(DTYPES)}")
         return next(name for name, known in DTYPES.items() if known == code)
 
-    def origins(self) -> list[tuple[str, str | None]]:
-        """What it is made of, the model and its adapter, as (name, licence) for a reader on another machine."""
-        return [(short_name(part) if is_here(part) else part, licence(folder)) for part, folder in self.parts.items()]
+    def origins(self) -> list[Origin]:
+        """What it is made of, the model and its adapter, for a reader on another machine."""
+        return [_origin(short_name(part) if is_here(part) else part, place) for part, place in self.parts.items()]
 
 
 class Checkpoint(Stored):
@@ -302,6 +302,14 @@ def short_name(reference: str) -> str:
     return parent if name == "best" and (Path(reference).parent / "evaluations.jsonl").exists() else name
 
 
+def _origin(name: str, place: Path) -> Origin:
+    """What a folder's card says of it, or a single file of itself."""
+    if place.is_file():
+        return Origin(name, read_metadata(place).get("modelspec.license", "").strip().lower() or None)
+    card = front_matter(place)
+    return Origin(name, licence_of(card), parents_of(card))
+
+
 def read_leaf(spec: ParamSpec, places: Sequence[tuple[Source, str]], where: NamedSharding | None = None) -> jax.Array:
     """One leaf of a pytree, its layers the named tensors of checkpoints; of a sharded one, this process's shards."""
     if where is None or where.num_devices == 1:  # an aligned array is taken over without a copy; jnp.asarray copies
@@ -349,28 +357,3 @@ def _read_part(spec: ParamSpec, places: Sequence[tuple[Source, str]], index: tup
         else:
             row[...] = checkpoint.tensor(name, index=inside)
     return leaf.reshape((*numbers.shape, *shape))
-
-
-def front_matter(folder: Path) -> dict[str, Any]:
-    """What a model card says above its text; {} if there is none that can be read."""
-    card = folder / "README.md"
-    if not card.exists():
-        return {}
-    front = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        values = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:  # the card of somebody else: no reason to stop
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def licence(folder: Path) -> str | None:
-    """The licence in a model card's front matter, if it names one, or in what a file says of itself."""
-    if folder.is_file():
-        return read_metadata(folder).get("modelspec.license", "").strip().lower() or None
-    values = front_matter(folder)
-    found = values.get("license")
-    if found == "other":  # one that the hub does not list
-        found = values.get("license_name") or found
-    names = [str(name).strip().lower() for name in (found if isinstance(found, list) else [found]) if name]
-    return ", ".join(names) or None

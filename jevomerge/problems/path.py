@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from scipy.special import ndtri
 
-from jevomerge.checkpoint.card import model_card
+from jevomerge.checkpoint.card import before_publishing, write_card
 from jevomerge.checkpoint.export import copy_processor, copy_tokenizer, export_folder, write_model
 from jevomerge.checkpoint.frame import Frame
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
@@ -51,6 +51,8 @@ class PathProblem:
         self.path, self.notes = path, Notes()
         self.checkpoints = [Checkpoint(m) for m in path.models]
         self.notes.update(c.notes for c in self.checkpoints)
+        for text in before_publishing(self.checkpoints):
+            self.notes.add(text)
         self.stack = Stack(self.checkpoints)
         self.model = self.stack.model
         names = tuple(c.name for c in self.checkpoints)
@@ -144,8 +146,7 @@ class PathProblem:
                 slices = [(references[model], first, last) for model, first, last in slices_of(hops)]
                 recipe = before + passthrough(slices, dtype)
                 (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-            card = model_card(title or out.name, recipe, self.checkpoints, *(score(folder) if score else ()))
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            write_card(folder, title or out.name, recipe, self.checkpoints, scoring=score(folder) if score else None)
         progress(1, 1)
 
     def reopen(self, folder: Path) -> Checkpoint:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.checkpoint.card import Scoring
+from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.checkpoint.source import Source
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language, Layer, as_stored

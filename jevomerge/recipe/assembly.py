@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jevomerge.checkpoint.card import merged_licence
 from jevomerge.checkpoint.files import SUFFIX, parse_json
+from jevomerge.checkpoint.licences import merged_licence
 from jevomerge.checkpoint.pipeline import INDEX, SCHEDULER, STEMS, Component, Pipeline
 from jevomerge.checkpoint.safetensors_file import DTYPES, Planned, stream_safetensors
 from jevomerge.checkpoint.single_file import PROJECTION, V_PREDICTION, ZERO_SNR, Piece, kind_of, lay_out_file
@@ -255,7 +255,7 @@ class Assembly:
         planned = {name: Planned(self._code(piece.names[0], dtype), piece.shape) for name, piece in pieces.items()}
         if tensor is not None:
             check_room(path.parent, planned)
-        licences = [licence for source in self.sources for _, licence in source.origins()]
+        licences = [origin.licence for source in self.sources for origin in source.origins()]
         about = {
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": kind_of(name for piece in pieces.values() for name in piece.names).architecture,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jevomerge.checkpoint.card import before_publishing
 from jevomerge.checkpoint.frame import Frame, parts_of
 from jevomerge.checkpoint.pipeline import Pipeline, open_model
 from jevomerge.checkpoint.source import Source, abstract_leaf, read_leaf
@@ -94,6 +95,8 @@ class Sources:
             if self.frame and self.carrier and (carried := self.frame.carried(t.name for t in self.tensors)):
                 parts = ", ".join(parts_of(carried))
                 self.notes.add(f"{parts}: all {len(carried)} tensors are those of {self.carrier.name}, unchanged")
+            for text in before_publishing(self.checkpoints):
+                self.notes.add(text)
             if len(self.names) > 1 and any(spec.component == "router" for spec in self.specs):
                 self.notes.add(
                     "the models are mixtures of experts, whose routers are merged, too: a router between two sends "

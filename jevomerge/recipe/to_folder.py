@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jevomerge.checkpoint.card import Scoring, model_card
+from jevomerge.checkpoint.card import write_card
 from jevomerge.checkpoint.export import (
     copy_processor,
     copy_tokenizer,
@@ -28,6 +28,8 @@ from jevomerge.checkpoint.export import (
     write_model,
 )
 from jevomerge.checkpoint.files import SUFFIX, expanded, read_json
+from jevomerge.checkpoint.scoring import Scoring
+from jevomerge.checkpoint.source import Source
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.specs import ParamSpec
 from jevomerge.recipe.parts import Tensor, by_leaf
@@ -93,10 +95,13 @@ def merge_to_folder(
             write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
             write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-        told = score(folder) if score else Scoring({})
-        made_of, library = (sources.checkpoints, "transformers") if whole is None else (whole.sources, "diffusers")
-        card = model_card(title or out.name, text, made_of, told.scores, told.notes, library)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, title or out.name, text, *credited(sources), score(folder) if score else None)
+
+
+def credited(sources: Sources) -> tuple[Sequence[Source], str]:
+    """All that something of is in the result, and the library that opens it."""
+    whole = sources.assembly
+    return (sources.checkpoints, "transformers") if whole is None else (whole.sources, "diffusers")
 
 
 def merging(sources: Sources, coefficients: Coefficients) -> Callable[[Tensor], np.ndarray]:

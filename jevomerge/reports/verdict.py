@@ -1,4 +1,4 @@
-"""Whether a search has gained anything, in plain sentences: for the terminal, the model card and the page."""
+"""Whether a search has gained anything: in plain sentences for the terminal and the page, and for the model card."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jevomerge.checkpoint.scoring import THIS, Judge, Score, Scoring
 from jevomerge.fitness.tasks import AnyTask
 from jevomerge.problems.problem import AVERAGE
-from jevomerge.reports.heldout import Estimate, best_parent, gain_over
+from jevomerge.reports.heldout import Estimate, best_name, best_parent, gain_over, points_of, standings
 from jevomerge.reports.words import number
 
 
@@ -42,6 +43,29 @@ def verdict(heldout: Mapping[str, Any], tasks: Sequence[AnyTask], candidate: flo
     if average is not None and average["heldout"] > heldout["sources"][parent]["heldout"]:
         rivals[AVERAGE] = f"the {AVERAGE}"
     return sentences + [_compared(gain_over(heldout, tasks, r), t) for r, t in rivals.items() if r != source]
+
+
+def scoring_of(
+    heldout: Mapping[str, Any], tasks: Sequence[AnyTask], examples: Mapping[str, int], notes: Sequence[str]
+) -> Scoring:
+    """What the card of the result says.
+
+    Args:
+        heldout: what heldout.json holds.
+        tasks: of the run.
+        examples: {task: how many the search split has}.
+        notes: sentences.
+    """
+    apart, scores = any(task.apart for task in tasks), {}
+    for standing in standings(heldout, tasks):
+        if standing.name not in points_of(heldout):
+            name = THIS if standing.name == best_name(heldout) else standing.name
+            held = {"heldout": Score(*standing.heldout)} if apart else {}
+            scores[name] = {"search": Score(standing.search), **held}
+    judges = [
+        Judge(t.name, examples[t.name], len(heldout["examples"][t.name]) if t.apart else 0, t.private) for t in tasks
+    ]
+    return Scoring(scores, notes, judges)
 
 
 def _the(source: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from jevomerge.checkpoint.export import refuse_existing
 from jevomerge.checkpoint.files import expanded, write_atomically
-from jevomerge.checkpoint.source import Checkpoint, front_matter, short_name
+from jevomerge.checkpoint.lineage import front_matter
+from jevomerge.checkpoint.source import Checkpoint, short_name
 from jevomerge.config import RunConfig, read_config
 from jevomerge.errors import InputError
 from jevomerge.fitness.rows import read_rows

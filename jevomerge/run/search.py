@@ -17,16 +17,15 @@ import jax
 import numpy as np
 import yaml
 
-from jevomerge.checkpoint.card import Scoring
 from jevomerge.checkpoint.export import export_folder, refuse_existing, scratch_folder
 from jevomerge.checkpoint.files import write_atomically
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
+from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.mesh import make_mesh
 from jevomerge.errors import InputError
-from jevomerge.fitness.judge import SPLITS
 from jevomerge.fitness.outcome import Tokens, total
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers, tracked
@@ -35,7 +34,7 @@ from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.reports.thumbnails import with_thumbnails
-from jevomerge.reports.verdict import verdict
+from jevomerge.reports.verdict import scoring_of, verdict
 from jevomerge.run.begun import check_unchanged, machine, read_environment, record_run
 from jevomerge.schema import load_one
 from jevomerge.search.anchored import Anchored, read_anchors, settled
@@ -316,11 +315,11 @@ class Exports:
 
     def __init__(self, setup: Setup, found: Searched, folder: Path):
         """Nothing is exported yet; the model cards will compare with the baselines."""
-        judge, alone, baselines = setup.judge, jax.process_count() == 1, found.baselines
+        judge, alone = setup.judge, jax.process_count() == 1
         self.found, self.tasks = found, setup.config.tasks
         self.judge = judge if alone else judge.on(make_mesh(1, devices=jax.local_devices()))
         self.problem, self.name, self.folder = setup.problem, setup.config.name, folder
-        self.known = {name: scored.fitness for name, scored in baselines.named.items()}
+        self.examples = {name: len(material.documents) for name, material in judge.material["search"].items()}
         self.scored = dict[str, Scored]()  # by folder
 
     def write(self, name: str, record: Record) -> None:
@@ -355,10 +354,8 @@ class Exports:
             params, here = model.load(self.judge.mesh), written.resolve()
             scored = score_model(self.judge, params, model.model, write=lambda path: path.symlink_to(here))
             self.scored[name] = scored
-            splits = SPLITS if any(task.apart for task in self.tasks) else SPLITS[:1]  # else nothing is held out
-            rows = {**self.known, "**this model**": scored.fitness}
-            table = {model: {split: row[split] for split in splits} for model, row in rows.items()}
-            return Scoring(table, self.verdict(source) if name == "best" else ())
+            heldout = heldout_of(self.judge, self.found.baselines, {"best": scored}, source)
+            return scoring_of(heldout, self.tasks, self.examples, self.verdict(source) if name == "best" else ())
 
         return score
 

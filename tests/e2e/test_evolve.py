@@ -71,6 +71,20 @@ def test_the_report_is_that_of_the_run(run, tmp_path):
     assert (tmp_path / "again.html").read_text() == page
 
 
+def test_its_card_is_written_again_as_it_was_and_what_people_wrote_is_left(run, tmp_path, capsys):
+    shutil.copytree(run[0], folder := tmp_path / "again")
+    files = [folder / "best" / name for name in ("README.md", "bom.cdx.json")]
+    before = [path.read_text() for path in files]
+    assert "| front |" in before[0]
+    assert "└─ judged by stories: 16 examples chose, 8 held out" in before[0]
+    assert main(["card", str(folder)]) == 0
+    assert [path.read_text() for path in files] == before
+    files[0].write_text(before[0] + "More.\n")
+    assert main(["card", str(folder)]) == 2
+    assert "README.md was changed since it was written, and is not overwritten" in capsys.readouterr().err
+    assert files[0].read_text() == before[0] + "More.\n"
+
+
 def test_what_was_scored_is_what_is_exported(run, siblings, tmp_path):
     folder, result, _ = run
     record = lines(folder)[result["best"]["evaluation"]]

@@ -102,8 +102,9 @@ def alone(small, tmp_path_factory):
     return folder
 
 
-def test_killed_in_two_processes_and_resumed_in_four(small, alone, tmp_path):
-    """The model is split over the devices of both, then over two of eight: what one process with one device makes."""
+@pytest.mark.parametrize(("processes", "mesh"), [(2, "2x2"), pytest.param(4, "4x2", marks=pytest.mark.slow)])
+def test_killed_in_two_processes_and_resumed_in_several(processes, mesh, small, alone, tmp_path):
+    """The model is split over the devices of both, then over two of all: what one process with one device makes."""
     folder = tmp_path / "run"
     started = launch([small, "--output", folder, "--mesh", "1x4"], 2)
     wait_for(lambda: len(lines(folder)) >= 8, folder / "evaluations.jsonl", started)
@@ -112,7 +113,7 @@ def test_killed_in_two_processes_and_resumed_in_four(small, alone, tmp_path):
     assert 0 not in [status for status, _, _ in ended]
     assert 8 <= len(lines(folder)) < 24
     assert len(json.loads((folder / "environment.json").read_text())["devices"]) == 4
-    ended = done(finish(launch(["--resume", folder, "--mesh", "4x2"], 4)))
+    ended = done(finish(launch(["--resume", folder, "--mesh", mesh], processes)))
     same(folder, alone)
     assert "evolved merge" in ended[0][1]
     assert not any("evaluation" in out for _, out, _ in ended[1:])  # only the first one talks

@@ -79,27 +79,34 @@ def test_pictures_are_resized_on_the_device_as_by_pillow(size):
 def test_clip(act, end, tmp_path):
     """`end`: of texts, the first of these tokens, or in old files, which say 2, the largest."""
     model, x = clips.make(tmp_path, act, end=end), pictures()
-    scorer = open_scorer("clip", str(tmp_path))
+    scorer, picking = (open_scorer(kind, str(tmp_path)) for kind in ("clip", "pickscore"))
     seen, words, logits = expected(model, tmp_path, x)
+    cosines = logits / np.exp(model.logit_scale.item())
+    assert np.ptp(cosines) > 0.1
+
+    @jax.jit  # as one program
+    def found(params, images, told):
+        eyes = scorer.clip.of_pictures(params, views(images, scorer.processor))
+        against = scorer.score(params, images, -told)
+        return eyes, scorer.score(params, images, told), against, picking.score(params, images, told)
+
     params = scorer.load()
     told = scorer.told(TEXTS, params)
     np.testing.assert_allclose(told, words, atol=1e-5)
-    ours = jax.jit(lambda p, x: scorer.clip.of_pictures(p, views(x, scorer.processor)))(params, colours(x))
-    np.testing.assert_allclose(ours, seen, atol=1e-5)
-    cosines = logits / np.exp(model.logit_scale.item())
-    assert np.ptp(cosines) > 0.1
-    for sign in (1, -1):
-        found = score(scorer, params, colours(x), sign * told)
-        np.testing.assert_allclose(found, np.maximum(0, sign * 100 * cosines), atol=1e-3)
-    np.testing.assert_allclose(scores(open_scorer("pickscore", str(tmp_path)), x), logits, rtol=1e-4, atol=1e-4)
+    eyes, fits, against, picked = found(params, colours(x), told)
+    np.testing.assert_allclose(eyes, seen, atol=1e-5)
+    np.testing.assert_allclose(fits, np.maximum(0, 100 * cosines), atol=1e-3)
+    np.testing.assert_allclose(against, np.maximum(0, -100 * cosines), atol=1e-3)
+    np.testing.assert_allclose(picked, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_open_clips_file_of_hpsv2(tmp_path):
-    """Matrices stacked and transposed as in the file that is published, from which the script makes safetensors."""
-    model, x = clips.make(tmp_path, "gelu", width=1024, end=2), pictures()
+    """In float16, matrices stacked and transposed, as in the file that is published; the script makes safetensors."""
+    model, x = clips.make(tmp_path, "gelu", width=1024, end=2).half(), pictures()
     torch.save({"epoch": 3, "state_dict": clips.with_open_clips_names(model)}, tmp_path / "HPS_v2.1_compressed.pt")
     convert(tmp_path / "HPS_v2.1_compressed.pt", tmp_path / "hps.safetensors")
     ours = scores(open_scorer("hpsv2", str(tmp_path / "hps.safetensors"), str(tmp_path)), x)
+    model = model.float()
     np.testing.assert_allclose(ours, expected(model, tmp_path, x)[2] / model.logit_scale.exp().item(), atol=1e-5)
 
 
@@ -116,6 +123,8 @@ def test_aesthetic_heads(version, tmp_path):
     convert(tmp_path / "head.pth", tmp_path / "head.safetensors")
     scorer = open_scorer("aesthetic", str(tmp_path / "head.safetensors"), str(tmp_path))
     assert not any("text" in name for name in scorer.load())
+    with pytest.raises(SystemExit, match="exists already"):
+        convert(tmp_path / "head.pth", tmp_path / "head.safetensors")
     with torch.no_grad():
         wanted = (layers[0] if version == 1 else head)(torch.tensor(expected(model, tmp_path, x)[0]))[:, 0]
     assert np.ptp(wanted.numpy()) > 1e-3

@@ -87,3 +87,17 @@ import transformers
 def test_nobody_is_told_that_there_is_no_pytorch(tmp_path):
     assert "PyTorch was not found" in run(WITHOUT_PYTORCH.format(told=True), tmp_path)
     assert "PyTorch" not in run(WITHOUT_PYTORCH.format(told=False), tmp_path)
+
+
+def test_a_shell_completes_commands_and_flags(tmp_path):
+    script = tmp_path / "completion"
+    with script.open("w") as file:
+        subprocess.run([sys.executable, "-m", "jevomerge", "--print-completion", "bash"], stdout=file, check=True)
+    asked = f"""
+source {script}
+COMP_WORDS=(jevomerge "$@"); COMP_CWORD=$#
+_shtab_jevomerge; echo "${{COMPREPLY[@]}}"
+"""
+    for words, expected in ((["ev"], "evolve evaluate"), (["push", "--acc"], "--accept-licence")):
+        done = subprocess.run(["bash", "-c", asked, "bash", *words], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == set(expected.split())

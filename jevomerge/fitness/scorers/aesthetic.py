@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.clip import ClipCheckpoint
 from jevomerge.checkpoint.files import resolve
-from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, all_finite, read_header
+from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, all_finite, digest_tensors, read_header
 from jevomerge.checkpoint.weights import read_weights
+from jevomerge.devices.mesh import everywhere, put
 from jevomerge.errors import InputError
 from jevomerge.fitness.scorers.scorer import OPENAI, blank, named
 from jevomerge.models.clip.clip import Clip
@@ -55,13 +56,19 @@ class Aesthetic:
             )
         return cls(source.model, source.processor, source, head)
 
+    def fingerprint(self) -> dict[str, str]:
+        """See `Scorer`."""
+        head = {f"{i}.{stored.shape}": stored for i, layer in enumerate(self.layers) for stored in layer}
+        return {**self.source.fingerprint(), HEAD: digest_tensors(head)}
+
     def load(self, mesh: Mesh | None = None) -> Params:
         """See `Scorer`; the head as one layer."""
         weight, bias = np.eye(self.clip.width), np.zeros(self.clip.width)
         for layer in self.layers:
             w, b = (_read(stored).astype(np.float64) for stored in layer)
             weight, bias = w @ weight, w @ bias + b
-        head = {"weight": jnp.asarray(weight[0], jnp.float32), "bias": jnp.asarray(bias[0], jnp.float32)}
+        where = None if mesh is None else everywhere(mesh)
+        head = {"weight": put(weight[0].astype(np.float32), where), "bias": put(bias.astype(np.float32), where)}
         return {**self.source.load(mesh, self.clip.eyes), HEAD: head}
 
     def blank(self) -> tuple[Params, np.ndarray]:

@@ -1,4 +1,7 @@
-"""HPSv2 and 2.1 (Wu et al., 2023): CLIP-H/14, trained on which of several pictures people preferred for a text."""
+"""HPSv2 and 2.1 (Wu et al., 2023): CLIP-H/14, trained on which of several pictures people preferred for a text.
+
+Of pictures that are not square the middle is looked at, as by CLIP; whether its authors pad them was not checked.
+"""
 
 from __future__ import annotations
 

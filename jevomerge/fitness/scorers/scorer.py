@@ -29,7 +29,6 @@ from jevomerge.models.vision.processor import Processor
 from jevomerge.tokenizers.load import load_tokenizer
 
 OPENAI = "openai/clip-vit-large-patch14"
-TEXTS = 32  # that are read at once
 READING = ("text_model", "text_projection")  # the parameters that only texts need
 
 
@@ -42,6 +41,9 @@ class Scorer(Protocol):
     def bounds(self) -> tuple[float, float] | None:
         """Between which its scores lie whatever the picture; None: nobody knows."""
 
+    def fingerprint(self) -> dict[str, str]:
+        """{part: digest of its content}, by which a resumed run knows that it is judged as before."""
+
     def load(self, mesh: Mesh | None = None) -> Params:
         """Its parameters, in the stored dtypes.
 
@@ -53,7 +55,10 @@ class Scorer(Protocol):
         """Zeros in place of the parameters that `score` needs and of (D,) what is told of a text; nothing is read."""
 
     def told(self, texts: Sequence[str], params: Params) -> np.ndarray:
-        """(N, D) float32 of N > 0 texts, cut where the model cannot take more; D is 0 if it looks at pictures alone."""
+        """(N, D) float32 of N > 0 texts, cut where the model cannot take more; D is 0 if it looks at pictures alone.
+
+        Each is read alone, so that its numbers do not depend on what others there are.
+        """
 
     def score(self, params: Params, images: Array, told: Array) -> Array:
         """(B, H, W, 3) float32, colours from 0 to 1, with (B, D) of their texts -> (B,) float32; higher is better.
@@ -80,6 +85,10 @@ class Comparing:
         source = ClipCheckpoint(named(cls.kind, weights, cls.published))
         return cls(source.model, source.processor, source, _tokenizer(source, clip))
 
+    def fingerprint(self) -> dict[str, str]:
+        """See `Scorer`."""
+        return self.source.fingerprint()
+
     def load(self, mesh: Mesh | None = None) -> Params:
         """See `Scorer`. After `told`, nobody reads `text_model` and `text_projection`: a caller may drop them."""
         return self.source.load(mesh)
@@ -93,10 +102,7 @@ class Comparing:
         """(N, D): see `Scorer`."""
         length = self.clip.text.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length).input_ids
-        rows = min(TEXTS, len(tokens))
-        ids = np.pad(np.asarray(tokens, np.int32), ((0, -len(tokens) % rows), (0, 0)))
-        parts = [_read(params, self.clip, ids[i : i + rows]) for i in range(0, len(ids), rows)]
-        return np.concatenate(parts)[: len(texts)]
+        return np.concatenate([_read(params, self.clip, np.array([ids], np.int32)) for ids in tokens])
 
     def cosine(self, params: Params, images: Array, told: Array) -> Array:
         """(B,) float32 from -1 to 1."""

@@ -1,4 +1,4 @@
-"""CLIP's text encoders (Radford et al., 2021), made of the same block as its vision tower.
+"""CLIP's text encoder (Radford et al., 2021), made of the same block as its vision tower.
 
 Parameters are named and laid out as in checkpoints, the blocks stacked: {"text_model": {"embeddings": ...,
 "encoder": {"layers": ...}, "final_layer_norm": ...}, "text_projection": {"weight": (P, D)}}.
@@ -53,7 +53,7 @@ def read(tree: Tree, c: TextConfig, tokens: Array, skip: int, dtype: Any = jnp.f
     place, length = tree.at("text_model"), tokens.shape[1]
     words = place("embeddings.token_embedding", Table(c.vocab_size, c.hidden_size, "vocab"))
     places = place("embeddings.position_embedding", Table(c.max_position_embeddings, c.hidden_size, "positions"))
-    x = (words[tokens] + places[None, :length]).astype(dtype)
+    x = (words[tokens].astype(jnp.float32) + places[None, :length].astype(jnp.float32)).astype(dtype)
     causal = jnp.tril(jnp.ones((1, length, length), bool))
 
     def block(tree: Tree, x: Array) -> Array:

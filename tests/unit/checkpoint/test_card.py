@@ -2,8 +2,9 @@
 
 import pytest
 
-from jevomerge.checkpoint.card import escaped, model_card, verbatim
-from jevomerge.checkpoint.source import licence
+from jevomerge.checkpoint.card import DRAWING, PICTURES, TEXT, escaped, model_card, usage, verbatim
+from jevomerge.checkpoint.lineage import Origin
+from jevomerge.checkpoint.scoring import Judge, Score, Scoring
 
 
 class Named:
@@ -32,7 +33,7 @@ def test_nothing_in_a_name_is_markup(name):
     assert shown.endswith("`" * ticks)
     assert "`" * ticks not in shown[ticks:-ticks]
     assert "\n" not in shown
-    card = model_card(name, "a: 1", [Named((name, None))], {name: {"search": 1.0}})
+    card = model_card(name, "a: 1", [Named(Origin(name, None))], scoring=Scoring({name: {"search": Score(1.0)}}))
     assert card.count(shown) >= 1
     table = [line for line in card.splitlines() if line.startswith("| ") and "not stated" in line]
     assert len(table) == 1
@@ -46,23 +47,38 @@ def test_nothing_in_a_sentence_is_markup():
 
 
 def test_a_recipe_cannot_end_its_block():
-    card = model_card("x", "a: |\n  ```\n  # not a title", [Named(("m", "mit"))])
+    card = model_card("x", "a: |\n  ```\n  # not a title", [Named(Origin("m", "mit"))])
     assert "````yaml\n" in card
     assert card.rstrip().endswith("\n````")
 
 
+def test_it_says_who_judged_what_is_asked_for_and_how_it_is_opened(tmp_path):
+    base, other = Origin("base", None), Origin("other", "mit")
+    sources = [Named(Origin("tuned", "cc-by-nc-4.0", (base,))), Named(other), Named(other)]
+    card = model_card(
+        "ours", "a: 1", sources, scoring=Scoring(judges=[Judge("sums", 10, 20, private=True)]), opened=TEXT
+    )
+    drawn = [
+        "ours", "├─ made of tuned (cc-by-nc-4.0)", "│  └─ made of base (licence not stated)", "├─ made of other (mit)",
+        "└─ judged by sums: 10 examples chose, 20 held out, private data",
+    ]  # fmt: skip
+    assert "\n".join(drawn) in card
+    assert "- no commercial use: cc-by-nc-4.0" in card
+    assert "- keep the copyright notices and a copy of the licence: mit" in card
+    assert card.startswith("---\nlicense: cc-by-nc-4.0\nbase_model:\n- tuned\n- other\n")
+    compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
+
+
 @pytest.mark.parametrize(
-    ("front", "expected"),
+    ("files", "expected"),
     [
-        ("license: MIT", "mit"),
-        ("license: 'apache-2.0'  # as is", "apache-2.0"),
-        ("license:\nlanguage: en", None),
-        ("license:\n- mit\n- cc-by-4.0", "mit, cc-by-4.0"),
-        ("license: [mit]", "mit"),
-        ("tags: [a]", None),
-        ("license: {a: b", None),
+        (["config.json", "tokenizer_config.json"], TEXT),
+        (["config.json", "tokenizer_config.json", "preprocessor_config.json"], PICTURES),
+        (["model_index.json"], DRAWING),
+        (["config.json"], None),
     ],
 )
-def test_front_matter_is_yaml(tmp_path, front, expected):
-    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# license: other\n")
-    assert licence(tmp_path) == expected
+def test_the_files_of_a_folder_say_how_it_is_opened(tmp_path, files, expected):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    assert usage(tmp_path) == expected

@@ -16,9 +16,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jevomerge.checkpoint import export
-from jevomerge.checkpoint.card import merged_licence, model_card
+from jevomerge.checkpoint.card import model_card
 from jevomerge.checkpoint.export import export_folder, tensors_of
 from jevomerge.checkpoint.safetensors_file import all_finite, read_header
+from jevomerge.checkpoint.scoring import Score, Scoring
 from jevomerge.checkpoint.source import Checkpoint, read_leaf
 from jevomerge.errors import InputError
 from jevomerge.models.families import read_model
@@ -377,27 +378,13 @@ def test_large_models_are_sharded(model, tmp_path, monkeypatch):
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize(
-    ("licences", "expected"),
-    [
-        (["apache-2.0", "mit"], "apache-2.0"),
-        (["mit", "mit"], "mit"),
-        (["apache-2.0", "cc-by-nc-4.0"], "cc-by-nc-4.0"),
-        (["llama3", "apache-2.0"], "llama3"),
-        (["llama3", "gemma"], "other"),
-        (["apache-2.0", None], "other"),
-        (["apache-2.0", "my-own"], "other"),
-    ],
-)
-def test_the_most_restrictive_licence_wins(licences, expected):
-    assert merged_licence(licences) == expected
-
-
 def test_card_is_readable_front_matter(model):
     from huggingface_hub import ModelCard
 
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
-    card = ModelCard(model_card("two", "a: 1", [Checkpoint(model)], {"x": {"search": 0.5, "heldout": 0.25}}))
+    told = Scoring({"x": {"search": Score(0.5), "heldout": Score(0.25, 0.125, 0.5)}})
+    card = ModelCard(model_card("two", "a: 1", [Checkpoint(model)], scoring=told))
     assert card.data.license == "mit"
     assert "merge" in card.data.tags
-    assert "| x | 0.5000 | 0.2500 |" in card.text
+    assert "| model | search | heldout (95 % interval) |" in card.text
+    assert "| x | 0.5000 | 0.2500 (0.1250 to 0.5000) |" in card.text

@@ -445,3 +445,13 @@ def test_bad_schemas(text, expected, tmp_path):
     (tmp_path / "bad.yml").write_text(f"merge_method: linear\n{text}\n")
     with pytest.raises(InputError, match=expected):
         read_recipe(tmp_path / "bad.yml")
+
+
+def test_what_licences_forbid_is_said_before_the_work(tmp_path):
+    for name, licence in (("a", "cc-by-nd-4.0"), ("b", "mit")):
+        shutil.copytree(A, tmp_path / name)
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 0.5}} for name in "ab"]
+    sources = Sources(Recipe.model_validate({"merge_method": "linear", "models": models}))
+    told = "before you publish what comes out: cc-by-nd-4.0 (a) allows no changed version"
+    assert told in list(sources.notes)
