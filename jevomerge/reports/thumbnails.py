@@ -27,8 +27,11 @@ def with_thumbnails(
         cases = wins_and_losses(heldout, task) if any(d.pictures for d in documents) else None
         for case in (*cases.won, *cases.lost) if cases else ():
             pictures = documents[case.number].pictures
-            if small := [
-                base64.b64encode(as_small_jpeg(open_picture(p.content, p.name))).decode() for p in pictures[:MOST]
-            ]:
+            if small := [base64.b64encode(thumbnail(p.content, p.name)).decode() for p in pictures[:MOST]]:
                 examples[task.name][case.number]["pictures"] = small
     return {**heldout, "examples": examples}
+
+
+def thumbnail(content: bytes, name: str) -> bytes:
+    """A picture as a small JPEG."""
+    return as_small_jpeg(open_picture(content, name))

@@ -51,7 +51,11 @@ def test_yaml_is_right(block, tmp_path):
         if {"search", "heldout"} <= given.keys() or given.keys() <= FRAGMENTS:
             of_folders = isinstance(given.get("score"), dict) and given["score"]["of"] == "folder"  # they have no data
             file.write_text(
-                yaml.safe_dump(given if "harness" in given else {"name": "task", **(TASK, {})[of_folders], **given})
+                yaml.safe_dump(
+                    given
+                    if {"harness", "prompts"} & given.keys()
+                    else {"name": "task", **(TASK, {})[of_folders], **given}
+                )
             )
             read_tasks(file)
         elif {"merge_method", "modules"} & given.keys():

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jevomerge.fitness.task import of_examples
-from jevomerge.reports.thumbnails import MOST, SIDE, thumbnail, with_thumbnails
+from jevomerge.models.vision.pictures import SIDE
+from jevomerge.reports.thumbnails import MOST, thumbnail, with_thumbnails
 from tests.unit.reports.test_page import model, task
 
 
