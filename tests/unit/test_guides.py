@@ -50,13 +50,9 @@ def test_yaml_is_right(block, tmp_path):
         file = tmp_path / "file.yaml"
         if {"search", "heldout"} <= given.keys() or given.keys() <= FRAGMENTS:
             of_folders = isinstance(given.get("score"), dict) and given["score"]["of"] == "folder"  # they have no data
-            file.write_text(
-                yaml.safe_dump(
-                    given
-                    if {"harness", "prompts"} & given.keys()
-                    else {"name": "task", **(TASK, {})[of_folders], **given}
-                )
-            )
+            whole = {"harness", "prompts"} & given.keys()
+            given = given if whole else {"name": "task", **(TASK, {})[of_folders], **given}
+            file.write_text(yaml.safe_dump(given))
             read_tasks(file)
         elif {"merge_method", "modules"} & given.keys():
             file.write_text(part if "merge_method" in given else f"merge_method: linear\n{part}")
