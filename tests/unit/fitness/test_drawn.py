@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
@@ -16,7 +17,7 @@ from jevomerge.models.diffusion.pipeline import draw, noise_keys
 from jevomerge.models.specs import flatten, unflatten
 from jevomerge.recipe.schema import Recipe
 from jevomerge.recipe.sources import Sources
-from tests.pipelines import write_minis
+from tests.pipelines import FILES, write_minis
 
 PROMPTS = ["柴犬", "a cat", "a hill", "雪"]
 seen = []  # what the judge has been shown
@@ -197,3 +198,32 @@ def test_texts_and_pictures_are_told_apart(folder):
         make_ready([texts], None, None, assembly=sources(folder).assembly)
     with pytest.raises(InputError, match="drawn by image pipelines, and these models are none"):
         make_ready([task(folder)], None, None)
+
+
+@pytest.mark.slow
+def test_judges_of_folders_are_given_pipelines(folder):
+    """Sources as they would be exported: a U-Net of their own in the pipeline of the first."""
+    from jevomerge.fitness.schema import FunctionTask
+    from jevomerge.genome.schema import Gene
+    from jevomerge.problems.weights import WeightProblem
+    from jevomerge.search.baselines import score_baselines
+
+    found = []
+
+    def parts(path):
+        found.append(
+            {p.name: load_file(next(p.glob("*.safetensors"))) for p in path.iterdir() if [*p.glob("*.safet*")]}
+        )
+        return 0.5
+
+    models = [{"model": str(folder / name)} for name in ("base", "a")]
+    recipe = Recipe.model_validate({"merge_method": "linear", "models": models})
+    problem = WeightProblem(recipe, {"weight": Gene.model_validate([0, 1])})
+    own = FunctionTask.model_validate({"name": "parts", "score": {"function": parts, "of": "folder"}})
+    ready = make_ready([own], problem.tokenizer(), problem.model, assembly=problem.sources.assembly)
+    candidates = problem.load()
+    score_baselines(problem, make_judge(ready, problem.model), candidates, lambda stage: None)
+    last = found[-1]  # of `a`
+    for part, whose in (("unet", "a"), ("text_encoder", "base")):
+        for name, x in load_file(folder / whose / FILES[part]).items():
+            np.testing.assert_array_equal(last[part][name], x)
