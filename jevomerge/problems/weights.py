@@ -100,7 +100,11 @@ class WeightProblem:
         return Merged(abstract_bank(*arguments, mesh, kept), jax.eval_shape(lambda: self.space), self.merge, carried)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
-        """Of whole models their average, and each as it lies in the bank; slices are no models."""
+        """Of whole models their average, and each as it lies in the bank; slices are no models.
+
+        Of image pipelines they are the parts that are merged: a source is drawn, as candidates are, with the other
+        parts of the result.
+        """
         assert isinstance(candidates, Merged)
         if not self.sources.plain:
             return

@@ -33,7 +33,7 @@ def open_gallery(folder: Path, judge: Judge, baselines: Baselines) -> None:
 
 def hang(folder: Path, scores: Scores, evaluation: int) -> None:
     """Put the pictures of a candidate there as those of the best so far."""
-    if (folder / NAME).exists() and scores.drawn:
+    if (folder / NAME).exists() and any(scores.drawn.values()):
         _write(folder, read_json(folder / NAME) | {"best": {**_shown(scores), "evaluation": evaluation}})
 
 
