@@ -48,7 +48,7 @@ _HOME = {
     "jevomerge.run.merge": ("explain", "merge_folder"),
     "jevomerge.run.plan": ("plan",),
     "jevomerge.run.push": ("push",),
-    "jevomerge.run.report": ("report",),
+    "jevomerge.run.report": ("report", "watch"),
     "jevomerge.run.translate": ("translate",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -41,5 +41,6 @@ from jevomerge.run.merge import merge_folder as merge_folder
 from jevomerge.run.plan import plan as plan
 from jevomerge.run.push import push as push
 from jevomerge.run.report import report as report
+from jevomerge.run.report import watch as watch
 from jevomerge.run.result import Result as Result
 from jevomerge.run.translate import translate as translate

@@ -166,13 +166,24 @@ def parser() -> argparse.ArgumentParser:
     report = command(
         "report",
         "show a run on one page",
-        "Write RUN/report.html, a page that needs nothing but a browser: how the fitness went, the coefficients, the "
-        "path (also as RUN/path.png), held-out scores with their intervals, examples won and lost, the recipe, the "
-        "cost. `evolve` writes it at its end; here, RUN may also be unfinished. Of several stages each gets a page. "
-        "An earlier report is replaced.",
+        "Write RUN/report.html, a page that needs nothing but a browser, with charts to hover, zoom and filter: how "
+        "the fitness went, the front, the coefficients, the path (also as RUN/path.png), candidates with the commands "
+        "that export them, which genes matter, held-out scores with their intervals, examples won and lost, the cost. "
+        "`evolve` writes it at its end; here, RUN may also be unfinished. Of several stages each gets a page. An "
+        "earlier report is replaced.",
     )
     report.add_argument("run", metavar="RUN", help="a run folder")
     report.add_argument("--output", metavar="FILE", help="write the page here instead, and no path.png")
+
+    watch = command(
+        "watch",
+        "show runs in the browser while they go on",
+        "Serve the page of a run, or of several with what they have in common, to browsers on this machine (127.0.0.1) "
+        "until Ctrl-C: as report.html, and always as new as the run. Of several stages or seeds each is a run. It only "
+        "reads, and does not touch the devices that the runs are on.",
+    )
+    watch.add_argument("runs", metavar="RUN", nargs="+", help="run folders, finished or not")
+    watch.add_argument("--port", type=int, default=0, metavar="N", help="default: one that is free")
 
     compare = command(
         "compare",
@@ -241,6 +252,11 @@ def parser() -> argparse.ArgumentParser:
 def reading(what: str) -> None:
     """The first word of a command, before the imports that take seconds."""
     print(f"jevomerge: reading {what} ...", file=sys.stderr, flush=True)
+
+
+def leave_devices() -> None:
+    """For commands that only show runs: accelerators belong to those that go on, which have taken their memory."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def run_init(args: argparse.Namespace) -> None:
@@ -365,15 +381,29 @@ def run_export(args: argparse.Namespace) -> None:
 def run_report(args: argparse.Namespace) -> None:
     """`jevomerge report`."""
     reading(args.run)
+    leave_devices()
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.report import report
 
     Terminal().line(f"Report: {report(args.run, args.output)}")
 
 
+def run_watch(args: argparse.Namespace) -> None:
+    """`jevomerge watch`."""
+    if args.offline:
+        raise InputError("--offline: a page is served through a socket, if only of this machine; leave --offline out")
+    reading(", ".join(args.runs))
+    leave_devices()
+    from jevomerge.observers.terminal import Terminal
+    from jevomerge.run.report import watch
+
+    watch(args.runs, args.port, observer=Terminal())
+
+
 def run_compare(args: argparse.Namespace) -> None:
     """`jevomerge compare`."""
     reading(", ".join(args.runs))
+    leave_devices()
     from jevomerge.observers.terminal import Terminal
     from jevomerge.reports.compare import notes, spreads, table
     from jevomerge.run.compare import compare
@@ -433,6 +463,7 @@ COMMANDS = {
     "generate": run_generate,
     "export": run_export,
     "report": run_report,
+    "watch": run_watch,
     "compare": run_compare,
     "card": run_card,
     "push": run_push,

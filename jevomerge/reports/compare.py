@@ -1,24 +1,21 @@
-"""Several runs side by side: a table, and a page with their fitness in common figures."""
+"""Several runs side by side: a table, and a page with their fitness in common charts."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 from rich.table import Table
 
 from jevomerge.config import read_run
-from jevomerge.errors import InputError
-from jevomerge.reports.figures import curves_figure
+from jevomerge.reports.charts import runs_chart
 from jevomerge.reports.heldout import Estimate, bootstrap, interval
-from jevomerge.reports.look import svg
-from jevomerge.reports.page import render
 from jevomerge.reports.record import Run, read_record, read_run_folder
+from jevomerge.reports.render import render
 from jevomerge.reports.words import number, thousands
 
 
@@ -42,34 +39,31 @@ class Entry(NamedTuple):
         )
 
 
-class Curve(NamedTuple):
-    """How a run's best fitness grew, evaluation by evaluation."""
+def find_runs(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """The folders of runs by the shortest names that tell them apart; of several stages or seeds all that have begun.
 
-    evaluations: np.ndarray
-    seconds: np.ndarray
-    tokens: np.ndarray | None
-    best: np.ndarray
-    finished: bool
-
-
-def read_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
-    """The runs by the shortest names that tell them apart; of several stages or seeds all that have begun."""
-    found = {str(own): (name, record) for folder in folders for name, own, record in _runs_in(Path(folder))}
-    if len(found) < 2:
-        raise InputError("compare: give two runs or more, each once")
+    Raises:
+        InputError: for a folder that is no run.
+    """
+    found = {str(own): (name, own) for folder in folders for name, own in _runs_in(Path(folder))}
     count = Counter(name for name, _ in found.values())
-    return {name if count[name] == 1 else folder: record for folder, (name, record) in found.items()}
+    return {name if count[name] == 1 else folder: own for folder, (name, own) in found.items()}
 
 
-def _runs_in(folder: Path, name: str = "") -> Iterator[tuple[str, Path, Run]]:
-    """A run, or all that a folder has of stages and seeds: name, folder, record."""
+def _runs_in(folder: Path, name: str = "") -> Iterator[tuple[str, Path]]:
+    """A run, or all that a folder has of stages and seeds."""
     config = read_run_folder(folder)
     name = name or config.name
     if not config.parts:
-        yield name, folder, read_record(folder, read_run(folder / "config.yaml"))
+        yield name, folder
     for part in config.parts:
         if (folder / part / "config.yaml").exists():
             yield from _runs_in(folder / part, f"{name}/{part}")
+
+
+def read_runs(folders: Mapping[str, Path]) -> dict[str, Run]:
+    """What is in the folders of runs, by name."""
+    return {name: read_record(folder, read_run(folder / "config.yaml")) for name, folder in folders.items()}
 
 
 def make_entries(runs: dict[str, Run]) -> list[Entry]:
@@ -163,22 +157,27 @@ def written(of: Estimate | None, sign: bool = False) -> str:
 
 def spreads(entries: Sequence[Entry]) -> list[str]:
     """Of finished runs that differ by their seeds alone the mean, the standard deviation and the range, in lines."""
+    lines = []
+    for group in by_seed([e for e in entries if e.record.result is not None]):
+        scores: dict[str, list[float | None]] = {"search": [e.search for e in group]}
+        scores["held-out"] = [e.heldout.value for e in group if e.heldout]
+        found = ", ".join(f"{split} {_spread(values)}" for split, values in scores.items() if values)
+        lines.append(f"{_seeds_of(group)}, mean ± deviation (lowest to highest): {found}")
+    return lines
+
+
+def by_seed(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Those that differ by their seeds alone, together."""
     groups: dict[str, list[Entry]] = {}
     for e in entries:
-        if e.record.result is not None:
-            config = json.dumps(e.record.config.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
-            # Earlier stages of the same seed lie beside a run.
-            groups.setdefault(config.replace(str(e.record.folder.parent.resolve()), ""), []).append(e)
-    lines = []
-    for group in groups.values():
-        if len({e.record.config.seed for e in group}) > 1:
-            scores: dict[str, list[float | None]] = {"search": [e.search for e in group]}
-            scores["held-out"] = [e.heldout.value for e in group if e.heldout]
-            found = ", ".join(f"{split} {_spread(values)}" for split, values in scores.items() if values)
-            lines.append(
-                f"{group[0].record.config.name}, {len(group)} seeds, mean ± deviation (lowest to highest): {found}"
-            )
-    return lines
+        config = json.dumps(e.record.config.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
+        # Earlier stages of the same seed lie beside a run.
+        groups.setdefault(config.replace(str(e.record.folder.parent.resolve()), ""), []).append(e)
+    return [group for group in groups.values() if len({e.record.config.seed for e in group}) > 1]
+
+
+def _seeds_of(group: Sequence[Entry]) -> str:
+    return f"{group[0].record.config.name}, {len(group)} seeds"
 
 
 def _spread(values: Sequence[float | None]) -> str:
@@ -209,15 +208,8 @@ def notes(entries: Sequence[Entry]) -> list[str]:
 # --- as a page ----------------------------------------------------------------------------------------------
 
 
-def curve(record: Run) -> Curve:
-    """From evaluations.jsonl, in its order."""
-    best = np.fmax.accumulate(record.fitness) if record.evaluations else np.zeros(0)
-    tokens = None if record.tokens is None else record.tokens.sum(axis=1).cumsum()
-    return Curve(np.arange(1, len(best) + 1), record.seconds.cumsum(), tokens, best, record.result is not None)
-
-
-def compare_page(entries: Sequence[Entry]) -> str:
-    """The page of several runs; those whose fitness means the same share figures."""
+def compare_page(entries: Sequence[Entry], pages: Mapping[str, str] | None = None, live: str = "") -> str:
+    """The page of several runs; those whose fitness means the same share a chart. `pages`: where each has its own."""
     groups: list[list[Entry]] = []
     for entry in entries:
         if not entry.record.evaluations:
@@ -229,25 +221,13 @@ def compare_page(entries: Sequence[Entry]) -> str:
                 break
         else:
             groups.append([entry])
-    sections = [{"names": [e.name for e in group], "figures": group_figures(group)} for group in groups]
+    sections = []
+    for i, group in enumerate(groups):
+        alike = [(_seeds_of(seeds), [e.name for e in seeds]) for seeds in by_seed(group)]
+        known = [{n: row["search"] for n, row in e.record.references().items()} for e in group]
+        common = {name: value for name, value in known[0].items() if all(k.get(name) == value for k in known)}
+        chart = runs_chart({e.name: e.record for e in group}, alike, common, f"fitness-{i}")
+        sections.append({"names": [e.name for e in group], "chart": chart, "seeds": bool(alike)})
+    shown = {"entries": entries, "notes": [*spreads(entries), *notes(entries)], "sections": sections}
     tokens = {e.name: tokens_of(e) for e in entries}
-    shown = {"entries": entries, "tokens": tokens, "notes": [*spreads(entries), *notes(entries)], "sections": sections}
-    return render("compare.html.jinja", name="Runs compared", **shown)
-
-
-def group_figures(group: Sequence[Entry]) -> list[Markup]:
-    """Best fitness against evaluations, seconds and, where they were counted, tokens."""
-    curves = {e.name: curve(e.record) for e in group}
-    known = [{n: row["search"] for n, row in e.record.references().items()} for e in group]
-    common = {name: value for name, value in known[0].items() if all(k.get(name) == value for k in known)}
-    axes: dict[str, Callable[[Curve], np.ndarray | None]] = {
-        "evaluations": lambda c: c.evaluations,
-        "seconds of search": lambda c: c.seconds,
-        "tokens": lambda c: c.tokens,
-    }
-    made = []
-    for label, get in axes.items():
-        lines = {n: (x, c.best, c.finished) for n, c in curves.items() if (x := get(c)) is not None}
-        if lines:
-            made.append(svg(curves_figure(lines, common, label), f"Best fitness so far of each run against {label}"))
-    return made
+    return render("compare.html.jinja", live=live, name="Runs compared", pages=pages or {}, tokens=tokens, **shown)

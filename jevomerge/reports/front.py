@@ -1,23 +1,15 @@
-"""The front of a run with several goals, as a figure and as a table."""
+"""The front of a run with several goals, as charts and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from jevomerge.reports.figures import cycle
-from jevomerge.reports.look import MUTED, RED, SEQUENTIAL, WIDTH, blank, styled
+from jevomerge.reports.charts import COLOURS, DOTS, MIDDLE, ZOOM, Chart, Rows, Spec, coloured, hint, spread
 from jevomerge.reports.record import Run
 from jevomerge.strategies.pareto import front_of, front_points, objectives_of
 
-# Neither the lightest colours, lost on a light page, nor the darkest.
-MIDDLE = ListedColormap(matplotlib.colormaps[SEQUENTIAL](np.linspace(0.25, 0.85, 256)))
+PAIRS = 15  # of goals, those of six
 
 
 def front_table(record: Run) -> list[dict[str, Any]]:
@@ -36,47 +28,69 @@ def scores_of_parents(record: Run) -> dict[str, dict[str, float]]:
     return {name: model["tasks"]["search"] for name, model in models.items()}
 
 
-def front_of_run(record: Run) -> Figure:
-    """The figure of a run, for its first two tasks."""
-    names = [task.name for task in record.config.tasks][:2]
-    objectives = objectives_of(record.evaluations, names)
-    generations = np.array([e["generation"] for e in record.evaluations])
-    parents = {name: (scores[names[0]], scores[names[1]]) for name, scores in scores_of_parents(record).items()}
-    return front_figure(objectives, generations, front_table(record), parents, names)
+def front_charts(record: Run) -> list[Chart]:
+    """All candidates by every two goals, coloured by generation; the front, what was exported, parents."""
+    goals = [task.name for task in record.config.tasks]
+    objectives, population = objectives_of(record.evaluations, goals), record.environment["population"]
+    rows: Rows = []
+    for e, scores in zip(record.evaluations, objectives, strict=True):
+        where = {"number": e["generation"] * population + e["member"], "g": e["generation"] + 1}
+        rows.append(where | {f"t{k}": score for k, score in enumerate(scores)})
+    points = front_table(record)
+    front = [rows[p["evaluation"]] | {"exported": "export" in p} for p in points if p["evaluation"] < len(rows)]
+    parents = [
+        {"name": name, **{f"t{k}": scores.get(goal) for k, goal in enumerate(goals)}}
+        for name, scores in scores_of_parents(record).items()
+    ]
+    datasets = {"candidates": [rows[i] for i in spread(len(rows), DOTS)], "front": front, "parents": parents}
+    pairs = list(combinations(range(len(goals)), 2))[:PAIRS]
+    return [_pair(goals, i, j, datasets) for i, j in pairs]
 
 
-@styled
-def front_figure(
-    objectives: np.ndarray,
-    generations: np.ndarray,
-    front: Sequence[Mapping[str, Any]],
-    parents: Mapping[str, tuple[float, float]],
-    names: Sequence[str],
-) -> Figure:
-    """All candidates by two objectives (E, 2), coloured by generation (E,); the front; what was exported; parents."""
-    figure = blank(WIDTH, 4.0)
-    axes = figure.add_subplot()
-    x, y = objectives.T
-    dots = axes.scatter(x, y, c=generations + 1, cmap=MIDDLE, s=14, linewidths=0, alpha=0.75, zorder=2)
-    points = np.array([point["evaluation"] for point in front], int)
-    rising = points[np.argsort(x[points])]
-    if (
-        np.diff(y[rising]) <= 0
-    ).all():  # not so with a third objective, else a point dominates what is below the stairs
-        axes.step(x[rising], y[rising], where="pre", color=RED, linewidth=1, alpha=0.7, zorder=3)
-    axes.scatter(x[points], y[points], s=34, facecolors="none", edgecolors=RED, zorder=4, label="the front")
-    if exported := [point["evaluation"] for point in front if "export" in point]:
-        axes.scatter(x[exported], y[exported], s=34, color=RED, linewidths=0, zorder=5, label="exported")
-    known = {name: place for name, place in parents.items() if np.isfinite(place).all()}
-    for (name, place), colour in zip(known.items(), cycle(len(known)), strict=True):
-        colour = MUTED if name == "plain average" else colour
-        axes.scatter(*place, marker="X", s=42, color=colour, linewidths=0, zorder=4, label=name)
-    axes.set_xlabel(f"{names[0]}, search split")
-    axes.set_ylabel(f"{names[1]}, search split")
-    axes.margins(0.08)
-    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=MaxNLocator(integer=True, nbins=5))
-    bar.set_label("generation", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    figure.legend(loc="outside upper left", ncols=4, fontsize=8, handlelength=1.2)
-    return figure
+def _pair(goals: list[str], i: int, j: int, datasets: dict[str, Rows]) -> Chart:
+    def goal(k: int) -> Spec:
+        return {"field": f"t{k}", "type": "quantitative", "title": goals[k], "scale": {"zero": False, "padding": 12}}
+
+    place = {"x": goal(i), "y": goal(j)}
+    scores = hint(*((f"t{k}", name, ".4f") for k, name in enumerate(goals)))
+    shown = [*hint(("number", "evaluation"), ("g", "generation")), *scores]
+    colour = {"field": "g", "type": "quantitative", "title": "generation", "scale": MIDDLE}
+    names = [row["name"] for row in datasets["parents"]]
+    colours = [COLOURS[1 + k % 3] if name != "plain average" else "var(--muted)" for k, name in enumerate(names)]
+    series = coloured("name", names, colours) | {"legend": {"orient": "bottom"}}
+    filled: Spec = {"condition": {"test": "datum.exported", "value": "var(--red)"}, "value": "transparent"}
+    dot, ring = (
+        {"type": "point", "filled": True, "size": 30, "opacity": 0.75},
+        {"type": "point", "size": 75, "strokeWidth": 1.6},
+    )
+    cross = {"type": "point", "filled": True, "shape": "cross", "size": 110}
+    layer: list[Spec] = [
+        {
+            "data": {"name": "candidates"},
+            "mark": dot,
+            "params": [ZOOM],
+            "encoding": place | {"color": colour, "tooltip": shown},
+        },
+        {
+            "data": {"name": "front"},
+            "mark": ring,
+            "encoding": place | {"stroke": {"value": "var(--red)"}, "fill": filled, "tooltip": shown},
+        },
+        {
+            "data": {"name": "parents"},
+            "mark": cross,
+            "encoding": place | {"color": series, "tooltip": [*hint(("name", "model")), *scores]},
+        },
+    ]
+    if len(goals) == 2:  # with a third, a point may dominate what is below the stairs
+        stairs = {
+            "type": "line",
+            "interpolate": "step-before",
+            "color": "var(--red)",
+            "strokeWidth": 1.2,
+            "opacity": 0.7,
+        }
+        layer.insert(1, {"data": {"name": "front"}, "mark": stairs, "encoding": place})
+    label = f"All candidates by {goals[i]} and {goals[j]}, and the front"
+    spec = {"height": 340, "datasets": datasets, "resolve": {"scale": {"color": "independent"}}, "layer": layer}
+    return Chart(f"front-{i}-{j}", label, spec, f"{goals[j]} against {goals[i]}")

@@ -189,12 +189,12 @@ def wins_and_losses(heldout: Mapping[str, Any], task: AnyTask) -> Cases | None:
 
     shown = 0 if task.private else CASES
     first_won, first_lost = ([case(i) for i in chosen[:shown]] for chosen in (won, lost))
-    right_or_wrong = _is_right_or_wrong(task, np.append(sources, best))
     counts = len(won), len(lost), len(examples)
-    return Cases(task.name, task.meaning, right_or_wrong, first_won, first_lost, *counts)
+    exact = right_or_wrong(task, np.append(sources, best))
+    return Cases(task.name, task.meaning, exact, first_won, first_lost, *counts)
 
 
-def _is_right_or_wrong(task: AnyTask, scores: np.ndarray) -> bool:
+def right_or_wrong(task: AnyTask, scores: np.ndarray) -> bool:
     """Whether a score says that an answer is right or wrong; of the harness's metrics only their values tell."""
     if task.right_or_wrong is None:
         return bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jevomerge.checkpoint.files import write_atomically
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.errors import InputError
-from jevomerge.genome.names import GeneName
-from jevomerge.reports.figures import (
-    coefficient_panels,
-    coefficients_figure,
-    fitness_figure,
-    history_figure,
-    progress,
+from jevomerge.reports.candidates import candidates
+from jevomerge.reports.charts import Chart, fitness_chart
+from jevomerge.reports.front import front_charts, front_table
+from jevomerge.reports.genes import (
+    coefficient_charts,
+    coefficients_of,
+    gene_histories,
+    history_charts,
+    importance_chart,
+    parallel_chart,
+    slot_histories,
 )
-from jevomerge.reports.front import front_of_run, front_table
+from jevomerge.reports.headline import headline
 from jevomerge.reports.heldout import best_parent, other_scores, scores_by_task, standings, wins_and_losses
+from jevomerge.reports.importance import importance
 from jevomerge.reports.look import png, svg
 from jevomerge.reports.path_history import path_history
 from jevomerge.reports.path_picture import path_figure
-from jevomerge.reports.record import Paths, Run, read_paths, read_record, read_run_folder, weight_space
-from jevomerge.reports.words import cut, judged_by, number, ran_on, searched, thousands
+from jevomerge.reports.record import Paths, Run, read_paths, read_record, read_run_folder
+from jevomerge.reports.render import MARK, render
+from jevomerge.reports.words import judged_by, ran_on, searched, thousands
 from jevomerge.schema import read_text
 from jevomerge.strategies.strategy import PARETO
 
 PAGE, PICTURE = "report.html", "path.png"
-MARK = "<!-- jevomerge report -->"  # in the first lines of what may be overwritten
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -96,14 +97,16 @@ def parts_page(config: RunConfig | StagedConfig, folder: Path) -> str:
     return render("stages.html.jinja", name=config.name, stages=rows, seeds=config.seeds > 1)
 
 
-def run_page(record: Run, paths: Paths | None) -> str:
+def run_page(record: Run, paths: Paths | None, live: str = "") -> str:
     """The page of one run."""
     tasks = record.config.tasks
     apart = [task for task in tasks if task.apart]
     heldout = record.heldout if apart else None  # else nothing is held out
     recipes = [p for name in ("recipe.yaml", "path.txt") if (p := record.folder / "best" / name).exists()]
+    found = importance(record, paths) if record.result else None  # while a run goes on, it is stale at once
     return render(
         "run.html.jinja",
+        live=live,
         name=record.config.name,
         record=record,
         headline=headline(record),
@@ -111,7 +114,11 @@ def run_page(record: Run, paths: Paths | None) -> str:
         searched=searched(record, paths),
         judged=judged_by(record.config),
         paths=paths,
-        figures=figures(record, paths),
+        charts=charts(record, paths),
+        path=svg(picture_of(record, paths), "The best path, hop by hop, through the models' layers") if paths else None,
+        candidates=candidates(record),
+        importance=found,
+        importance_chart=importance_chart(found) if found and found.rows else None,
         apart=bool(apart),
         front=front_table(record) if several_goals(record) else [],
         history=path_history(record, paths) if paths else None,
@@ -128,38 +135,9 @@ def run_page(record: Run, paths: Paths | None) -> str:
     )
 
 
-def render(template: str, **context: Any) -> str:
-    """A page from its template."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jevomerge.reports", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "cut": cut, "thousands": thousands}
-    return environment.get_template(template).render(mark=Markup(MARK), **context)
-
-
 def several_goals(record: Run) -> bool:
     """Whether a front was searched, and there is something to show of it."""
     return record.config.search.strategy == PARETO and not np.isnan(record.fitness).all()
-
-
-def headline(record: Run) -> dict[str, Any]:
-    """The big numbers: the result, or the best so far, against the best source and the average."""
-    references = record.references()
-    sources = {name: row for name, row in references.items() if name != "plain average"}
-    best: Mapping[str, float | None] | None = record.result["best"] if record.result else None
-    if best is None and not np.isnan(record.fitness).all():
-        best = {"search": float(record.fitness[record.best]), "heldout": None}
-    if best is not None and not any(task.apart for task in record.config.tasks):
-        best = {**best, "heldout": None}
-    top = {
-        split: max(sources, key=lambda n: np.nan_to_num(sources[n][split], nan=-np.inf)) if sources else None
-        for split in ("search", "heldout")
-    }
-    return {"best": best, "top": top, "sources": sources, "average": references.get("plain average")}
 
 
 def cost(record: Run) -> dict[str, str]:
@@ -204,71 +182,28 @@ WHERE = {
 }
 
 
-# --- figures ------------------------------------------------------------------------------------------------
+# --- charts -------------------------------------------------------------------------------------------------
 
 
-def figures(record: Run, paths: Paths | None) -> dict[str, Markup]:
-    """The page's figures by name, those that the run has something for."""
+def charts(record: Run, paths: Paths | None) -> dict[str, list[Chart]]:
+    """The page's charts by what they show, those that the run has something for."""
     if not record.evaluations:
         return {}
-    course = progress([record.fitness[g] for g in record.generations])
-    search = {name: row["search"] for name, row in record.references().items()}
-    made = {"fitness": svg(fitness_figure(course, search), "Fitness over generations, against that of the sources")}
+    made = {"fitness": [fitness_chart(record)]}
+    several = len(record.generations) > 1
     if several_goals(record):
-        made["front"] = svg(
-            front_of_run(record), "All candidates by their scores in the first two tasks, and the front"
-        )
-    count, several = record.num_weight_genes, len(record.generations) > 1
-    if count:
-        space = weight_space(record)
-        bounds = zip(space.names, zip(space.low.tolist(), space.high.tolist(), strict=True), strict=True)
-        ranges = {GeneName.parse(name).parameter: pair for name, pair in bounds}
-        panels = coefficient_panels(space.values(record.genomes[record.best, :count].astype(np.float32)), ranges)
-        made["coefficients"] = svg(coefficients_figure(panels), "Coefficients of the best genome by layer and source")
+        made["front"] = front_charts(record)
+    if record.num_weight_genes:
+        made["coefficients"] = coefficient_charts(coefficients_of(record))
         if several:
-            made["genes"] = svg(genes_figure(record), "Genes over generations: mean and best of each")
-    if paths is not None:
-        made["path"] = svg(picture_of(record, paths), "The best path, hop by hop, through the models' layers")
-        if several:
-            made["slots"] = svg(slots_figure(record, paths), "Share of each generation with a slot on")
+            made["genes"] = history_charts(gene_histories(record), "genes", "share of the range")
+        if (across := parallel_chart(record)) is not None:
+            made["parallel"] = [across]
+    if paths is not None and several:
+        made["slots"] = history_charts(slot_histories(record, paths), "slots", "share with the slot on")
     return made
 
 
 def picture_of(record: Run, paths: Paths) -> Figure:
     """The figure of the best path."""
     return path_figure(paths.space.models, paths.space.depths, paths.hops(record.best), paths.passes(record.best))
-
-
-def genes_figure(record: Run) -> Figure:
-    """The recipe's genes over generations, ordered by parameter, component, source and layer."""
-    names = [GeneName.parse(name) for name in record.genes[: record.num_weight_genes]]
-    parts = list(dict.fromkeys(g.part for g in names))
-    blocks = list(dict.fromkeys((g.parameter, g.source) for g in names))
-
-    def place(i: int) -> tuple[Any, ...]:
-        gene = names[i]
-        return blocks.index((gene.parameter, gene.source)), parts.index(gene.part), gene.order
-
-    order = sorted(range(len(names)), key=place)
-    several = len({g.parameter for g in names}) > 1
-    rows = []
-    for gene in (names[i] for i in order):
-        block = [gene.source or "all sources", *([gene.parameter] if several else [])]
-        where = gene.group if gene.place or gene.part else ""
-        rows.append((" ".join(block), " · ".join(filter(None, (where, *block)))))
-    means = np.stack([record.genomes[g].mean(0) for g in record.generations], 1)[: len(names)][order]
-    bests = record.genomes[record.champions()].T[: len(names)][order]
-    panels = {"mean of the generation": means, "best of the generation": bests}
-    return history_figure(panels, rows, "share of the range")
-
-
-def slots_figure(record: Run, paths: Paths) -> Figure:
-    """The slots over generations, pass by pass."""
-    usage = np.stack([paths.on[g].mean(0) for g in record.generations], 1)
-    space = paths.space
-    rows = [
-        (f"{model}, pass {repeat + 1}", f"{model}:{layer}, pass {repeat + 1}")
-        for repeat in range(space.repeats)
-        for model, layer in space.layers
-    ]
-    return history_figure({"share of the generation with the slot on": usage}, rows, "share on")

@@ -59,6 +59,13 @@ def judged_by(config: RunConfig) -> str:
     return f"Fitness: the {mean} score of {enumerated(names)}. An example{'; one'.join(scores)}.{nothing}"
 
 
+def gene_names(genes: Sequence[str]) -> list[str]:
+    """The genes' names for people: without the parameter where there is only one, sources first."""
+    names = [GeneName.parse(name) for name in genes]
+    several = len({name.parameter for name in names}) > 1
+    return [" · ".join(filter(None, (n.source, n.group, n.parameter if several else ""))) for n in names]
+
+
 def enumerated(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

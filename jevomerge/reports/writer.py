@@ -52,9 +52,9 @@ class PageWriter(Observer):
         """Write the page that compares the seeds, and say how far they are apart."""
         self._write(folder)
         with self._guarded(folder):
-            from jevomerge.reports.compare import compare_page, make_entries, read_runs, spreads
+            from jevomerge.reports.compare import compare_page, find_runs, make_entries, read_runs, spreads
 
-            entries = make_entries(read_runs([folder]))
+            entries = make_entries(read_runs(find_runs([folder])))
             write_atomically(folder / "compare.html", compare_page(entries))
             for line in spreads(entries):
                 self._observer.line(line)

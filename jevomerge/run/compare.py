@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jevomerge.checkpoint.files import expanded, write_atomically
-from jevomerge.reports.compare import Entry, compare_page, make_entries, read_runs
+from jevomerge.errors import InputError
+from jevomerge.reports.compare import Entry, compare_page, find_runs, make_entries, read_runs
 from jevomerge.reports.page import check_replaceable
 
 
@@ -25,6 +26,9 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
     """
     page = expanded(output)
     check_replaceable(page)
-    entries = make_entries(read_runs([expanded(run) for run in runs]))
+    found = find_runs([expanded(run) for run in runs])
+    if len(found) < 2:
+        raise InputError("compare: give two runs or more, each once")
+    entries = make_entries(read_runs(found))
     write_atomically(page, compare_page(entries))
     return entries

@@ -1,6 +1,7 @@
 """Searches in data-flow space as a user runs them: alone, after the weights, and together with them."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -170,7 +171,8 @@ def test_both_spaces_at_once(strategy, siblings, tmp_path):
     alone = json.loads((tmp_path / "base.json").read_text())["results"]["stories"]["likelihood"]
     np.testing.assert_allclose(result["sources"]["base"]["heldout"], alone, atol=1e-5)
     assert max(row["heldout"] for row in result["sources"].values()) == result["sources"]["base"]["heldout"]
-    assert (folder / "report.html").read_text().count("<svg ") == 5  # fitness, coefficients, genes, path, slots
+    charts = set(re.findall(r'class="chart" id="([a-z]+)', (folder / "report.html").read_text()))
+    assert charts == {"fitness", "coefficients", "genes", "parallel", "slots"}
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == [".lock"]
 
 

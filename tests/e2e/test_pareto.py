@@ -138,7 +138,7 @@ def test_a_record_without_the_other_points_is_shown(run, tmp_path):
     del heldout["front"]
     (older / "heldout.json").write_text(json.dumps(heldout))
     assert main(["report", str(older), "--debug"]) == 0
-    assert "<h2>The front</h2>" in (older / "report.html").read_text()
+    assert '<h2 id="the-front">The front</h2>' in (older / "report.html").read_text()
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path, capsys):
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path, capsys):
 
 def test_the_report_shows_the_front(run):
     page, result = (run / "report.html").read_text(), json.loads((run / "result.json").read_text())
-    assert "<h2>The front</h2>" in page
+    assert '<h2 id="the-front">The front</h2>' in page
     for point in result["front"]:
         assert f"{point['search']['other']:.4f}".replace("-", "−") in page
         if "export" in point:

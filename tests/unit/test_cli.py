@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ["generate", "a.yaml", "--prompt", "a", "--output", "out"],
     "export": ["export", "a.yaml", "--genome", "best", "out"],
     "report": ["report", "a.yaml"],
+    "watch": ["watch", "a.yaml"],
     "compare": ["compare", "a.yaml", "b.yaml"],
     "plan": ["plan", "a.yaml"],
     "translate": ["translate", "a.yaml"],

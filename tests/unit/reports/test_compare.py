@@ -9,12 +9,12 @@ import yaml
 from scipy import stats
 
 from jevomerge.cli import main
-from jevomerge.reports.compare import curve, group_figures, make_entries, read_runs
-from jevomerge.reports.figures import curves_figure
+from jevomerge.reports.charts import steps
+from jevomerge.reports.compare import find_runs, make_entries, read_runs
 from jevomerge.reports.record import read_record, read_run_folder
 from jevomerge.run.compare import compare
 from jevomerge.search.archive import Archive
-from tests.unit.reports.test_page import outside
+from tests.unit.reports.test_page import Page, outside
 
 EXAMPLES = 120
 TASK = {"name": "sums", "search": "s.jsonl", "heldout": "h.jsonl", "prompt": "{q}", "answer": "{a}", "score": "match"}
@@ -62,7 +62,7 @@ def write_run(folder, seed, *, name="by hand", heldout="d1", finished=True, toke
 
 def test_differences_are_paired_as_scipy_does_it(tmp_path):
     first, second = (write_run(tmp_path / str(seed), seed) for seed in (1, 2))
-    a, b = make_entries(read_runs([tmp_path / "1", tmp_path / "2"]))
+    a, b = make_entries(read_runs(find_runs([tmp_path / "1", tmp_path / "2"])))
     options = {"n_resamples": 9999, "method": "percentile", "rng": np.random.default_rng(1)}
     alone = stats.bootstrap((second,), np.mean, **options).confidence_interval
     np.testing.assert_allclose(b.heldout[1:], alone, atol=0.012)
@@ -73,18 +73,49 @@ def test_differences_are_paired_as_scipy_does_it(tmp_path):
 
 
 def test_curves_are_those_of_the_files(tmp_path):
-    write_run(tmp_path / "1", 1)
-    record = read_record(tmp_path / "1", read_run_folder(tmp_path / "1"))
+    write_run(tmp_path / "$1$ <b>", 1, name="one")
+    write_run(tmp_path / "2", 2, name="two", finished=False)
+    record = read_record(tmp_path / "$1$ <b>", read_run_folder(tmp_path / "$1$ <b>"))
     fitness = [np.nan if e["fitness"] is None else e["fitness"] for e in record.evaluations]
-    made = curve(record)
-    np.testing.assert_array_equal(made.best, [np.nanmax(fitness[: i + 1]) for i in range(12)])
-    np.testing.assert_allclose(made.seconds, [sum(0.25 + k for k in range(i + 1)) for i in range(12)])
-    np.testing.assert_array_equal(made.tokens, [sum(110 + k for k in range(i + 1)) for i in range(12)])
-    figure = curves_figure({"$1$ <b>": (made.seconds, made.best, True)}, {"a": 0.25}, "seconds")
-    line = next(line for line in figure.axes[0].lines if line.get_label() == "$1$ <b>")
-    np.testing.assert_array_equal(line.get_ydata(), made.best)
-    np.testing.assert_array_equal(line.get_xdata(), made.seconds)
-    assert 0.25 in [x.get_ydata()[0] for x in figure.axes[0].lines]
+    made = steps(record)
+    assert [row["best"] for row in made] == [np.nanmax(fitness[: i + 1]) for i in range(12)]
+    np.testing.assert_allclose([row["s"] for row in made], [sum(0.25 + k for k in range(i + 1)) for i in range(12)])
+    assert [row["t"] for row in made] == [sum(110 + k for k in range(i + 1)) for i in range(12)]
+    page = tmp_path / "page.html"
+    compare([tmp_path / "$1$ <b>", tmp_path / "2"], page)
+    (chart,) = Page(page.read_text()).charts.values()
+    data = chart["datasets"]
+    drawn = [row for row in data["runs"] if row["run"] == "one"]
+    assert [row["n"] for row in drawn] == [
+        i + 1 for i in range(12) if i in (0, 11) or made[i]["best"] > made[i - 1]["best"]
+    ]
+    assert drawn[-1]["best"] == pytest.approx(np.nanmax(fitness), rel=1e-5)
+    assert data["references"] == [{"name": "a", "search": 0.25}]
+    assert data["bands"] == []
+    assert chart["params"][0]["bind"]["options"] == ["evaluations", "seconds of search", "tokens"]
+
+
+def test_seeds_are_shown_with_their_mean_and_range(tmp_path):
+    """Also while they go on; against evaluations, seconds and tokens."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path / str(seed), seed, finished=seed < 3)
+        config = yaml.safe_load((tmp_path / str(seed) / "config.yaml").read_text())
+        (tmp_path / str(seed) / "config.yaml").write_text(yaml.safe_dump(config | {"seed": seed}))
+    compare([tmp_path / str(seed) for seed in (1, 2, 3)], tmp_path / "page.html")
+    (chart,) = Page((tmp_path / "page.html").read_text()).charts.values()
+    bands = chart["datasets"]["bands"]
+    assert {row["run"] for row in bands} == {"by hand, 3 seeds"}
+    for axis, field in (("evaluations", "n"), ("tokens", "t")):
+        rows = [row for row in bands if row["axis"] == axis]
+        assert len(rows) == 7  # the third has gone so far
+        courses = [
+            steps(record) for record in read_runs(find_runs([tmp_path / str(seed) for seed in (1, 2, 3)])).values()
+        ]
+        at = np.array([[r["best"] for r in course[:7]] for course in courses])
+        assert [row["x"] for row in rows] == [row[field] for row in courses[0][:7]]
+        np.testing.assert_allclose([row["mean"] for row in rows], at.mean(0), rtol=1e-5)
+        np.testing.assert_allclose([row["low"] for row in rows], at.min(0), rtol=1e-5)
+        np.testing.assert_allclose([row["high"] for row in rows], at.max(0), rtol=1e-5)
 
 
 def test_a_table_and_a_page(tmp_path, monkeypatch, capsys):
@@ -107,7 +138,7 @@ def test_a_table_and_a_page(tmp_path, monkeypatch, capsys):
     assert "note: other, stricter: judged by other tasks or held-out examples than one" in said
     page = (tmp_path / "compare.html").read_text()
     assert not outside(page)
-    assert page.count("<svg ") == 6  # evaluations, seconds and tokens, for both kinds of fitness on the search split
+    assert len(Page(page).charts) == 2  # for both kinds of fitness on the search split
     assert "Fitness: one, two, begun, other" in page
     assert f"{second.mean():.4f}" in page
     assert main(["compare", *runs[:2]]) == 0  # a page is replaced, nothing else is
@@ -131,11 +162,11 @@ def test_stages_are_runs_and_what_is_none_is_refused(tmp_path, capsys):
     stages = [own | {"name": n} for n in ("weights", "flow", "later")]
     (tmp_path / "staged" / "config.yaml").write_text(yaml.safe_dump(shared | {"stages": stages}))
     write_run(tmp_path / "new", 2, name="new")
-    runs = read_runs([tmp_path / "staged", tmp_path / "new", tmp_path / "new"])
+    runs = read_runs(find_runs([tmp_path / "staged", tmp_path / "new", tmp_path / "new"]))
     assert list(runs) == ["staged/weights", "staged/flow", "new"]
     entries = compare([tmp_path / "staged"], tmp_path / "page.html")
     assert [e.name for e in entries] == ["staged/weights", "staged/flow"]
-    assert len(group_figures(entries)) == 3
+    assert len(Page((tmp_path / "page.html").read_text()).charts) == 1
     (tmp_path / "mine.html").write_text("mine")
     refusals = {
         (tmp_path / "new",): "give two runs or more",
@@ -155,4 +186,4 @@ def test_runs_that_have_just_begun(evaluations, tmp_path):
         log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:evaluations]))
     a, _ = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html")
     assert (a.search is None, a.heldout, a.tokens) == (evaluations == 0, None, {"search": 110} if evaluations else {})
-    assert (tmp_path / "page.html").read_text().count("<svg ") == 3 * evaluations
+    assert len(Page((tmp_path / "page.html").read_text()).charts) == evaluations

@@ -1,8 +1,12 @@
 """The report: its statistics, and the page of a run made by hand."""
 
+import base64
+import hashlib
 import json
 import re
+import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from jevomerge.config import RunConfig
 from jevomerge.errors import InputError
 from jevomerge.fitness.schema import HarnessTask, Task
 from jevomerge.genome.route import PathSpace, hops_of
+from jevomerge.reports import render
 from jevomerge.reports.heldout import BEST, bootstrap, standings, wins_and_losses
 from jevomerge.reports.look import svg
 from jevomerge.reports.page import write_report
@@ -140,30 +145,68 @@ def test_figures_are_safe_in_a_page():
     assert not outside(text)
 
 
-class Outside(HTMLParser):
-    """Collects what a page would run, or fetch from elsewhere."""
+class Page(HTMLParser):
+    """What is on a page: its scripts, the charts that they draw, tables, links, and what it would fetch or run."""
 
-    def __init__(self):
+    def __init__(self, text):
         super().__init__()
-        self.found = []
+        self.scripts, self.charts, self.tables, self.links, self.sections, self.outside = [], {}, {}, [], [], []
+        self.policy, self._chart, self._table, self._script, self._cell = "", "", "", None, None
+        self.feed(text)
+        self.outside += re.findall(r"@import|url\((?!#)[^)]*", re.sub(r"(?s)<script.*?</script>", "", text))
 
-    def handle_starttag(self, tag, attrs):
-        links = [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action", "poster")]
-        self.found += [v for v in links if not v.startswith(("#", "data:image/png", "data:image/jpeg"))]
-        self.found += [k for k, _ in attrs if k.startswith("on")]
-        self.found += [tag] * (tag in ("script", "link", "iframe", "object", "embed", "base"))
+    def handle_starttag(self, tag, attributes):
+        own = dict(attributes)
+        links = [v for k, v in attributes if k in ("src", "xlink:href", "srcset", "data", "action", "poster")]
+        self.outside += [v for v in links if not v.startswith(("#", "data:image/png", "data:image/jpeg"))]
+        self.outside += [k for k, _ in attributes if k.startswith("on")]
+        self.outside += [tag] * (tag in ("link", "iframe", "object", "embed", "base"))
+        if tag == "meta" and own.get("http-equiv") == "Content-Security-Policy":
+            self.policy = own["content"]
+        elif tag == "script":
+            self._script = own.get("type", "")
+        elif tag == "h2":
+            self.sections.append(own["id"])
+        elif tag == "a":
+            self.links.append(own["href"])
+        elif tag == "table":
+            self._table = own.get("id", f"table {len(self.tables)}")
+            self.tables[self._table] = []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+        if own.get("class") == "chart":
+            self._chart = own["id"]
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[self._table][-1].append(" ".join(self._cell.split()))
+            self._cell = None
+
+    def handle_data(self, data):
+        if self._script == "application/json":
+            self.charts[self._chart] = json.loads(data)
+        elif self._script is not None:
+            self.scripts.append(data)
+        elif self._cell is not None:
+            self._cell += data
+        self._script = None
 
 
-def outside(page):
-    """What a page would run, or fetch from elsewhere."""
-    parser = Outside()
-    parser.feed(page)
-    return parser.found + re.findall(r"@import|url\((?!#)[^)]*", page)
+def outside(text):
+    """What a page would fetch from elsewhere, or run that its policy does not name or that is not ours."""
+    page, ours = Page(text), {path.read_text() for path in Path(render.__file__).parent.glob("*.js")}
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts]
+    expected = " ".join(["script-src", *(f"'sha256-{h}'" for h in hashes), "'unsafe-eval'"])
+    refused = [] if not page.policy or page.policy.startswith("default-src 'none'; img-src data:;") else [page.policy]
+    unnamed = [] if not page.scripts or page.policy.endswith(expected) else ["a script that is not in the policy"]
+    return page.outside + refused + unnamed + [s for s in page.scripts if s not in ours]
 
 
 def test_outside_finds_what_is_outside():
     assert outside('<img src="http://x/y.png"><a href="#z">') == ["http://x/y.png"]
-    assert outside("<script>1</script>") == ["script"]
+    assert outside("<script>1</script>") == ["a script that is not in the policy", "1"]
     assert outside("<style>a { background: url(http://x) }</style>") == ["url(http://x"]
 
 
@@ -228,13 +271,49 @@ def test_the_page_says_what_the_files_say(run):
     assert "Fitness: the mean score of sums. An example scores 1 if the answer in the generated text is" in page
     assert "+0.5000" in page  # against the best source
     assert "merged:0 1" in page
-    assert page.count("<svg ") == 5
+    assert page.count("<svg ") == 1  # the path
+    charts = Page(page).charts
+    assert {name.split("-")[0] for name in charts} == {"fitness", "coefficients", "genes", "parallel", "slots"}
+    evaluations = read_archive(run / "evaluations.jsonl")
+    drawn = charts["fitness"]["datasets"]
+    assert [row["fitness"] for row in drawn["candidates"]] == [e["fitness"] for e in evaluations]
+    assert drawn["references"] == [{"series": "a", "search": 0.125}]
     assert (run / "path.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     record = read_record(run, read_run_folder(run))
     champions = [max(g, key=lambda i: -1 if np.isnan(f := record.fitness[i]) else f) for g in record.generations]
     lengths = read_paths(record).length[champions]
     cells = re.findall(r'<td class="n">(\d+)</td>\s*<td class="share">', page)
     assert [int(c) for c in cells] == lengths.tolist()
+
+
+def test_the_headline_and_the_contents(run):
+    page = Page(write_report(run).read_text())
+    assert [link.removeprefix("#") for link in page.links] == page.sections
+    assert page.sections[:2] == ["fitness", "path"]
+    assert "75 % (3 of 4), 50 points above the best source" in (run / "report.html").read_text()
+    result = json.loads((run / "result.json").read_text())
+    result["best"] |= {"source": "a", "heldout": 0.25}
+    (run / "result.json").write_text(json.dumps(result))
+    assert "(3 of 4): a itself, no candidate was better" in write_report(run).read_text()
+    (run / "result.json").unlink()
+    fitness = read_record(run, read_run_folder(run)).fitness
+    (run / "heldout.json").unlink()
+    assert f">{100 * np.nanmax(fitness):.0f} %</p>" in write_report(run).read_text()
+
+
+def test_candidates_have_commands_that_export_them(run, capsys):
+    header, *rows = Page(write_report(run).read_text()).tables["table-candidates"]
+    assert header == ["evaluation", "generation", "fitness", "as a model folder"]
+    evaluations = read_archive(run / "evaluations.jsonl")
+    known = sorted((e["fitness"] for e in evaluations if e["fitness"] is not None), reverse=True)
+    assert [row[2] for row in rows] == [f"{fitness:.4f}" for fitness in known]
+    for number, generation, fitness, command in rows:
+        e = evaluations[int(number)]
+        assert (e["generation"] + 1, f"{e['fitness']:.4f}") == (int(generation), fitness)
+        words = shlex.split(command)
+        assert words == ["jevomerge", "export", str(run), "--genome", number, f"by <b>hand_{number}"]
+    assert main([*words[1:4], "x", "out"]) == 2  # a command that is understood
+    assert "`x` is neither `best` nor a number" in capsys.readouterr().err
 
 
 def test_the_page_says_how_else_texts_were_judged_and_how_candidates_came_about(run):
@@ -269,14 +348,13 @@ def test_a_score_that_is_more_or_less_is_written_out(run):
     assert re.search(r'<td class="n">\s*0.625\s*</td>\s*<td class="text"><span class="muted">nothing<', page)
 
 
-def test_the_page_needs_nothing_and_runs_nothing(run):
+def test_the_page_needs_nothing_and_runs_only_what_is_ours(run):
     page = write_report(run).read_text()
     assert not outside(page)
-    assert "<script" not in page
     assert "<b>hand" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; 日本" in page
     assert "x" * 361 not in page  # long texts are cut
-    assert len(page) < 300_000
+    assert len(page) < 900_000  # of which Vega has 772 000
 
 
 def test_pictures_stand_beside_questions(run):
@@ -311,7 +389,8 @@ def test_a_run_that_was_killed(run):
         (run / name).unlink()
     page = write_report(run).read_text()
     assert "not finished: 0 of about 40 evaluations" in page
-    assert "<svg" not in page
+    assert not Page(page).charts
+    assert len(page) < 30_000  # Vega is not there for nothing
 
 
 def test_only_reports_are_overwritten(run, tmp_path, capsys):
@@ -346,7 +425,7 @@ def test_stages_have_pages_and_an_index(run, tmp_path, capsys):
     run.rename(folder / "one")
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    assert re.findall(r'href="([^"]*)"', page) == ["one/report.html"]
+    assert Page(page).links == ["one/report.html"]
     assert "not begun" in page
     assert "0.7500" in page
     assert "Held-out scores" in (folder / "one" / "report.html").read_text()

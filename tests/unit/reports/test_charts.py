@@ -1,6 +1,10 @@
-"""What the figures of a report show."""
+"""What the charts and the picture of a report show."""
 
 import itertools
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,14 +12,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
 from jevomerge.genome.route import Hop, PathSpace, encode, hops_of
-from jevomerge.reports.figures import (
-    coefficient_panels,
-    coefficients_figure,
-    fitness_figure,
-    history_figure,
-    label_heights,
-    progress,
-)
+from jevomerge.reports.charts import Chart, band, spread, visible
+from jevomerge.reports.genes import History, coefficient_charts, coefficient_panels, history_charts, strongest
+from jevomerge.reports.importance import importance
 from jevomerge.reports.path_history import changes, shorten
 from jevomerge.reports.path_picture import floors, path_figure
 from jevomerge.reports.record import Paths, read_paths
@@ -111,30 +110,41 @@ def read_paths_of(space, genomes) -> Paths:
     return read_paths(Fake)
 
 
-# --- figures ------------------------------------------------------------------------------------------------
+# --- charts -------------------------------------------------------------------------------------------------
 
 
-def test_the_course_of_the_fitness():
-    generations = [np.array([1.0, 2, 3]), np.array([np.nan, 2.5]), np.array([np.nan]), np.array([4.0, 0, 1, 5])]
-    course = progress(generations)
-    np.testing.assert_array_equal(course.best, [3, 3, 3, 5])
-    np.testing.assert_array_equal(course.mean, [2, 2.5, np.nan, 2.5])
-    np.testing.assert_allclose(course.low[0], 1.2)
-    axes = fitness_figure(course, {"a": 0.5, "b": np.nan, "plain average": 1.5}).axes[0]
-    lines = {line.get_label(): line for line in axes.lines}
-    np.testing.assert_array_equal(lines["best so far"].get_ydata(), course.best)
-    np.testing.assert_array_equal(lines["mean of a generation"].get_ydata(), course.mean)
-    assert {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {0.5, 1.5}
-    assert [t.get_text() for t in axes.texts] == ["a", "plain average"]
+def test_json_of_any_text_stands_in_a_page():
+    spec = {"title": "</script><!-- $x$ 日本語", "x": [np.float32(0.1), np.nan, np.inf, np.int64(3), (True, None)]}
+    text = Chart("c", "<b>", spec).json
+    assert "<" not in text
+    assert json.loads(text) == {
+        "description": "<b>", "width": "container", "title": spec["title"], "x": [0.1, None, None, 3, [True, None]],
+    }  # fmt: skip
 
 
-def test_labels_do_not_overlap():
-    values = {"a": 0.0, "b": 0.01, "c": 0.02, "d": 1.0}
-    places = label_heights(values, 0.1)
-    heights = [places[name] for name in "abcd"]
-    assert min(np.diff(heights)) >= 0.1 - 1e-9
-    np.testing.assert_allclose([places["b"], places["d"]], [0.01, 1.0])
-    assert label_heights({}, 0.1) == {}
+def test_the_visible_range_is_that_of_what_matters():
+    low, high = visible([1.0, 3.0, np.nan])
+    assert low < 1 < 3 < high < 4
+    assert visible([2.0]) == [1.5, 2.5]
+
+
+def test_only_so_many_are_drawn_and_the_ends_are_among_them():
+    np.testing.assert_array_equal(spread(5, 9), range(5))
+    some = spread(12800, 2000)
+    assert (len(some), some[0], some[-1]) == (2000, 0, 12799)
+
+
+def test_the_mean_of_runs_is_theirs_at_every_place():
+    """Best so far as steps, as far as all runs go; NumPy's mean, lowest and highest."""
+    first = [{"s": s, "best": b} for s, b in ((1, 0.0), (3, 0.5), (9, 1.0))]
+    second = [{"s": s, "best": b} for s, b in ((2, 0.25), (4, 0.75))]
+    assert band([first, second], "s") == [
+        {"x": x, "mean": np.mean(pair), "low": min(pair), "high": max(pair)}
+        for x, pair in ((2, (0, 0.25)), (3, (0.5, 0.25)), (4, (0.5, 0.75)))
+    ]
+
+
+# --- genes --------------------------------------------------------------------------------------------------
 
 
 def test_coefficients_are_where_their_names_say():
@@ -152,19 +162,75 @@ def test_coefficients_are_where_their_names_say():
     np.testing.assert_array_equal(mlp.values, [[0.6, 0.4], [0.7, 0.5]])
     np.testing.assert_array_equal(ends.values, [[0.2, 0.0], [0.3, 0.1]])
     assert scale.rows == ["all sources"]
-    figure = coefficients_figure(panels)
-    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), mlp.values)
-    assert [t.get_text() for t in figure.axes[1].texts] == ["0.60", "0.40", "0.70", "0.50"]
-    assert [a.images[0].get_clim() for a in figure.axes[:4]] == [(0, 1)] * 3 + [(0, 2)]
+    charts = [chart.spec for chart in coefficient_charts(panels)]
+    cells = [{"row": r, "column": c} for r in "ab" for c in ("layers 2-3", "layers 10-11")]
+    assert charts[1]["datasets"]["cells"] == [
+        c | {"value": v} for c, v in zip(cells, (0.6, 0.4, 0.7, 0.5), strict=True)
+    ]
+    colours = [chart["layer"][0]["encoding"]["color"] for chart in charts]
+    assert [list(c["scale"]["domain"]) for c in colours] == [[0, 1]] * 3 + [[0, 2]]
+    assert [c["legend"] is not None for c in colours] == [True, False, False, True]  # once for each range
 
 
 @pytest.mark.parametrize("count", [6, 900])
 def test_histories_of_few_and_many_genes(count):
-    rows = [(f"block {i // (count // 3)}", f"gene {i}") for i in range(count)]
-    values = np.random.default_rng(0).random((count, 1000))
-    axes = history_figure({"mean": values}, rows, "share").axes[0]
-    shown = axes.images[0].get_array()
-    assert shown.shape == (count, 240)  # a picture cannot show more
-    np.testing.assert_array_equal(shown[:, [0, -1]], values[:, [0, -1]])
-    labels = [t.get_text() for t in axes.get_yticklabels()]
-    assert labels == ([f"gene {i}" for i in range(6)] if count == 6 else [f"block {i}" for i in range(3)])
+    values = np.random.default_rng(0).random((2, count, 1000))
+    history = History("a", [f"gene {i}" for i in range(count)], *values)
+    chart = history_charts([history], "genes", "share")[0].spec
+    cells = chart["datasets"]["cells"]
+    generations = sorted({cell["g"] for cell in cells})
+    assert len(cells) == count * len(generations)
+    assert len(generations) == (60 if count == 6 else 12)  # a picture cannot show more
+    assert (generations[0], generations[-1]) == (1, 1000)
+    last = [cell for cell in cells if cell["g"] == 1000]
+    np.testing.assert_allclose([[c["mean"] for c in last], [c["best"] for c in last]], values[:, :, -1], atol=6e-4)
+
+
+def test_the_strongest_genes_are_those_that_correlate_most():
+    rng = np.random.default_rng(0)
+    genomes = rng.random((200, 20))
+    genomes[:, 5] = 0.5  # a gene that never changes
+    fitness = 3 * genomes[:, 7] - 2 * genomes[:, 11] + 0.1 * rng.normal(size=200)
+    found = strongest(genomes, fitness)
+    assert found[:2] == [7, 11]
+    correlations = [abs(np.corrcoef(genomes[:, i], fitness)[0, 1]) for i in range(20) if i != 5]
+    assert len(found) == 12
+    np.testing.assert_allclose(
+        [abs(np.corrcoef(genomes[:, i], fitness)[0, 1]) for i in found], sorted(correlations, reverse=True)[:12]
+    )
+
+
+# --- importance ---------------------------------------------------------------------------------------------
+
+
+def fake(genomes, fitness):
+    """What `importance` reads of a record."""
+    names = [f"layer {i}/a/weight" for i in range(genomes.shape[1])]
+    return SimpleNamespace(
+        genes=names, genomes=genomes, fitness=fitness, num_weight_genes=len(names), folder=Path("runs/x")
+    )
+
+
+def test_the_genes_that_matter_are_those_that_the_fitness_is_made_of():
+    rng = np.random.default_rng(0)
+    genomes = rng.random((120, 6))
+    fitness = 2 * genomes[:, 4] + genomes[:, 1] ** 2
+    fitness[3] = np.nan
+    found = importance(fake(genomes, fitness), None)
+    assert [row.name for row in found.rows[:2]] == ["a · layer 4", "a · layer 1"]
+    assert found.rows[0].mean > 3 * found.rows[1].mean > 9 * found.rows[2].mean
+    assert 0.5 < found.explained < 1
+    assert importance(fake(genomes, fitness), None) == found  # seeded
+
+
+def test_no_importance_is_explained(monkeypatch):
+    rng = np.random.default_rng(0)
+    genomes, fitness = rng.random((60, 3)), rng.random(60)
+    noise = importance(fake(genomes, fitness), None)
+    assert not noise.rows
+    assert "explains too little of the fitness" in noise.reason
+    assert "It takes 40 candidates" in importance(fake(genomes[:39], fitness[:39]), None).reason
+    assert "It takes 40 candidates" in importance(fake(genomes, np.full(60, 0.5)), None).reason
+    assert "more than 256 genes" in importance(fake(rng.random((60, 257)), fitness), None).reason
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)  # as if it were not installed
+    assert "pip install 'jevomerge[report]'" in importance(fake(genomes, fitness), None).reason
