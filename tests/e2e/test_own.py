@@ -99,7 +99,7 @@ def test_the_page_claims_no_held_out_score_where_nothing_is_held_out(run):
     for claim in ("held-out split", "Held-out scores", "Won and lost"):
         assert (claim in page) == apart, claim
     card = (folder / "best" / "README.md").read_text()
-    assert ("| model | search | heldout |" in card) == apart
+    assert ("| model | search | heldout (95 % interval) |" in card) == apart
     assert f"what own_e2e:{WAYS[way].split('own_e2e:')[1].split(chr(39))[0].strip()} says of" in page
 
 
