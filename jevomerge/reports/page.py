@@ -32,19 +32,22 @@ from jevomerge.reports.path_history import path_history
 from jevomerge.reports.path_picture import path_figure
 from jevomerge.reports.record import Paths, Run, read_paths, read_record, read_run_folder
 from jevomerge.reports.render import MARK, render
+from jevomerge.reports.sheet import sheet_figure, sheets
 from jevomerge.reports.words import judged_by, ran_on, searched, thousands
 from jevomerge.schema import read_text
 from jevomerge.strategies.strategy import PARETO
 
-PAGE, PICTURE = "report.html", "path.png"
+PAGE, PICTURE, SHEET = "report.html", "path.png", "sheet.png"
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
-    """Write a run's page, and path.png if paths were searched; of several stages a page each and one that links them.
+    """Write a run's page, path.png if paths were searched, sheet.png if pictures were drawn.
+
+    Of several stages each gets a page, and there is one that links them.
 
     Args:
         folder: a run folder, finished or not.
-        output: where to write the page, without path.png; by default report.html in the folder.
+        output: where to write the page, without the pictures; by default report.html in the folder.
 
     Returns:
         the page.
@@ -68,6 +71,8 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     paths = read_paths(record) if record.config.path is not None and record.evaluations else None
     if paths is not None and output is None:
         (folder / PICTURE).write_bytes(png(picture_of(record, paths)))
+    if output is None and (found := sheets(record.shown, record.config.tasks)):
+        (folder / SHEET).write_bytes(png(sheet_figure(found[0])))
     write_atomically(page, run_page(record, paths))
     return page
 
@@ -125,6 +130,7 @@ def run_page(record: Run, paths: Paths | None, live: str = "") -> str:
         standings=standings(heldout, tasks) if heldout else [],
         parent=best_parent(heldout) if heldout else None,
         others=other_scores(heldout, tasks) if heldout else [],
+        sheets=sheets(record.shown, tasks),
         cases=[c for t in apart if (c := wins_and_losses(heldout, t)) is not None] if heldout else [],
         by_task=scores_by_task(heldout) if heldout and len(tasks) > 1 else {},
         recipes={path.name: read_text(path) for path in recipes},

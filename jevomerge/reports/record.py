@@ -20,7 +20,7 @@ from jevomerge.genome.space import Space
 from jevomerge.methods.registry import get_method
 from jevomerge.models.route import Route
 from jevomerge.search.archive import read_archive
-from jevomerge.search.records import read_environment, read_heldout, read_outcome
+from jevomerge.search.records import read_drawn, read_environment, read_heldout, read_outcome
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ class Run:
     evaluations: list[dict[str, Any]]
     result: dict[str, Any] | None  # None: the run is not finished
     heldout: dict[str, Any] | None  # heldout.json; None: not written yet, or by a version that wrote none
+    drawn: dict[str, Any] | None = None  # drawn.json; None: no pictures are drawn
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What of heldout.json's form has pictures to look at: the held-out split's, before the end the best so far."""
+        known = self.heldout if self.result is not None else self.drawn
+        return known or {"examples": {}, "sources": {}, "average": None, "best": None}
 
     @property
     def genes(self) -> list[str]:
@@ -137,6 +144,7 @@ def read_record(folder: Path, config: RunConfig) -> Run:
         evaluations=evaluations,
         result=read_outcome(folder),
         heldout=read_heldout(folder),
+        drawn=read_drawn(folder),
     )
 
 

@@ -13,11 +13,13 @@ from jevomerge.reports.server import HOST, Pages, serve
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Write a run's page, and path.png if paths were searched; of several stages a page each and one that links them.
+    """Write a run's page, path.png if paths were searched, sheet.png if pictures were drawn.
+
+    Of several stages each gets a page, and there is one that links them.
 
     Args:
         run: a run folder, finished or not.
-        output: where to write the page, without path.png; by default report.html in the folder.
+        output: where to write the page, without the pictures; by default report.html in the folder.
 
     Returns:
         the page.

@@ -13,13 +13,12 @@ from jevomerge.checkpoint.files import read_json, write_atomically
 from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Scores
 from jevomerge.search.baselines import Baselines
-
-NAME = "drawn.json"
+from jevomerge.search.records import DRAWN
 
 
 def open_gallery(folder: Path, judge: Judge, baselines: Baselines) -> None:
     """Write the first of a run whose candidates draw, unless it is there from before the run was resumed."""
-    if not any(task.rollout.draws for task in judge.tasks) or (folder / NAME).exists():
+    if not any(task.rollout.draws for task in judge.tasks) or (folder / DRAWN).exists():
         return
     examples = {
         task.name: [{"prompt": d.prompt, "answer": d.answer} for d in judge.material["search"][task.name].documents]
@@ -33,8 +32,8 @@ def open_gallery(folder: Path, judge: Judge, baselines: Baselines) -> None:
 
 def hang(folder: Path, scores: Scores, evaluation: int) -> None:
     """Put the pictures of a candidate there as those of the best so far."""
-    if (folder / NAME).exists() and any(scores.drawn.values()):
-        _write(folder, read_json(folder / NAME) | {"best": {**_shown(scores), "evaluation": evaluation}})
+    if (folder / DRAWN).exists() and any(scores.drawn.values()):
+        _write(folder, read_json(folder / DRAWN) | {"best": {**_shown(scores), "evaluation": evaluation}})
 
 
 def _shown(scores: Scores) -> dict[str, Any]:
@@ -44,4 +43,4 @@ def _shown(scores: Scores) -> dict[str, Any]:
 
 
 def _write(folder: Path, values: Any) -> None:
-    write_atomically(folder / NAME, json.dumps(values, ensure_ascii=False) + "\n")
+    write_atomically(folder / DRAWN, json.dumps(values, ensure_ascii=False) + "\n")

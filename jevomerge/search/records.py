@@ -10,6 +10,8 @@ from pydantic import Field, RootModel
 from jevomerge.checkpoint.files import read_json
 from jevomerge.schema import Count, Part, check
 
+DRAWN = "drawn.json"
+
 
 class Evaluation(Part):
     """A line of evaluations.jsonl."""
@@ -67,6 +69,7 @@ class Texts(Splits):
 
     scores: dict[str, list[float | None]]
     texts: dict[str, Any]
+    drawn: dict[str, list[str]] = Field(default_factory=dict)  # as `Pictures` has it
 
 
 class Shown(Part):
@@ -85,6 +88,22 @@ class Heldout(Part):
     average: Texts | None
     best: Texts | None
     front: dict[str, Texts] = Field(default_factory=dict)
+
+
+class Pictures(Part):
+    """What a model drew of the first examples, JPEGs in base64, and what it scores on each, by task."""
+
+    scores: dict[str, list[float | None]]
+    drawn: dict[str, list[str]]
+
+
+class DrawnFile(Part):
+    """drawn.json: of the search split, while it is searched."""
+
+    examples: dict[str, list[Shown]]
+    sources: dict[str, Pictures]
+    average: Pictures | None
+    best: Pictures | None
 
 
 class TaskAnchors(Part):
@@ -119,3 +138,9 @@ def read_heldout(folder: Path) -> dict[str, Any] | None:
     path = folder / "heldout.json"
     remedy = "it is damaged; remove it"
     return check(Heldout, read_json(path), path, remedy) if path.exists() else None
+
+
+def read_drawn(folder: Path) -> dict[str, Any] | None:
+    """What the best candidate so far, and sources, draw of the search's first prompts; None: they draw nothing."""
+    path = folder / DRAWN
+    return check(DrawnFile, read_json(path), path, "it is damaged; remove it") if path.exists() else None
