@@ -239,6 +239,12 @@ def parser() -> argparse.ArgumentParser:
         "--measure", action="store_true", help="also score some candidates here, and say how long it takes"
     )
 
+    plan.add_argument("--device-memory", metavar="SIZE", help="instead: one device with so much, such as 24GiB, ...")
+    plan.add_argument(
+        "--device-bandwidth", type=float, default=1.0, metavar="TB/s", help="... of such speed (default: 1)"
+    )
+    plan.add_argument("--device-flops", type=float, default=150.0, metavar="TFLOP/s", help="in bfloat16 (default: 150)")
+
     translate = command(
         "translate",
         "print the config of a mergekit-evolve run as one of ours",
@@ -442,9 +448,12 @@ def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
     reading(args.config)
     from jevomerge.observers.terminal import Terminal
+    from jevomerge.planning.chips import assumed_chip
     from jevomerge.run.plan import plan
 
-    plan(args.config, args.topology, args.sweep, args.measure, observer=Terminal())
+    speeds = args.device_bandwidth, args.device_flops
+    chip = None if args.device_memory is None else assumed_chip(args.device_memory, *speeds)
+    plan(args.config, args.topology, args.sweep, args.measure, chip=chip, observer=Terminal())
 
 
 def run_translate(args: argparse.Namespace) -> None:

@@ -69,7 +69,8 @@ DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.
 def resolve(reference: str, patterns: Sequence[str] = DOWNLOADED) -> Path:
     """The local folder or file of a reference, downloading only if it can be nothing but a hub name.
 
-    `patterns`: of the names of files that are downloaded.
+    Of a single file on the hub that is `owner/name[@revision]/file.safetensors`. `patterns`: of the names of files that
+    are downloaded of others.
     """
     path = Path(reference).expanduser()
     if path.suffix in PICKLES and path.is_file():
@@ -79,15 +80,18 @@ def resolve(reference: str, patterns: Sequence[str] = DOWNLOADED) -> Path:
         )
     if is_here(reference):
         return path
-    if path.suffix == SUFFIX:
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/([\w./-]+\.safetensors))?", reference)
+    if path.suffix == SUFFIX and (found is None or found[3] is None):
         raise InputError(f"{reference} does not exist")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference) or reference.startswith("."):
+    if found is None or reference.startswith("."):
         raise InputError(f"{reference} is neither a folder nor a hub name (owner/name[@revision])")
-    from huggingface_hub import snapshot_download  # imported late: only hub names need it
+    from huggingface_hub import hf_hub_download, snapshot_download  # imported late: only hub names need it
 
-    name, _, revision = reference.partition("@")
+    name, revision, file = found.groups()
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*patterns]))
+        if file is not None:
+            return Path(hf_hub_download(name, file, revision=revision))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns]))
     except InputError:  # --offline
         raise
     except Exception as error:

@@ -18,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.devices.mesh import split
 
+CUT = ("heads", "channels")  # axes by which devices share a model
+
 
 class Axis(NamedTuple):
     """A logical axis of a tensor."""
@@ -118,8 +120,9 @@ def shardings(mesh: Mesh | None, specs: Sequence[ParamSpec]) -> dict[str, NamedS
 
 
 def heads_of(specs: Sequence[ParamSpec]) -> int:
-    """Into how many parts a model is cut at most: its attention heads."""
-    return max((axis.parts for s in specs for axis in s.axes if axis.name == "heads"), default=1)
+    """Into how many parts a model is cut at most: its attention heads, or a U-Net's channels."""
+    parts = {name: max((a.parts for s in specs for a in s.axes if a.name == name), default=0) for name in CUT}
+    return parts["heads"] or parts["channels"] or 1
 
 
 def layered(path: str, pattern: str) -> str:

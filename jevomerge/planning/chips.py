@@ -43,6 +43,27 @@ DEEP = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 SLICES = {"v4": DEEP[1:], "v5e": FLAT, "v5p": DEEP[1:], "v6e": FLAT}
 
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([GT]i?B)")
+BYTES = {"GB": 10**9, "GiB": 1 << 30, "TB": 10**12, "TiB": 1 << 40}
+
+
+def assumed_chip(memory: str, bandwidth: float = 1.0, flops: float = 150.0) -> Chip:
+    """A device of which one knows how much memory it has, "24GiB".
+
+    Args:
+        memory: all of which programs can use.
+        bandwidth: TB/s of the memory.
+        flops: TFLOP/s in bfloat16.
+
+    Raises:
+        InputError: for what is no size, or no speed.
+    """
+    if (found := SIZE.fullmatch(memory)) is None or min(bandwidth, flops, float(found[1])) <= 0:
+        raise InputError(f"--device-memory: `{memory}` is not a size such as 24GiB, or a speed is not above 0")
+    size = float(found[1]) * BYTES[found[2]]
+    return Chip(f"a device with {memory}", "", flops * 1e12, bandwidth * 1e12, math.inf, size)
+
+
 def larger_slices(topology: str) -> list[str]:
     """A slice and the larger ones of its chip, by size."""
     chip, _, shape = topology.partition(":")

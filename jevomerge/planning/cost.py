@@ -2,11 +2,11 @@
 
 XLA's own `cost_analysis` counts the body of a loop once, and a search is loops: over layers, tokens and members.
 
-Matrix products are exact: 2 x rows x columns x inner. Every other arithmetic operation counts one per element of its
-result (of its input where it reduces). Bytes are those of a good compiler: elementwise chains, casts, slices and the
-reductions that end them are fused and never stored, so that a value moves when a matrix product, a reduction, a sort,
-a loop or the result needs it; an update in place moves the part that is written. Shapes inside `jax.shard_map` are
-those of one slice of its manual axes.
+Matrix products and convolutions are exact: 2 x the elements of the result x what each of them sums. Every other
+arithmetic operation counts one per element of its result (of its input where it reduces). Bytes are those of a good
+compiler: elementwise chains, casts, slices and the reductions that end them are fused and never stored, so that a value
+moves when a matrix product, a reduction, a sort, a loop or the result needs it; an update in place moves the part that
+is written. Shapes inside `jax.shard_map` are those of one slice of its manual axes.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class _Walk:
                 env.values |= {v: inside.read(o) for v, o in zip(eqn.outvars, jaxpr.outvars, strict=True)}
                 return cost
         out = eqn.outvars[0].aval if eqn.outvars else None
-        if name == "dot_general":
-            cost = Cost(matmul=_dot_flops(eqn), bytes=size_of(out))
+        if name in PRODUCTS:
+            cost = Cost(matmul=PRODUCTS[name](eqn), bytes=size_of(out))
             for var, value in zip(eqn.invars, inputs, strict=True):
                 cost += self.needed(var, value, env)
             env.values[eqn.outvars[0]] = self.stored(out)
@@ -217,6 +217,14 @@ def _dot_flops(eqn: Any) -> float:
     (left, _), _ = eqn.params["dimension_numbers"]
     inner = math.prod(eqn.invars[0].aval.shape[i] for i in left)
     return 2.0 * inner * eqn.outvars[0].aval.size
+
+
+def _conv_flops(eqn: Any) -> float:
+    kernel, layout = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
+    return 2.0 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[layout[0]]
+
+
+PRODUCTS = {"dot_general": _dot_flops, "conv_general_dilated": _conv_flops}
 
 
 def size_of(aval: Any) -> int:

@@ -45,6 +45,7 @@ class Use(NamedTuple):
     estimate: float | None = None  # the compiler's own, which counts a loop's body once
     unknown: tuple[str, ...] = ()  # loops counted once
     pictures: int = 0  # features or views, of a batch and the next one
+    drawn: int = 0  # how many pictures it draws, on all devices
 
     @property
     def bytes(self) -> int:
@@ -143,13 +144,21 @@ def memory_limit(device: jax.Device) -> float | None:
     return None if stats is None else stats.get("bytes_limit")
 
 
-def plan_on(setup: Setup, mesh: Mesh, members_per_device: int, which: Callable[..., Any] = programs) -> Plan:
+def plan_on(
+    setup: Setup,
+    mesh: Mesh,
+    members_per_device: int,
+    which: Callable[..., Any] = programs,
+    chip: Chip | None = None,
+) -> Plan:
     """Compile every program that a run runs on a mesh, or only `which`; nothing is read and nothing is executed.
 
-    Compiling stops at the first program that is too large for a device.
+    Compiling stops at the first program that is too large for a device. `chip`: what the devices are taken for, if not
+    for what they are.
     """
     device = mesh.devices.flat[0]
-    chip, limit = chip_of(device), memory_limit(device)
+    limit = memory_limit(device) if chip is None else chip.memory
+    chip = chip or chip_of(device)
     candidates = setup.problem.load(mesh, abstract=True)
     sources, prepared = map(bytes_per_device, candidates.held())
     plan = Plan(
@@ -220,7 +229,7 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
         None if chip is None else moved / chip.bandwidth,
         None if chip is None else network / (chip.interconnect / 2),  # one direction
         estimate if estimate is not None and estimate > 0 else None,
-        tuple(sorted(cost.unknown)), program.pictures,
+        tuple(sorted(cost.unknown)), program.pictures, program.drawn,
     )  # fmt: skip
 
 
@@ -244,8 +253,10 @@ def cache_on_device(program: Program, text: str | None) -> int:
     return total
 
 
-def best_plan(setup: Setup, devices: Sequence[jax.Device]) -> Plan:
+def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = None) -> Plan:
     """The plan of a run on devices, on the mesh and with the members per device of its config, or chosen for it.
+
+    `chip` as for `plan_on`.
 
     As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
     do), then as many members at once as memory allows and the population has, unless they generate, which they do one
@@ -254,12 +265,13 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device]) -> Plan:
     """
     config = setup.config
     members = config.members_per_device or 1
-    if config.mesh.model or config.mesh.pop or memory_limit(devices[0]) is None:
-        return more_members(setup, plan_on(setup, make_mesh(config.mesh.pop, config.mesh.model, devices), members))
+    if config.mesh.model or config.mesh.pop or (chip is None and memory_limit(devices[0]) is None):
+        mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
+        return more_members(setup, plan_on(setup, mesh, members, chip=chip))
     heads = heads_of(setup.problem.model.specs)
     ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == heads % n == 0]
     for model in ways:
-        plan = plan_on(setup, make_mesh(None, model, devices), members)
+        plan = plan_on(setup, make_mesh(None, model, devices), members, chip=chip)
         if plan.fits:
             return more_members(setup, plan)
     return plan
@@ -272,6 +284,6 @@ def more_members(setup: Setup, plan: Plan) -> Plan:
         return plan
     wanted = math.ceil(plan.population / plan.mesh.shape["pop"])
     for members in (8, 4, 2):
-        if members <= wanted and (more := plan_on(setup, plan.mesh, members)).fits:
+        if members <= wanted and (more := plan_on(setup, plan.mesh, members, chip=plan.chip)).fits:
             return more
     return plan

@@ -45,6 +45,7 @@ class Program(NamedTuple):
     made: bool = False  # whether merged members are among its arguments
     model: int = 0  # bytes per device of a whole model among its arguments that is no source
     pictures: int = 0  # bytes per device of what it is given of pictures, in this batch and the next
+    drawn: int = 0  # pictures that it draws for all members
 
 
 def first_generation(setup: Setup) -> np.ndarray:
@@ -136,7 +137,8 @@ def scores_of(
     cache = rollout.cache(judge.subject, layout, slots)
     program = Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops()), cache, judge.dtype)
     shown = jax.tree.leaves(getattr(batch, "pictures", None))
-    return program._replace(pictures=2 * sum(math.prod(x.shape) * x.dtype.itemsize for x in shown))
+    drawn = layout.rows * judge.group if rollout.draws else 0
+    return program._replace(pictures=2 * sum(math.prod(x.shape) * x.dtype.itemsize for x in shown), drawn=drawn)
 
 
 # --- how often ----------------------------------------------------------------------------------------------

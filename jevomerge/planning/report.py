@@ -68,6 +68,9 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
         f"  utilisation: {100 * plan.utilisation:.1f} % of the peak in bfloat16; "
         f"{100 * plan.useful:.0f} % of the members scored are candidates"
     )
+    for use in (u for u in plan.uses if u.drawn and u.seconds and u.runs):
+        rate = use.drawn / (use.seconds or 1)
+        yield f"  `{use.name}`: {rate:.3g} pictures per second, {rate / mesh.size:.3g} for each device"
     estimates = [u.estimate for u in plan.uses if u.estimate is not None]
     if estimates:
         yield f"  the compiler's own estimates, which count a loop's body once: {sum(estimates):.3g} s"
@@ -101,21 +104,21 @@ def summary(plan: Plan) -> str:
 def advice(setup: Setup, plan: Plan, devices: Sequence[jax.Device]) -> str:
     """Which setting to change, and to what, so that a plan that does not fit does; found by trying."""
     config, now = setup.config, plan.mesh.shape["model"]
-    if plan.members_per_device > 1 and plan_on(setup, plan.mesh, 1).fits:
+    if plan.members_per_device > 1 and plan_on(setup, plan.mesh, 1, chip=plan.chip).fits:
         return "set `members_per_device: 1`"
     if config.refine is not None and (remedy := fewer_examples(setup, plan)):
         return remedy
     heads = heads_of(setup.problem.model.specs)
     ways = [n for n in (now << i for i in range(1, 9)) if n <= len(devices) and len(devices) % n == heads % n == 0]
     for model in ways:
-        if plan_on(setup, make_mesh(None, model, devices), 1).fits:
+        if plan_on(setup, make_mesh(None, model, devices), 1, chip=plan.chip).fits:
             return f"set `mesh: {{model: {model}}}`: so many devices then share the weights of a candidate"
     widest = make_mesh(None, max([now, *ways]), devices)
     wide = f" and `mesh: {{model: {widest.shape['model']}}}`" if widest.shape["model"] != now else ""
     size = config.tokens_per_batch
     while (size := size // 2) >= 256:
         smaller = set_up(config.model_copy(update={"tokens_per_batch": size}), devices)
-        changed = plan_on(smaller, widest, 1)
+        changed = plan_on(smaller, widest, 1, chip=plan.chip)
         if changed.fits:
             return f"set `tokens_per_batch: {size}`{wide}: fewer examples are then scored together"
         if config.refine is not None and (remedy := fewer_examples(smaller, changed)):
@@ -139,6 +142,6 @@ def fewer_examples(setup: Setup, plan: Plan) -> str | None:
     while (size := size // 2) >= 1:
         fewer = {"refine": refine.model_copy(update={"examples_per_step": size})}
         smaller = dataclasses.replace(setup, config=setup.config.model_copy(update=fewer))
-        if plan_on(smaller, plan.mesh, plan.members_per_device, refining).fits:
+        if plan_on(smaller, plan.mesh, plan.members_per_device, refining, plan.chip).fits:
             return f"set `refine.examples_per_step: {size}`: a gradient keeps what each of its examples computes"
     return None

@@ -4,6 +4,9 @@
                                "added": ["<image>"], "dtype": "bfloat16"}},
      "tasks": {"name": [{"rows": 400, "prompt": 110, "answer": 8, "picture": [480, 640]}, ...]}}
 
+Image pipelines, and CLIPs that judge, have `files` instead, {"model_index.json": {...}, "unet/config.json": {...}},
+and a LoRA a `rank` and whose U-Net it is `of`. A name that ends in .safetensors is a single file's.
+
 `tokens` are those of the vocabulary, behind which `added` come; `prompt` and `answer` count tokens without what stands
 for a picture, of which a row has one of so many rows and columns, or none. All that a plan looks at is in it.
 """
@@ -16,15 +19,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from jevomerge.checkpoint.export import write_model
 from jevomerge.checkpoint.files import read_json
 from jevomerge.config import RunConfig, StagedConfig
+from jevomerge.errors import InputError
+from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.pictures import MARK
 from jevomerge.fitness.schema import DataSource, Task
+from jevomerge.fitness.scorers.clip import ClipScore
+from jevomerge.fitness.scorers.pickscore import PickScore
 from jevomerge.models.families import SEEING, read_model, read_seeing
 from jevomerge.models.vision.pictures import pillow
+from jevomerge.planning.pipelines import LoraShape, PipelineShape, write_lora, write_pipeline
 from jevomerge.schema import Dtype, Origin, Strict, validate
 
 SPECIAL = {"<unk>": "unk_token", "<s>": "bos_token", "</s>": "eos_token"}  # the first tokens
@@ -50,11 +58,21 @@ class Shape(Strict):
     dtype: Dtype = "bfloat16"
 
 
+def _kind(given: Any) -> str:
+    return next((kind for kind in ("files", "of") if isinstance(given, dict) and kind in given), "config.json")
+
+
+AnyShape = Annotated[
+    Annotated[Shape, Tag("config.json")] | Annotated[PipelineShape, Tag("files")] | Annotated[LoraShape, Tag("of")],
+    Discriminator(_kind),
+]
+
+
 class Shapes(Strict):
     """The file."""
 
-    models: dict[str, Shape]
-    tasks: dict[str, tuple[Alike, ...]]
+    models: dict[str, AnyShape]
+    tasks: dict[str, tuple[Alike, ...]] = Field(default_factory=dict)
 
 
 def shapes_beside(config: Path) -> Path:
@@ -69,8 +87,19 @@ def stand_in(config: RunConfig | StagedConfig, shapes: Path, work: Path) -> Any:
         InputError: for a file that is not as it must be.
     """
     known = validate(Shapes, read_json(shapes), Origin(shapes))
-    paths = {name: str(_model(shape, work / name)) for name, shape in known.models.items() if not Path(name).exists()}
-    tasks = [_task(t, known.tasks[t.name], work) if t.name in known.tasks else t for t in config.tasks]
+    paths = {}
+    for name, shape in known.models.items():
+        if isinstance(shape, Shape):
+            paths[name] = str(_model(shape, work / name))
+        elif isinstance(shape, PipelineShape):
+            paths[name] = str(write_pipeline(shape, work / name))
+        else:
+            unet = known.models.get(shape.of)
+            if not isinstance(unet, PipelineShape):
+                raise InputError(f"{shapes}: {name} is a LoRA of {shape.of}, which is no image pipeline there")
+            paths[name] = str(write_lora(shape, unet, work / name))
+    paths = {name: path for name, path in paths.items() if not Path(name).exists()}
+    tasks = [_task(t, known.tasks[t.name], work) if t.name in known.tasks else _judge(t, paths) for t in config.tasks]
 
     def placed(stage: Any) -> Any:
         changes: dict[str, Any] = {}
@@ -108,6 +137,15 @@ def _model(shape: Shape, folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": model_of_words}), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
     return folder
+
+
+def _judge(task: Any, paths: Mapping[str, str]) -> Any:
+    """The task of prompts with a stand-in for its scorer, if there is one."""
+    if not isinstance(task, PictureTask):
+        return task
+    weights = task.weights or {kind.kind: kind.published for kind in (ClipScore, PickScore)}.get(str(task.score))
+    found = {"weights": paths.get(str(weights), task.weights), "clip": paths.get(str(task.clip), task.clip)}
+    return task.model_copy(update=found)
 
 
 def _task(task: Any, groups: Sequence[Alike], work: Path) -> Any:

@@ -291,7 +291,8 @@ class Recipe(Strict):
 
         def found(_: str, name: str) -> str:
             head = _head(name)
-            return paths.get(head, head) + name[len(head) :]
+            model, plus, adapter = (paths.get(head, head) + name[len(head) :]).partition("+")
+            return model + plus + paths.get(adapter, adapter)
 
         return Recipe.model_validate(rename_models(self.model_dump(), found)).with_origin(self.origin)
 

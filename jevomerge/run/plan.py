@@ -13,7 +13,7 @@ import jax
 from jevomerge.config import RunConfig, StagedConfig, read_config
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
-from jevomerge.planning.chips import larger_slices, slice_devices
+from jevomerge.planning.chips import GIB, Chip, larger_slices, slice_devices
 from jevomerge.planning.measure import best_plan
 from jevomerge.planning.report import advice, lines_of, summary
 from jevomerge.planning.standins import shapes_beside, stand_in
@@ -28,6 +28,7 @@ def plan(
     sweep: bool = False,
     measure: bool = False,
     *,
+    chip: Chip | None = None,
     observer: Observer = SILENT,
 ) -> list[str]:
     """Say what a run needs: memory, time, and what to change if it does not fit. No weights are read.
@@ -39,14 +40,19 @@ def plan(
         topology: a TPU slice such as "v5e:4x8", which need not be there; None: this machine.
         sweep: one line for each slice of that chip, from `topology` on, and each members_per_device.
         measure: also score some candidates on this machine, which reads the weights, and say how long a run takes.
+        chip: one device of which this is known (`planning.chips.assumed_chip`), instead of this machine; what the
+            compiler for this machine says of memory is taken for what its own would.
         observer: is told the lines as they are found.
 
     Returns:
         the lines of all stages.
 
     Raises:
-        InputError: for whatever is wrong with the config, its models or data, and for a slice that does not exist.
+        InputError: for whatever is wrong with the config, its models or data, for a slice that does not exist, and if
+            it does not fit on `chip`.
     """
+    if chip is not None and (topology is not None or sweep or measure):
+        raise InputError("plan: --device-memory is one device; leave --topology, --sweep and --measure out")
     if measure and topology is not None:
         raise InputError("plan: --measure is for this machine; leave --topology out")
     lines, found = list[str](), read_config(config)
@@ -54,22 +60,33 @@ def plan(
         if not measure and isinstance(config, str | Path) and (shapes := shapes_beside(Path(config))).exists():
             observer.note(f"{shapes} stands in for the models and data that it names: nothing is downloaded")
             found = stand_in(found, shapes, Path(work))
-        for line in plans(found, topology, sweep, measure):
+        for line in plans(found, topology, sweep, measure, chip):
             observer.line(line)
             lines.append(line)
     return lines
 
 
-def plans(config: RunConfig | StagedConfig, topology: str | None, sweep: bool, measure: bool = False) -> Iterator[str]:
+def plans(
+    config: RunConfig | StagedConfig,
+    topology: str | None,
+    sweep: bool,
+    measure: bool = False,
+    chip: Chip | None = None,
+) -> Iterator[str]:
     """The lines, one plan after the other."""
-    devices = devices_of(topology)
+    devices = devices_of(topology)[: 1 if chip else None]
+    if chip is not None:
+        yield f"assumed of the device: {chip.bandwidth / 1e12:g} TB/s and {chip.flops / 1e12:g} TFLOP/s in bfloat16"
     for setup in set_up_stages(config, devices):
         yield f"{setup.config.name}: {setup.problem.title}, {len(setup.problem.names)} genes"
         if not sweep:
-            found = best_plan(setup, devices)
-            yield from lines_of(found, topology or f"{len(devices)} x {devices[0].device_kind}")
+            found = best_plan(setup, devices, chip)
+            yield from lines_of(found, topology or (chip and chip.name) or f"{len(devices)} x {devices[0].device_kind}")
             if not found.fits:
                 yield f"  to make it fit: {advice(setup, found, devices)}"
+                if chip is not None:
+                    lacking = (found.peak - chip.memory) / GIB
+                    raise InputError(f"{setup.config.name} does not fit on {chip.name}: {lacking:.2f} GiB are lacking")
             elif measure:
                 timing, evaluations = time_candidates(setup), setup.config.search.evaluations
                 yield (

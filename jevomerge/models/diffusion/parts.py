@@ -8,6 +8,7 @@ In the table of a pipeline the names begin with the part's; see `models.diffusio
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from jevomerge.models.diffusion import vae
 from jevomerge.models.diffusion.config import UNetConfig, VaeConfig, read_unet, read_vae
 from jevomerge.models.diffusion.unet import Condition, denoise
 from jevomerge.models.fields import Fields
-from jevomerge.models.specs import ParamSpec, tensor_names
+from jevomerge.models.specs import Axis, ParamSpec, tensor_names
 from jevomerge.models.tree import Sketch, sketched
 from jevomerge.schema import Notes
 
@@ -67,10 +68,17 @@ def note_unread(fields: Fields, notes: Notes | None) -> None:
 def specs(config: Config) -> tuple[ParamSpec, ...]:
     """The parameter table of a part, sorted by path, names as in its own file."""
     parts = {"vocab": config.vocab_size} if isinstance(config, TextConfig) else {}
-    return tuple(
+    found = tuple(
         wanted.spec(next((what for word, what in COMPONENTS.items() if re.search(word, wanted.path)), OTHERWISE), parts)
         for wanted in sketched(lambda sketch: _pass(sketch, config))
     )
+    return tuple(map(_cut, found)) if isinstance(config, UNetConfig) else found
+
+
+def _cut(spec: ParamSpec) -> ParamSpec:
+    """The same, split over the devices of a member by what it makes: a matrix by rows, a convolution by filters."""
+    first, *others = spec.axes
+    return dataclasses.replace(spec, axes=(Axis(first.name, spec.shape[0]), *others))
 
 
 def _pass(sketch: Sketch, config: Config) -> None:

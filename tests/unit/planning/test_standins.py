@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -83,3 +84,29 @@ def test_those_of_configs_hold_what_their_configs_need(path):
     assert {m.model for m in config.recipe.models} | {config.recipe.base_model} <= shapes.models.keys()
     for task in config.tasks:
         assert sum(group.rows for group in shapes.tasks[task.name]) >= task.heldout.rows[1]
+
+
+@pytest.mark.parametrize(("name", "genes"), [("evosdxl_jp_search", 8), ("evosdxl_jp_lightning", 6)])
+def test_image_models_of_the_configs_are_stood_in_for(name, genes, tmp_path):
+    """All parts of their pipelines, a LoRA, a U-Net's file and the CLIP that judges; nothing is downloaded."""
+    config = CONFIGS / f"{name}.yaml"
+    setup = set_up(stand_in(read_config(config), shapes_beside(config), tmp_path / "work"))
+    assert len(setup.problem.names) == genes
+    (task,) = setup.judge.tasks
+    assert [len(setup.judge.material[split][task.name].documents) for split in ("search", "heldout")] == [16, 16]
+    assert task.rollout.pipeline.parts.keys() == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    assert task.rollout.pipeline.pooled_from == 2
+    begin = dict(zip(setup.problem.names, np.asarray(setup.problem.mean), strict=True))  # of ranges from 0 to 1
+    if name == "evosdxl_jp_search":  # it begins where the fixed recipe is
+        (attn,), (conv,) = ([begin[n] for n in begin if "Juggernaut" in n and of in n] for of in ("attn", "conv"))
+        assert (attn, conv) == pytest.approx((0.3922685507065275, 0.6503217149752791))
+    else:
+        low_rank = setup.problem.sources.parts[0].checkpoints[0].adapter.low_rank
+        assert {pair.rank for pair in low_rank.values()} == {64}
+
+
+def test_a_lora_of_nothing_is_refused(config, tmp_path):
+    shapes = SHAPES | {"models": {"nobody/lora.safetensors": {"of": "nobody/base", "rank": 4}}}
+    shapes_beside(config).write_text(json.dumps(shapes))
+    with pytest.raises(InputError, match="is a LoRA of nobody/base, which is no image pipeline there"):
+        stand_in(read_config(config), shapes_beside(config), tmp_path / "work")

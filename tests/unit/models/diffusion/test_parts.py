@@ -1,7 +1,11 @@
 """Tables of the parts of SDXL as published: names and shapes by diffusers and transformers on the meta device."""
 
+import json
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -9,8 +13,12 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from jevomerge.models.diffusion.parts import read_config, shapes, specs
 from jevomerge.models.diffusion.pipeline import Pipeline
+from jevomerge.models.diffusion.unet import Condition, denoise
+from jevomerge.models.specs import heads_of, shardings, unflatten
+from jevomerge.models.tree import Tree
 from jevomerge.schema import Notes
-from tests.diffusion import PUBLISHED
+from tests.diffusion import PUBLISHED, SDXL
+from tests.unit.devices.test_mesh import mesh_of
 
 
 def theirs(part, values):
@@ -54,3 +62,21 @@ def test_sdxl_as_published():
     assert len(model.specs) < 1000  # leaves: blocks of a transformer are one
     assert sum(s.count for s in model.specs) == 1680 + 248 + 196 + 517
     assert {s.template.split(".")[0] for s in model.specs} == {"unet", "vae", "text_encoder", "text_encoder_2"}
+
+
+def test_a_unet_may_be_split_over_devices():
+    """By what its matrices and filters make; it says the same."""
+    config = read_config("unet", json.loads(json.dumps(SDXL)), "config.json")
+    table, mesh, rng = specs(config), mesh_of(1, 2), np.random.default_rng(0)
+    leaves = {s.path: (0.3 * rng.standard_normal(s.leaf_shape)).astype(np.float32) for s in table}
+    x = jnp.asarray(rng.standard_normal((1, 8, 8, config.in_channels)), jnp.float32)
+    told = Condition(jnp.ones((1, 3, 80)), jnp.ones((1, 40)), jnp.ones((1, 6)))
+
+    def run(where):
+        params = unflatten({path: jax.device_put(leaf, where.get(path)) for path, leaf in leaves.items()})
+        return jax.jit(lambda params: denoise(Tree(params), config, x, jnp.float32(9), told))(params)
+
+    split = shardings(mesh, table)
+    assert sum("model" in where.spec for where in split.values()) > 0.9 * len(split)
+    assert heads_of(table) % 8 == 0
+    np.testing.assert_allclose(run(split), run({}), rtol=1e-4, atol=1e-4)

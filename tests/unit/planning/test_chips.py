@@ -1,0 +1,46 @@
+"""Devices that are assumed: sizes and speeds as users write them, plans for them, and convolutions counted."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jevomerge.cli import main
+from jevomerge.errors import InputError
+from jevomerge.planning.chips import GIB, assumed_chip
+from jevomerge.planning.cost import cost_of
+
+QUICKSTART = str(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
+
+
+def test_sizes_and_speeds():
+    assert assumed_chip("24GiB")[2:] == (150e12, 1e12, float("inf"), 24 * GIB)
+    assert assumed_chip("0.08 TB", 3.35, 990)[2:] == (990e12, 3.35e12, float("inf"), 80e9)
+    for words in (("24",), ("GiB",), ("24GiB", 0), ("24GiB", 1, -1), ("0GiB",)):
+        with pytest.raises(InputError, match="is not a size such as 24GiB"):
+            assumed_chip(*words)
+
+
+def test_a_device_of_which_one_knows_the_memory(capsys):
+    assert main(["plan", QUICKSTART, "--device-memory", "24GiB", "--device-flops", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "assumed of the device: 1 TB/s and 100 TFLOP/s in bfloat16" in said
+    assert "a device with 24GiB: pop 1 x model 1" in said
+    assert "fits: " in said
+    assert "% of the peak in bfloat16" in said
+    assert main(["plan", QUICKSTART, "--device-memory", "0.001GiB"]) == 2
+    assert "quickstart does not fit on a device with 0.001GiB: 0.0" in capsys.readouterr().err
+    assert main(["plan", QUICKSTART, "--device-memory", "24GiB", "--topology", "v5e:1x1"]) == 2
+    assert "--device-memory is one device; leave --topology" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 2)])
+def test_convolutions_are_counted_as_by_xla(stride, groups):
+    def convolved(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "OIHW", "NHWC"), feature_group_count=groups
+        )
+
+    traced = jax.jit(convolved).trace(jnp.ones((2, 9, 9, 8)), jnp.ones((6, 8 // groups, 3, 3)))
+    assert cost_of(traced.jaxpr).matmul == traced.lower().compile().cost_analysis()["flops"]
