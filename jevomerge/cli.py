@@ -234,7 +234,6 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one line for each slice of that chip, from CHIP:SHAPE on, and each members_per_device",
     )
-
     plan.add_argument(
         "--measure", action="store_true", help="also score some candidates here, and say how long it takes"
     )
@@ -451,8 +450,8 @@ def run_plan(args: argparse.Namespace) -> None:
     from jevomerge.planning.chips import assumed_chip
     from jevomerge.run.plan import plan
 
-    speeds = args.device_bandwidth, args.device_flops
-    chip = None if args.device_memory is None else assumed_chip(args.device_memory, *speeds)
+    known = args.device_memory, args.device_bandwidth, args.device_flops
+    chip = None if args.device_memory is None else assumed_chip(*known)
     plan(args.config, args.topology, args.sweep, args.measure, chip=chip, observer=Terminal())
 
 
