@@ -81,9 +81,10 @@ def resolve(reference: str, patterns: Sequence[str] = DOWNLOADED) -> Path:
     if is_here(reference):
         return path
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/([\w./-]+\.safetensors))?", reference)
+    found = None if reference.startswith(".") else found
     if path.suffix == SUFFIX and (found is None or found[3] is None):
         raise InputError(f"{reference} does not exist")
-    if found is None or reference.startswith("."):
+    if found is None:
         raise InputError(f"{reference} is neither a folder nor a hub name (owner/name[@revision])")
     from huggingface_hub import hf_hub_download, snapshot_download  # imported late: only hub names need it
 
