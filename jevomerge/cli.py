@@ -69,12 +69,15 @@ def run_evolve(args: argparse.Namespace) -> None:
             raise InputError("evolve: --coordinator, --num-processes and --process-id go together")
         join(*explicit)
     from jevomerge.config import RunConfig, read_config, replaced
+    from jevomerge.fitness.people import PeopleScore
     from jevomerge.observers.observer import SILENT
     from jevomerge.observers.terminal import Terminal
     from jevomerge.reports.writer import PageWriter
     from jevomerge.run.stages import evolve_config  # after joining, for evosax computes when it is imported
 
     config = read_config(args.folder / "config.yaml" if args.resume else args.config)
+    if args.offline and (asked := [task.name for task in config.tasks if isinstance(task.score, PeopleScore)]):
+        raise InputError(f"--offline: people judge {asked[0]} in a page, behind a socket; leave one of the two out")
     if args.seed is not None:
         config = replaced(config, seed=args.seed)
     if args.mesh is not None:

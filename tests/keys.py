@@ -14,6 +14,7 @@ from typing import NamedTuple
 from jevomerge.config import RunConfig, Stage, StagedConfig
 from jevomerge.devices.schema import MeshShape
 from jevomerge.fitness.kept import KeepFeatures
+from jevomerge.fitness.people import People, PeopleScore
 from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.schema import (
     DataSource,
@@ -37,7 +38,10 @@ from jevomerge.tokenizers.vocabulary import ModelToken, TokenizerSpec, TokenSour
 FILES: dict[str, tuple[type[Strict], ...]] = {
     "A run": (RunConfig, Gene, PathSearch, PathSlice, Search, Anchors, Refine, MeshShape, KeepFeatures),
     "A run of several stages": (StagedConfig, Stage),
-    "A task": (Task, PictureTask, DataSource, Decode, OwnScore, FunctionTask, HarnessTask, Harness, HarnessRows, Suite),
+    "A task": (
+        *(Task, PictureTask, DataSource, Decode, OwnScore, PeopleScore, People),
+        *(FunctionTask, HarnessTask, Harness, HarnessRows, Suite),
+    ),
     "A recipe": (
         *(Recipe, RecipeModel, RecipeSlice, RecipeModule, Conditional),
         *(TokenizerSpec, TokenSource, ModelToken, ZeroToken),
@@ -101,7 +105,7 @@ WORDS = {
         "Rule": "`euler`, `lightning`, `lcm`",
         "Side": "whole number",
         "Count": "whole number",
-        "Score": "`likelihood`, `match`, `generation` or OwnScore",
+        "Score": "`likelihood`, `match`, `generation`, OwnScore or PeopleScore",
     },
     **{"Value": "number, or list of numbers over depth", "Parameters": "{name: Value, or list of Conditional}"},
 }

@@ -13,7 +13,7 @@ from jevomerge.fitness.batches import Example
 from jevomerge.fitness.chat import opened, turns_of
 from jevomerge.fitness.pictures import MARK, Eyes, Picture, images_of
 from jevomerge.fitness.rows import Row, read_rows
-from jevomerge.fitness.schema import DataSource, OwnScore, Task
+from jevomerge.fitness.schema import DataSource, Task
 from jevomerge.fitness.task import Document
 from jevomerge.fitness.template import render, value_of
 
@@ -54,7 +54,7 @@ def load_examples(task: Task, split: str, tokenizer: Any, eyes: Eyes | None = No
             tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"],  # whether too long is asked later
             tokenizer(answer, verbose=False, add_special_tokens=False)["input_ids"] + end,
         )
-        if not example.answer_tokens or not (answer.strip() or isinstance(task.score, OwnScore)):
+        if not example.answer_tokens or not (answer.strip() or not isinstance(task.score, str)):
             raise InputError(f"{place}: the answer is empty")
         if not example.prompt_tokens:
             raise InputError(f"{place}: the prompt is empty; put some text into the template")

@@ -10,8 +10,10 @@ from jevomerge.checkpoint.source import Source
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.answered import make_answered
 from jevomerge.fitness.drawn import make_drawn
+from jevomerge.fitness.human.task import make_people
 from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.own import make_own
+from jevomerge.fitness.people import PeopleScore
 from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.schema import FunctionTask, HarnessTask, OwnScore
@@ -79,6 +81,8 @@ def _ready(
             from jevomerge.fitness.harness.task import LoadedTask  # imported late: lm-eval takes seconds
 
             return LoadedTask(task, tokenizer, model.max_length, eyes)
+        if isinstance(task.score, PeopleScore):
+            return make_people(task, task.score, tokenizer)
         sees = eyes() if task.image else None
         if isinstance(task.score, OwnScore):
             return make_own(task, task.score, tokenizer, model, sees)

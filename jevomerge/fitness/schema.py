@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from jevomerge.fitness.people import PEOPLE, PeopleScore, of_people
 from jevomerge.fitness.template import check_template
 from jevomerge.schema import Strict
 
@@ -64,6 +65,8 @@ class OwnScore(Strict):
     bounds: tuple[float, float] | None = None  # the lowest and the highest score, if there are such: racing needs them
     import_from: str | None = None  # a folder where the module may be, too: that of the file which names the function
 
+    answered: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """What the function is called."""
@@ -76,6 +79,11 @@ class OwnScore(Strict):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def meaning(self) -> str:
+        """What the score of an example is, in words."""
+        return f"what {self} says of {'the generated text' if self.of == 'texts' else 'the model and a batch'}"
+
     @field_serializer("function", when_used="json")
     def _named(self, _: Any) -> str:
         return self.name
@@ -86,9 +94,10 @@ class OwnScore(Strict):
         offered = [entry.name for entry in entry_points(group=GROUP)]
         if not isinstance(value, str) or ":" in value or value in offered:
             return value
-        close = difflib.get_close_matches(value, [*SCORES, *offered], n=1)
+        known = [*SCORES, PEOPLE, *offered]
+        close = difflib.get_close_matches(value, known, n=1)
         hint = f", did you mean `{close[0]}`?" if close else "; a function of yours is `module:function`"
-        raise ValueError(f"`{value}` is none of {', '.join([*SCORES, *offered])}{hint}")
+        raise ValueError(f"`{value}` is none of {', '.join(known)}{hint}")
 
     @field_validator("bounds")
     @classmethod
@@ -99,13 +108,21 @@ class OwnScore(Strict):
 
 
 def own_score(value: Any, ours: Sequence[str] = SCORES) -> Any:
-    """`score: module:function` in full; what is no function's name stays."""
+    """`score: module:function` and `score: people` in full; one of ours stays."""
+    if value == PEOPLE:
+        return {PEOPLE: {}}
     return {"function": value} if isinstance(value, str) and value not in ours else value
 
 
+def _judge(score: Any) -> str:
+    return "given" if isinstance(score, str) else "PeopleScore" if of_people(score) else "OwnScore"
+
+
 Score = Annotated[
-    Annotated[Literal["likelihood", "match", "generation"], Tag("given")] | Annotated[OwnScore, Tag("OwnScore")],
-    Discriminator(lambda value: "given" if isinstance(value, str) else "OwnScore"),
+    Annotated[Literal["likelihood", "match", "generation"], Tag("given")]
+    | Annotated[OwnScore, Tag("OwnScore")]
+    | Annotated[PeopleScore, Tag("PeopleScore")],
+    Discriminator(_judge),
 ]
 
 
@@ -132,7 +149,8 @@ class Task(Strict):
       `match`: 1 if the reference answer is what greedy decoding would write, from one forward pass;
       `generation`: 1 if the answer extracted from generated text (see `decode`) equals the reference (or how like it
         that is, see `compare`) and, if there is a `language`, the text is in it;
-    or what a function of the user's says of the generated text, or of the model and a batch of the examples.
+    or what a function of the user's says of the generated text, or of the model and a batch of the examples; or what
+    people say, see PeopleScore.
 
     Where `prompt` and `answer` are a field that is a chat, as in the files of LLaVA ([{"from", "value"}]) and of
     LLaMA-Factory ([{"role", "content"}]), the assistant's last turn is the answer, and what comes before it goes
@@ -144,8 +162,8 @@ class Task(Strict):
     heldout: Data  # what it never sees; scored once, at the end
     prompt: Template  # over the example's fields: "Q: {question}\nA:"
     image: Template | tuple[Template, ...] | None = None  # pictures: paths, lists of them, bytes; `<image>` in `prompt`
-    answer: Template  # likewise
-    score: Score = "likelihood"  # as above; or `module:function`
+    answer: Template  # likewise; people need none
+    score: Score = "likelihood"  # as above; or `module:function`, or `people`
     extract: Extractor | None = None  # which part of a generated text is the answer
     pattern: str | None = None  # or a regular expression whose first group, at its last match, is the answer
     compare: Literal["equal", "rouge_l_ja"] = "equal"  # rouge_l_ja: F-measure of ROUGE-L over MeCab's words
@@ -157,11 +175,19 @@ class Task(Strict):
     weight: float = Field(1.0, gt=0)  # in the mean over tasks
     private: bool = False  # of its texts, prompts, answers and outputs, none is written or shown anywhere: scores alone
 
-    kind: ClassVar[str] = "tasks of our own"
     harness: ClassVar[None] = None
-    answered: ClassVar[bool] = True  # whether each document is one example that has a reference answer
     apart: ClassVar[bool] = True  # whether held-out documents are others than those of the search
     searchable: ClassVar[bool] = True  # whether it can be a fitness
+
+    @property
+    def kind(self) -> str:
+        """Of which it is one."""
+        return "tasks of our own" if self.answered else "tasks that people judge"
+
+    @property
+    def answered(self) -> bool:
+        """Whether each document is one example that has a reference answer."""
+        return isinstance(self.score, str) or self.score.answered
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -171,12 +197,12 @@ class Task(Strict):
     @property
     def differentiable(self) -> bool:
         """Whether its score has a gradient in the parameters."""
-        return isinstance(self.score, OwnScore) and self.score.of == "params"
+        return not isinstance(self.score, str) and self.score.of == "params"
 
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The lowest and the highest score of an example; None: not known."""
-        if isinstance(self.score, OwnScore):
+        if not isinstance(self.score, str):
             return self.score.bounds
         return (-math.inf, 0.0) if self.score == "likelihood" else (0.0, 1.0)
 
@@ -188,9 +214,8 @@ class Task(Strict):
     @property
     def meaning(self) -> str:
         """What the score of an example is, in words."""
-        if isinstance(self.score, OwnScore):
-            given = "the generated text" if self.score.of == "texts" else "the model and a batch"
-            return f"what {self.score} says of {given}"
+        if not isinstance(self.score, str):
+            return self.score.meaning
         if self.score == "likelihood":
             return "the log-probability per token of the reference answer"
         if self.score == "match":
@@ -204,7 +229,7 @@ class Task(Strict):
     @property
     def right_or_wrong(self) -> bool | None:
         """Whether a score says that an answer is right or wrong; None: only its values tell."""
-        if isinstance(self.score, OwnScore):
+        if not isinstance(self.score, str):
             return None
         return self.score != "likelihood" and self.compare == "equal"
 
@@ -220,6 +245,11 @@ class Task(Strict):
             raise ValueError("`of: pictures` judges what is drawn for `prompts`, and a task of `prompt` is about texts")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_no_answer(cls, data: Any) -> Any:
+        return {"answer": "", **data} if isinstance(data, dict) and of_people(data.get("score")) else data
+
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
@@ -233,14 +263,20 @@ class Task(Strict):
 
     @model_validator(mode="after")
     def _decodes(self) -> Task:
-        texts = self.score.of == "texts" if isinstance(self.score, OwnScore) else self.score == "generation"
+        texts = self.score == "generation" if isinstance(self.score, str) else self.score.of == "texts"
         if self.decode != Decode() and not texts:
             raise ValueError(f"`decode` is about generated text; score: {self.score} generates none")
         return self
 
     @model_validator(mode="after")
+    def _shown(self) -> Task:
+        if self.image and isinstance(self.score, PeopleScore):
+            raise ValueError("`image`: the page where people judge shows no pictures yet; leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
     def _extractor(self) -> Task:
-        if isinstance(self.score, OwnScore):
+        if not isinstance(self.score, str):
             if self.extract or self.pattern or self.language or self.also or self.compare != "equal":
                 raise ValueError(
                     f"`extract`, `pattern`, `language`, `also` and `compare` are for score: generation; {self.score} "

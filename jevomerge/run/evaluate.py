@@ -13,6 +13,7 @@ from jevomerge.checkpoint.pipeline import Pipeline, open_model
 from jevomerge.checkpoint.source import Source
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
+from jevomerge.fitness.people import PeopleScore
 from jevomerge.fitness.pictures import Eyes
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.tasks import AnyTask, read_tasks
@@ -70,6 +71,8 @@ def evaluate(
 
 def by_own(task: AnyTask, model: Source, split: str, observer: Observer) -> dict[str, Any]:
     """The scores of a task of our own."""
+    if isinstance(task.score, PeopleScore):
+        raise InputError("--task: people compare models with each other, in `jevomerge evolve`; they score none alone")
     whole = None
     if isinstance(model, Pipeline):
         alone = {"merge_method": "passthrough", "models": [{"model": model.reference}]}

@@ -26,6 +26,7 @@ from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.mesh import make_mesh
 from jevomerge.errors import InputError
+from jevomerge.fitness.human.votes import VOTES_FILE, Votes, read_votes
 from jevomerge.fitness.outcome import Tokens, total
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers, tracked
@@ -50,6 +51,7 @@ from jevomerge.search.baselines import (
 )
 from jevomerge.search.gallery import open_gallery
 from jevomerge.search.loop import Chosen, choose, search
+from jevomerge.search.people import People, asking
 from jevomerge.search.records import read_heldout, read_outcome
 from jevomerge.search.setup import Setup, budget_notes, refiner_of, set_up
 from jevomerge.strategies.pareto import front_points
@@ -79,17 +81,21 @@ def run_search(
     for note in setup.problem.notes:
         observer.note(note)
     setup = together(lambda: choose_mesh(setup, observer))
-    observer.stage("loading models")
-    candidates = together(lambda: setup.problem.load(setup.mesh))  # broken ones (NaN, truncated files) are refused here
-    if not resume:
-        on_first(lambda: begin(setup, folder))
     with ExitStack() as stack:
+        ask = stack.enter_context(asking(setup.judge, observer))
+        observer.stage("loading models")
+        candidates = together(lambda: setup.problem.load(setup.mesh))  # broken ones (NaN, truncated) are refused here
+        if not resume:
+            on_first(lambda: begin(setup, folder))
         archive = together(lambda: open_archive(folder, stack))
         archive.learn(*on_first(lambda: (archive.records, archive.damaged)))
         if resume:
             on_first(lambda: reopen(setup, archive, folder))
         if first():
             observer = stack.enter_context(tracked(observer, config, folder))
+        if ask is not None:
+            votes = stack.enter_context(Votes(folder / VOTES_FILE))
+            setup = replace(setup, people=People(setup.judge, votes, ask))
         return _evolve(setup, candidates, archive, folder, observer)
 
 
@@ -115,6 +121,7 @@ def check_records(folder: Path) -> None:
     read_environment(folder)
     if (log := folder / "evaluations.jsonl").exists():
         read_archive(log)
+    read_votes(folder / VOTES_FILE)
 
 
 def finished(folder: Path) -> InputError:
@@ -207,6 +214,8 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     generations = setup.config.search.evaluations // setup.strategy.population_size
     search(setup, candidates, archive, folder / "checkpoints", generations, observer)
     observer.stage("choosing the best")
+    if setup.people is not None:
+        archive, baselines = archive.with_records(setup.people.latest), setup.people.rated(baselines)
     found = Searched(archive.records, choose(setup, candidates, archive), baselines)
     observer.stage("exporting and scoring the best")
     result: dict[str, Any] = on_first(lambda: export_best(setup, candidates, found, folder, observer, began))
@@ -215,11 +224,16 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
 
 
 def score_sources(setup: Setup, candidates: Candidates, folder: Path, observer: Observer) -> Baselines:
-    """What candidates are compared with: as it is on record, or scored, and on record from now on."""
+    """What candidates are compared with: as it is on record, or scored, and on record from now on.
+
+    What people compare is not on record, and written again.
+    """
     judge, likelihood = setup.judge, setup.config.search.anchors is not None
 
     def known() -> dict[str, Any] | None:
         """heldout.json, if it is there and all that is needed."""
+        if setup.people is not None:
+            return None
         heldout = read_heldout(folder)
         return heldout if not likelihood or read_anchors(folder) is not None else None
 
@@ -228,6 +242,8 @@ def score_sources(setup: Setup, candidates: Candidates, folder: Path, observer: 
     else:
         baselines = score_baselines(setup.problem, judge, candidates, observer.stage, likelihood)
         on_first(lambda: open_gallery(folder, judge, baselines))
+    if setup.people is not None:
+        baselines = setup.people.sources(baselines)
     on_first(lambda: record_heldout(folder, heldout_of(judge, baselines, {})))
     return baselines
 
@@ -259,15 +275,14 @@ def export_best(
     Returns:
         what `result.json` holds.
     """
-    problem, baselines, average = setup.problem, found.baselines, found.baselines.average
-    exports, number = Exports(setup, found, folder), found.records.index(found.best.record)
-    source = baselines.better_than(found.best.fitness)
+    problem, exports, number = setup.problem, Exports(setup, found, folder), found.records.index(found.best.record)
+    source = found.baselines.better_than(found.best.fitness)
     if source is None:
         exports.write("best", found.best.record)
-        source = baselines.better_than(exports.scored["best"].fitness["search"])  # it may have been rounded
+        source = found.baselines.better_than(exports.scored["best"].fitness["search"])  # it may have been rounded
     if source is not None:
         exports.write_baseline(source)
-    best = exports.scored["best"]
+    best, baselines, average = exports.scored["best"], exports.baselines, exports.baselines.average
     front = export_front(setup, exports, found, source, observer) if setup.strategy.several_goals else None
     heldout = heldout_of(setup.judge, baselines, exports.scored, source)
     record_heldout(folder, with_thumbnails(heldout, setup.config.tasks, setup.judge.material["heldout"]))
@@ -316,26 +331,27 @@ class Exports:
     def __init__(self, setup: Setup, found: Searched, folder: Path):
         """Nothing is exported yet; the model cards will compare with the baselines."""
         judge, alone = setup.judge, jax.process_count() == 1
-        self.found, self.tasks = found, setup.config.tasks
+        self.found, self.tasks, self.people = found, setup.config.tasks, setup.people
         self.judge = judge if alone else judge.on(make_mesh(1, devices=jax.local_devices()))
         self.problem, self.name, self.folder = setup.problem, setup.config.name, folder
+        self.baselines = found.baselines
         self.examples = {name: len(material.documents) for name, material in judge.material["search"].items()}
         self.scored = dict[str, Scored]()  # by folder
 
     def write(self, name: str, record: Record) -> None:
         """Export a candidate; what is reported is what the exported files score."""
         path, title = self._room(name), f"{self.name}: {self.problem.title}"
-        self.problem.export(np.asarray(record["genome"]), path, title=title, score=self._scorer(name))
+        self.problem.export(np.asarray(record["genome"]), path, title=title, score=self._scorer(name, record["scores"]))
 
     def write_baseline(self, source: str) -> None:
         """Export a source, or the average of all, as the best."""
         path, title = self._room("best"), f"{self.name}: {source}, as no candidate was better"
-        merge = self.problem.merge_of(source)
-        merge_to_folder(merge, merge.coefficients, path, title=title, score=self._scorer("best", source))
+        merge, scores = self.problem.merge_of(source), self.baselines.named[source].search.fitness
+        merge_to_folder(merge, merge.coefficients, path, title=title, score=self._scorer("best", scores, source))
 
     def verdict(self, source: str | None) -> list[str]:
         """What the best has gained, in sentences; `source`: the baseline that it is, if so."""
-        heldout = heldout_of(self.judge, self.found.baselines, {"best": self.scored["best"]}, source)
+        heldout = heldout_of(self.judge, self.baselines, {"best": self.scored["best"]}, source)
         private = [note for task in self.tasks if task.private for note in task.notes]
         return [*verdict(heldout, self.tasks, self.found.best.fitness), *private]
 
@@ -346,15 +362,18 @@ class Exports:
             shutil.rmtree(path)
         return path
 
-    def _scorer(self, name: str, source: str | None = None) -> Score:
-        """What scores a written folder, and says what its card does."""
+    def _scorer(self, name: str, search: Mapping[str, Any], source: str | None = None) -> Score:
+        """What scores a written folder, and says what its card does; `search`: its scores as a candidate, by task."""
 
         def score(written: Path) -> Scoring:
             model = self.problem.reopen(written)
             params, here = model.load(self.judge.mesh), written.resolve()
             scored = score_model(self.judge, params, model.model, write=lambda path: path.symlink_to(here))
+            if self.people is not None:
+                scored, baselines = self.people.exported(name, scored, search, self.baselines)
+                self.baselines = baselines if name == "best" else self.baselines
             self.scored[name] = scored
-            heldout = heldout_of(self.judge, self.found.baselines, {"best": scored}, source)
+            heldout = heldout_of(self.judge, self.baselines, {"best": scored}, source)
             return scoring_of(heldout, self.tasks, self.examples, self.verdict(source) if name == "best" else ())
 
         return score

@@ -4,6 +4,7 @@ config.yaml         the resolved configuration
 environment.json    versions, command, machine
 evaluations.jsonl   one line per evaluation, on disk before the next one starts, with its CRC-32: a damaged line is as
                     if it had never been written, and of two lines of the same candidate the later one counts
+votes.jsonl         what people said, where they judge; see `jevomerge.fitness.human.votes`
 checkpoints/        Orbax checkpoints of the search's state
 heldout.json        the held-out examples, and what each whole model scores and writes of them
 result.json, best/  the outcome; with several goals also front/
@@ -107,6 +108,12 @@ class Archive:
     def _of(self, generation: int) -> list[Record]:
         members = self._known.get(generation, {})
         return [members[member] for member in sorted(members)]
+
+    def with_records(self, f: Callable[[list[Record]], list[Record]]) -> Archive:
+        """In memory, what `f` makes of all records."""
+        made = Archive(None)
+        made.learn(f(self.records), self.damaged)
+        return made
 
     def find(self, generation: int, member: int, genome: list[float]) -> Record | None:
         """The record of this very evaluation, if it was made before a crash."""

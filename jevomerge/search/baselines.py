@@ -48,6 +48,11 @@ class Baselines(NamedTuple):
         """The same without names."""
         return list(self.named.values())
 
+    def map(self, f: Callable[[str, Scored], Scored]) -> Baselines:
+        """The same with `f` of each and its name."""
+        average = None if self.average is None else f(AVERAGE, self.average)
+        return Baselines(average, {name: f(name, scored) for name, scored in self.sources.items()})
+
     def better_than(self, fitness: float) -> str | None:
         """The one with the highest fitness on the search split, if that is higher than this."""
         better = {name: s.fitness["search"] for name, s in self.named.items() if s.fitness["search"] > fitness}
@@ -114,6 +119,14 @@ def score_model(
         likely,
         total(tokens),
     )
+
+
+def with_scores(scored: Scored, judge: Judge, split: str, scores: Scores) -> Scored:
+    """The same with other scores on a split."""
+    fitness = {**scored.fitness, split: judge.fitness(scores)[0]}
+    tasks = {**scored.tasks, split: {name: float(np.mean(values)) for name, values in scores.fitness.items()}}
+    both = {"search": scored.search, "heldout": scored.heldout, split: scores}
+    return scored._replace(fitness=fitness, tasks=tasks, search=both["search"], heldout=both["heldout"])
 
 
 def read_baselines(row: Mapping[str, Any]) -> Baselines:

@@ -21,6 +21,7 @@ from jevomerge.observers.observer import Observer
 from jevomerge.problems.problem import Candidates
 from jevomerge.search.archive import Archive, Record
 from jevomerge.search.gallery import hang
+from jevomerge.search.people import member_name, round_name
 from jevomerge.search.refine import shortened
 from jevomerge.search.setup import Setup, refiner_of
 from jevomerge.search.snapshots import Snapshots
@@ -123,7 +124,7 @@ class Evaluator:
         """`folder` is the run's, `total` how many evaluations there will be, without those after the search."""
         self.setup, self.candidates, self.archive, self.folder = setup, candidates, archive, folder
         self.observer, self.watchdog = observer, watchdog
-        self.anchors, self.size = setup.anchors, setup.strategy.population_size
+        self.anchors, self.people, self.size = setup.anchors, setup.people, setup.strategy.population_size
         self.judge = setup.judge if self.anchors is None else self.anchors.judge
         self.total, self.shown, self.best = total, 0, best_fitness(archive.records)
 
@@ -149,8 +150,9 @@ class Evaluator:
             self._add(generation, done, copies)
         # A group of which a member is missing is scored whole, for its rounding may depend on who is in it.
         rest = [m for m in members if m.number not in same]
-        for start in range(0, len(rest), self.judge.group):
-            group = rest[start : start + self.judge.group]
+        size = self.judge.group if self.people is None else max(1, len(rest))  # people compare a generation
+        for start in range(0, len(rest), size):
+            group = rest[start : start + size]
             if all(m.number in done for m in group):
                 continue
             safe_point()
@@ -180,20 +182,40 @@ class Evaluator:
         self, group: Sequence[Member], subset: Mapping[str, np.ndarray] | None, cut: float | None
     ) -> list[Record]:
         """The records of members that are scored together."""
-        where = f"generation {group[0].generation}, member {' and '.join(str(m.number) for m in group)}"
-        limit, began = self.setup.config.search.time_limit, time.perf_counter()
-        genomes = np.array([m.genome for m in group])
-        try:
-            with self.watchdog.watching(f"{where}: not scored within search.time_limit, {limit} s"):
-                [scores] = self.judge.members(self.candidates, genomes, subset, cut)
-        except (FitnessError, InputError) as error:
-            raise type(error)(f"{where}: {error}") from error
+        began, scores = time.perf_counter(), list[Scores]()
+        for start in range(0, len(group), self.judge.group):
+            scores += self._watched(group[start : start + self.judge.group], subset, cut)
+        if self.people is not None:
+            scores = self._compared(group, scores)
         seconds = (time.perf_counter() - began) / len(group)
         records = [self._record(m, s, seconds, subset) for m, s in zip(group, scores, strict=True)]
         top = max(range(len(group)), key=lambda i: best_fitness(records[i : i + 1]))
         if subset is None and best_fitness(records) > self.best:
             on_first(lambda: hang(self.folder, scores[top], group[top].generation * self.size + group[top].number))
         return records
+
+    def _watched(
+        self, group: Sequence[Member], subset: Mapping[str, np.ndarray] | None, cut: float | None
+    ) -> list[Scores]:
+        """The scores of members that are scored together, within the time limit."""
+        where = f"generation {group[0].generation}, member {' and '.join(str(m.number) for m in group)}"
+        limit, genomes = self.setup.config.search.time_limit, np.array([m.genome for m in group])
+        try:
+            with self.watchdog.watching(f"{where}: not scored within search.time_limit, {limit} s"):
+                [scores] = self.judge.members(self.candidates, genomes, subset, cut)
+        except (FitnessError, InputError) as error:
+            raise type(error)(f"{where}: {error}") from error
+        return scores
+
+    def _compared(self, group: Sequence[Member], scores: Sequence[Scores]) -> list[Scores]:
+        """The scores of a generation after people have compared it, with the best so far."""
+        assert self.people is not None
+        generation = group[0].generation
+        names = self.people.best_before(generation)
+        best = {member_name(r): r["genome"] for r in self.archive.records if member_name(r) in names}
+        found = [s for part in self.judge.members(self.candidates, np.array([*best.values()])) for s in part]
+        members = {f"{round_name(generation)}, member {m.number}": s for m, s in zip(group, scores, strict=True)}
+        return self.people.generation(generation, members, dict(zip(best, found, strict=True)))
 
     def _record(
         self, member: Member, scores: Scores, seconds: float, subset: Mapping[str, np.ndarray] | None

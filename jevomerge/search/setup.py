@@ -22,6 +22,7 @@ from jevomerge.problems.kinds import make_problem
 from jevomerge.problems.problem import Candidates, Problem
 from jevomerge.recipe.opening import Opener
 from jevomerge.search.anchored import Anchored, refuse_anchors
+from jevomerge.search.people import People, refuse_people
 from jevomerge.search.refine import Refiner, refuse_refine
 from jevomerge.strategies.pareto import make_nsga2
 from jevomerge.strategies.schema import Search
@@ -38,6 +39,7 @@ class Setup:
     judge: Judge
     starts: np.ndarray  # (k, n) the last members of the first generation
     anchors: Anchored | None = None  # known when the sources have been scored
+    people: People | None = None  # who judge, as soon as they may
 
     @property
     def mesh(self) -> Mesh:
@@ -57,6 +59,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         InputError: for whatever is wrong with the config, its models or data.
     """
     check_goals(config)
+    refuse_people(config.tasks, config.search)
     mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
     problem, search = problem_of(config, opener), config.search
     try:

@@ -49,7 +49,9 @@ def test_yaml_is_right(block, tmp_path):
         given = yaml.safe_load(part)
         file = tmp_path / "file.yaml"
         if {"search", "heldout"} <= given.keys() or given.keys() <= FRAGMENTS:
-            of_folders = isinstance(given.get("score"), dict) and given["score"]["of"] == "folder"  # they have no data
+            of_folders = (
+                isinstance(given.get("score"), dict) and given["score"].get("of") == "folder"
+            )  # they have no data
             whole = {"harness", "prompts"} & given.keys()
             given = given if whole else {"name": "task", **(TASK, {})[of_folders], **given}
             file.write_text(yaml.safe_dump(given))

@@ -100,7 +100,7 @@ def test_what_cannot_be_imported_is_refused(function, said, stories260k, tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("score: maybe", "is none of likelihood, match, generation; a function of yours is `module:function`"),
+        ("score: maybe", "is none of likelihood, match, generation, people; a function of yours is `module:function`"),
         ("score: likelyhood", "did you mean `likelihood`?"),
         ("score: {function: 'm:f', bound: [0, 1]}", "unknown key `bound`, did you mean `bounds`?"),
         ("score: {function: 'm:f', of: folder}", "leave out search, heldout, prompt, answer"),
