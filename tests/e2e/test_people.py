@@ -74,7 +74,7 @@ class Rater(Observer):
 @pytest.fixture
 def config(siblings, tmp_path):
     """Two damaged story tellers; people judge what their merges write."""
-    begun = ["Once upon a time", "One day, a little", "The big dog", "Mom said", "There was a boy"]
+    begun = ["Lily and Tom", "One day, a little", "The big dog", "Mom said", "There was a boy"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"begin": b}) + "\n" for b in begun))
     run = yaml.safe_load((siblings / "run.yaml").read_text())
     run["recipe"]["models"] = [{"model": str(siblings / name)} for name in ("front", "back")]
