@@ -47,9 +47,14 @@ def write_card(
     sources: Sequence[Source],
     library: str = "transformers",
     scoring: Scoring | None = None,
+    carried: Sequence[str] = (),
 ) -> None:
-    """Write README.md and the bill of materials of a model into its folder, where all else is."""
+    """Write README.md and the bill of materials of a model into its folder, where all else is.
+
+    `carried`: sentences on what is not merged, but some model's, unchanged.
+    """
     scoring = scoring or Scoring()
+    scoring = scoring._replace(notes=[*scoring.notes, *carried])
     card = model_card(title, recipe, sources, library, scoring, usage(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     materials = bill_of_materials(title, origins_of(sources), scoring, card)

@@ -2,11 +2,13 @@
 
 Such a folder's config.json holds that of a language model, and among its tensors are those of one below a prefix. That
 part is opened like a model alone; all the rest, whatever it is, is only ever carried along: the tensors to the bit,
-config.json around that of another language model, the processor's files.
+config.json around that of another language model, the processor's files. In a folder of a language model alone the rest
+is what predicts later tokens (MTP): `mtp`, or layers behind the last.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import Any
 
 from jevomerge.checkpoint.safetensors_file import StoredTensor
 from jevomerge.errors import InputError
-from jevomerge.models.decoder.nested import Nesting
+from jevomerge.models.decoder.nested import Alone, Nesting
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class Frame:
     prefix: str  # what stands here for the "model." of a language model alone
     tensors: Mapping[str, StoredTensor]  # those that are not the language model's, by their names
     eyes: Mapping[str, str] = field(default_factory=dict)  # {tensor of a `Sighted` model: its name among these}
+    depth: int = 0  # how many layers its language model has, if some of these are layers behind the last; else 0
 
     def name(self, alone: str) -> str:
         """What the tensor of a language model, or of its eyes, is called in the folder."""
@@ -37,16 +41,33 @@ class Frame:
             return self.eyes[alone]
         if alone == HEAD:
             return f"language_model.{HEAD}" if self.prefix == "language_model.model." else HEAD
-        return self.prefix + alone.removeprefix("model.")
+        return alone if self.prefix == "model." else self.prefix + alone.removeprefix("model.")
 
     def around(self, text: Mapping[str, Any]) -> dict[str, Any]:
         """The folder's config.json around the config.json of another language model."""
         return self.nesting.around(self.json, text)
 
     def carried(self, names: Iterable[str]) -> dict[str, StoredTensor]:
-        """Its tensors but those of a model that has tensors of these names."""
+        """Its tensors but those of a model that has tensors of these names, behind whose last layer layers are."""
         own = set(map(self.name, names))
-        return {name: stored for name, stored in self.tensors.items() if name not in own}
+        if not self.depth:
+            return {name: stored for name, stored in self.tensors.items() if name not in own}
+        further = 1 + max(int(found[1]) for name in own if (found := LAYER.match(name))) - self.depth
+
+        def moved(found: re.Match[str]) -> str:
+            return f"model.layers.{int(found[1]) + further}."
+
+        return {LAYER.sub(moved, name): stored for name, stored in self.tensors.items()}
+
+    def vocabularies(self, rows: int) -> list[str]:
+        """Those of its tensors that have a row for each of so many tokens."""
+        ends = (EMBEDDING, "head.weight")
+        return [name for name, x in self.tensors.items() if name.endswith(ends) and x.shape[:1] == (rows,)]
+
+    def told(self, names: Iterable[str], lender: str) -> list[str]:
+        """A sentence on what is carried to a model with tensors of these names; []: nothing is."""
+        parts = ", ".join(parts_of(carried := self.carried(names)))
+        return [f"{parts}: all {len(carried)} tensors are those of {lender}, unchanged"] if carried else []
 
     @property
     def files(self) -> list[Path]:
@@ -55,8 +76,22 @@ class Frame:
 
 
 def parts_of(names: Iterable[str]) -> list[str]:
-    """What tensors belong to, as far as their names tell: vision_tower, ..."""
-    return list(dict.fromkeys(name.removeprefix("model.").split(".")[0] for name in names))
+    """What tensors belong to, as far as their names tell: vision_tower, mtp, layers.46, ..."""
+    found = (re.match(r"(?:model\.)?(layers\.\d+|[^.]+)", name) for name in names)
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def predictors_of(
+    values: Mapping[str, Any], depth: int, folder: Path, tensors: Mapping[str, StoredTensor]
+) -> tuple[Frame | None, dict[str, StoredTensor]]:
+    """What predicts later tokens beside a language model of so many layers, or None; and the model's own tensors."""
+    count = values.get("num_nextn_predict_layers") or 0
+    behind = [rf"model\.layers\.{depth + i}" for i in range(count if isinstance(count, int) else 0)]
+    found = {name: x for name, x in tensors.items() if re.match(rf"({'|'.join(['mtp', *behind])})\.", name)}
+    if not found:
+        return None, dict(tensors)
+    frame = Frame(folder, values, Alone(), "model.", found, depth=0 if "mtp" in parts_of(found) else depth)
+    return frame, {name: x for name, x in tensors.items() if name not in found}
 
 
 def frame_of(

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jevomerge.checkpoint.files import SUFFIX, digest, is_here, read_json, resolve, split_adapter
-from jevomerge.checkpoint.frame import Frame, frame_of
+from jevomerge.checkpoint.frame import Frame, frame_of, predictors_of
 from jevomerge.checkpoint.lineage import Origin, front_matter, licence_of, parents_of
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter, PeftAdapter
 from jevomerge.checkpoint.mxfp4 import Packed, unpacked
@@ -216,22 +216,12 @@ class Checkpoint(Stored):
         if nesting is not None:
             self.frame, self.tensors = frame_of(values, nesting, self.folder, self.tensors)
         else:
-            self._leave_predictors(values)
+            self.frame, self.tensors = predictors_of(values, len(self.model.kinds), self.folder, self.tensors)
         self.specs = self.model.specs
         self._check_names()
         for head, embedding in self.model.tied.items():  # models with a head of their own ask for it
             self.tensors.setdefault(head, self.tensors[embedding])
         self.adapter = None if self.behind is None else PeftAdapter(self.parts[self.behind], self.model)
-
-    def _leave_predictors(self, values: Mapping[str, Any]) -> None:
-        """Layers that were trained to predict later tokens, behind the last one or apart, are no part of the model."""
-        depth, count = len(self.model.kinds), values.get("num_nextn_predict_layers") or 0
-        behind = [rf"model\.layers\.{depth + i}" for i in range(count if isinstance(count, int) else 0)]
-        left = [name for name in self.tensors if re.match(rf"({'|'.join(['mtp', *behind])})\.", name)]
-        if left:
-            self.tensors = {name: stored for name, stored in self.tensors.items() if name not in left}
-            what = f"all {len(left)} tensors that predict later tokens ({left[0]}, ...)"
-            self.notes.add(f"{self.folder}: {what} are left out, as by transformers")
 
     def beside(self) -> Iterator[Path]:
         """Files that go with its weights: those of its tokenizer, and generation_config.json with ids of that."""

@@ -28,6 +28,7 @@ from jevomerge.models.decoder.fold import Folding
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
 from jevomerge.models.route import Route, Scaling
+from jevomerge.models.specs import tensor_names
 from jevomerge.problems.problem import Baseline, Candidates, Instance, Score
 from jevomerge.problems.stack import Stack
 from jevomerge.recipe.schema import Recipe, RecipeModel, seen_from
@@ -144,9 +145,13 @@ class PathProblem:
                 called = seen_from(out, names)
                 references = {c.name: called(c.reference) for c in self.checkpoints}
                 slices = [(references[model], first, last) for model, first, last in slices_of(hops)]
-                recipe = before + passthrough(slices, dtype)
+                carry = references[like.name] if like.frame else None
+                recipe = before + passthrough(slices, dtype, carry)
                 (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-            write_card(folder, title or out.name, recipe, self.checkpoints, scoring=score(folder) if score else None)
+            own = (name for name, *_ in tensor_names(self.exported(len(hops))[0].specs))
+            carried = like.frame.told(own, like.name) if like.frame else ()
+            told = score(folder) if score else None
+            write_card(folder, title or out.name, recipe, self.checkpoints, scoring=told, carried=carried)
         progress(1, 1)
 
     def reopen(self, folder: Path) -> Checkpoint:
@@ -195,10 +200,11 @@ def path_start(space: PathSpace, path: PathSearch, names: Mapping[str, str], sig
         raise InputError(f"path.start: {error}") from None
 
 
-def passthrough(slices: list[tuple[str, int, int]], dtype: str) -> str:
-    """The mergekit recipe of a path with unit scales."""
+def passthrough(slices: list[tuple[str, int, int]], dtype: str, carry: str | None) -> str:
+    """The mergekit recipe of a path with unit scales; `carry`: whose other parts the result has, if it has any."""
     stack = [{"sources": [{"model": model, "layer_range": [first, last]}]} for model, first, last in slices]
     recipe = {"merge_method": "passthrough", "dtype": dtype, "slices": stack}
+    recipe |= {} if carry is None else {"carry": carry}
     text: str = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, allow_unicode=True)
     return text
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.card import before_publishing
-from jevomerge.checkpoint.frame import Frame, parts_of
+from jevomerge.checkpoint.frame import Frame
 from jevomerge.checkpoint.pipeline import Pipeline, open_model
 from jevomerge.checkpoint.source import Source, abstract_leaf, read_leaf
 from jevomerge.devices.mesh import put
@@ -80,7 +80,7 @@ class Sources:
             opening.check_alike(self.like, self.parts, self.notes)
             self._align(opening, problems)
             if self.carrier is not None and self.carrier.frame is not None:
-                self._check_image_tokens(self.carrier, self.carrier.frame, problems)
+                self._check_tokens(self.carrier, self.carrier.frame, problems)
             kinds = [k for p in self.parts for k in p.checkpoints[0].model.kinds[p.first[0] : p.first[0] + p.length]]
             size = self.alignment.size if self.alignment else None
             self.model: Language = language_of(self.like.model).resized(kinds, size)
@@ -92,10 +92,7 @@ class Sources:
                 self.model = Sighted(self.model, self.carrier.model.eyes)
                 self.specs = tuple(s for s in self.model.specs if s in self.specs or s.component in self.eyes)
             self.tensors: list[Tensor] = lay_out(self.specs, self.parts, self.eyes)
-            if self.frame and self.carrier and (carried := self.frame.carried(t.name for t in self.tensors)):
-                parts = ", ".join(parts_of(carried))
-                self.notes.add(f"{parts}: all {len(carried)} tensors are those of {self.carrier.name}, unchanged")
-            for text in before_publishing(self.checkpoints):
+            for text in (*self.carried, *before_publishing(self.checkpoints)):
                 self.notes.add(text)
             if len(self.names) > 1 and any(spec.component == "router" for spec in self.specs):
                 self.notes.add(
@@ -184,10 +181,16 @@ class Sources:
                     "`tokenizer_source` (union, base or a model)",
                 )
 
-    def _check_image_tokens(self, carrier: Source, frame: Frame, problems: Problems) -> None:
-        """The ids by which the carrier's config.json knows its pictures must be the same tokens' in the result."""
+    def _check_tokens(self, carrier: Source, frame: Frame, problems: Problems) -> None:
+        """What is carried along must know the tokens of the result, whose pictures have ids in config.json."""
         names = {i: token for token, i in (carrier.vocabulary() or {}).items()}
         output = names if self.alignment is None else {i: token for token, i in self.alignment.vocabulary.items()}
+        for tensor in frame.vocabularies(carrier.model.vocab_size) if output != names else ():
+            problems.add(
+                ("tokenizer_source",),
+                f"{tensor} of {carrier.name}, which is carried along, has a row for each of its tokens, not of the "
+                f"result's; take its tokenizer: {carrier.reference}",
+            )
         for key, i in frame.json.items():
             if not key.endswith(("_token_index", *(f"{kind}_token_id" for kind in KINDS))):
                 continue
@@ -213,6 +216,13 @@ class Sources:
     def frame(self) -> Frame | None:
         """The parts beside the language model, if there are any."""
         return None if self.carrier is None else self.carrier.frame
+
+    @property
+    def carried(self) -> list[str]:
+        """A sentence on what is not merged, but carried along; []: nothing is."""
+        if self.carrier is None or self.frame is None:
+            return []
+        return self.frame.told((t.name for t in self.tensors), self.carrier.name)
 
     def kept(self, spec: ParamSpec) -> tuple[np.ndarray, np.ndarray] | None:
         """The rows of an embedding or head that no other model has, (K,), and which rows of the carrier's these are.

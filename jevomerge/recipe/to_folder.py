@@ -95,7 +95,8 @@ def merge_to_folder(
             write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
             write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-        write_card(folder, title or out.name, text, *credited(sources), score(folder) if score else None)
+        told = score(folder) if score else None
+        write_card(folder, title or out.name, text, *credited(sources), told, sources.carried)
 
 
 def credited(sources: Sources) -> tuple[Sequence[Source], str]:

@@ -67,7 +67,7 @@ def _in_mergekit(sources: Sources) -> str:
     if sources.assembly is not None:
         return "mergekit reads no image pipelines."
     if sources.carrier is not None:
-        return "mergekit merges no language model with one that has other parts as well."
+        return "mergekit knows no `carry`: it merges no language model with one that has other parts as well."
     if MERGEKIT.get(method.name) is None:
         return f"mergekit has no method {method.name}."
     if method is not MERGEKIT[method.name]:

@@ -47,7 +47,7 @@ def card(run: str | Path) -> Path:
     made_of, library = setup.problem.checkpoints, "transformers"
     if merge is not None and not (folder / "path.txt").exists():
         made_of, library = credited(merge)
-    write_card(folder, title, recipe_of(folder), made_of, library, told)
+    write_card(folder, title, recipe_of(folder), made_of, library, told, () if merge is None else merge.carried)
     return folder / "README.md"
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from jevomerge.checkpoint.export import export_folder, tensors_of, write_model
 from jevomerge.checkpoint.source import Checkpoint
+from jevomerge.errors import InputError
 from jevomerge.fitness.rollouts.generation import Prompts, generate
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import express, make_space
@@ -111,16 +112,37 @@ def test_greedy_texts_are_those_of_transformers(family):
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor"), [("qwen3_next", "mtp.fc.weight"), ("glm4_moe", "model.layers.4.enorm.weight")]
+    ("name", "tensor", "there"),
+    [
+        ("qwen3_next", "mtp.fc.weight", "mtp.fc.weight"),
+        ("glm4_moe", "model.layers.4.enorm.weight", "model.layers.6.enorm.weight"),
+    ],
 )
-def test_what_predicts_later_tokens_is_left_out(name, tensor, tmp_path):
-    make(name, tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    save_file(tensors | {tensor: np.ones(3, np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
-    (note,) = (note for note in Checkpoint(tmp_path).notes if tensor in note)
-    assert "left out, as by transformers" in note
+def test_what_predicts_later_tokens_is_carried(name, tensor, there, tmp_path):
+    """To the bit, from the model that `carry` names; layers behind the last are behind the last of a deeper one."""
+    for i, model in enumerate("ab"):
+        make(name, tmp_path / model, seed=i)
+        tensors = load_file(tmp_path / model / "model.safetensors")
+        more = {tensor: np.full(3, i, np.float32)}
+        save_file(tensors | more, tmp_path / model / "model.safetensors", {"format": "pt"})
+        path = tmp_path / model / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": i + 1}))
+    models = [{"model": str(tmp_path / model), "parameters": {"weight": 0.5}} for model in "ab"]
+    given = {"merge_method": "linear", "models": models}
+    with pytest.raises(InputError, match="say whose with `carry`"):
+        Sources(Recipe.model_validate(given))
+    sources = Sources(Recipe.model_validate(given | {"carry": str(tmp_path / "b")}))
+    merge_to_folder(sources, sources.coefficients, tmp_path / "out")
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")[tensor], np.ones(3))
+    assert "all 1 tensors are those of b, unchanged" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 2
+    assert "carry: " in (tmp_path / "out" / "recipe.yaml").read_text()
+    slices = [{"sources": [{"model": str(tmp_path / "b"), "layer_range": at}]} for at in ([0, 3], [1, 4])]
+    deeper = Sources(Recipe.model_validate({"merge_method": "passthrough", "slices": slices}))
+    merge_to_folder(deeper, deeper.coefficients, tmp_path / "deeper")
+    made = load_file(tmp_path / "deeper" / "model.safetensors")
+    np.testing.assert_array_equal(made[there], np.ones(3))
+    assert len(Checkpoint(tmp_path / "deeper").frame.tensors) == 1
 
 
 def test_a_recipe_for_layers_of_several_kinds_reads_back(tmp_path):

@@ -12,6 +12,8 @@ from jevomerge.models.decoder.hf_config import DEFAULTS, read_config
 from jevomerge.models.fields import Fields
 
 OF_THE_FOLDER = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+# Of what predicts later tokens, which is the folder's, whoever's text is in it.
+PREDICTORS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 
 
 class Nesting(Protocol):
@@ -40,8 +42,29 @@ class TextConfig:
     def around(self, values: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
         """With that object, and what is said of it outside."""
         inside = {key: value for key, value in text.items() if key not in OF_THE_FOLDER}
+        inside = with_predictors(inside, values.get("text_config") or {})
         shared = [key for key in ("vocab_size", "tie_word_embeddings") if key in values and key in inside]
         return {**values, **{key: inside[key] for key in shared}, "text_config": inside}
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """As the whole: a decoder beside which is only what predicts later tokens."""
+
+    def alone(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """That very object."""
+        del where
+        return dict(values)
+
+    def around(self, values: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+        """The other decoder's, with what is said of what predicts."""
+        return with_predictors(text, values)
+
+
+def with_predictors(text: Mapping[str, Any], folder: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a decoder, in which that of a folder says what predicts later tokens."""
+    kept = {key: value for key, value in text.items() if key not in PREDICTORS}
+    return kept | {key: folder[key] for key in PREDICTORS if key in folder}
 
 
 def object_of(inside: Any, where: str) -> Mapping[str, Any]:
