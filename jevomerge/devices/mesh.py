@@ -7,8 +7,8 @@
 The same program runs on one device and on many. Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
 that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`:
 results are read where they are, and processes tell each other scores. Over `model` the compiler splits what is split
-in its inputs: of every tensor heads, ff or vocab, if the model axis divides it; everything else is in every
-device.
+in its inputs: of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every
+device. What a device makes of its experts is added up by `summed`, in one exchange.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def make_mesh(pop: int | None = None, model: int | None = None, devices: Sequenc
 def split(mesh: Mesh | None, parts: Iterable[int]) -> NamedSharding | None:
     """Where an array lies whose axes may be cut into so many equal parts (0: not at all); None without a mesh.
 
-    An axis is split over `model` if that divides its parts; every slice of `pop` has the whole array.
+    The first axis whose parts `model` divides is split over it; every slice of `pop` has the whole array.
     """
     if mesh is None:
         return None
-    ways = mesh.shape["model"]
-    return NamedSharding(mesh, P(*("model" if n and n % ways == 0 else None for n in parts)))
+    can = [bool(n) and n % mesh.shape["model"] == 0 for n in parts]
+    return NamedSharding(mesh, P(*("model" if here and not any(can[:i]) else None for i, here in enumerate(can))))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -72,3 +72,20 @@ def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
     # Where nothing is split, nothing is left to the compiler: a method of the user's may then call back to the host.
     manual = frozenset(mesh.axis_names if mesh.shape["model"] == 1 else {"pop"})
     return jax.shard_map(f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False)
+
+
+def summed(f: Callable[[Any, Any, Any], Any], cut: Any, shared: Any, size: int) -> Any:
+    """The sum over `model` of `f(its part of cut, shared, where that begins)`; in `spread`, else `f` of all of it.
+
+    `cut`: arrays, `size` long along their first axis, over which they are split if that can be.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    ways = around.shape["model"] if "model" in around.auto_axes else 1
+    if ways == 1 or size % ways:
+        return f(cut, shared, 0)
+
+    def local(cut: Any, shared: Any) -> Any:
+        return jax.lax.psum(f(cut, shared, jax.lax.axis_index("model") * (size // ways)), "model")
+
+    where = (P("model"), P())
+    return jax.shard_map(local, in_specs=where, out_specs=P(), axis_names={"model"}, check_vma=False)(cut, shared)

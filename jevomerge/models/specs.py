@@ -115,8 +115,15 @@ def tensor_names(specs: Sequence[ParamSpec]) -> Iterator[tuple[str, ParamSpec, t
 
 
 def shardings(mesh: Mesh | None, specs: Sequence[ParamSpec]) -> dict[str, NamedSharding | None]:
-    """Where each leaf of a model lies, {path: ...}; None without a mesh: on the first device."""
-    return {s.path: split(mesh, (*[0] * len(s.stack), *(axis.parts for axis in s.axes))) for s in specs}
+    """Where each leaf of a model lies, {path: ...}; None without a mesh: on the first device.
+
+    Layers lie beside each other on every device; experts, which are a tensor each in the files, may lie apart.
+    """
+
+    def parts(spec: ParamSpec) -> list[int]:
+        return [*(size if name == "expert" else 0 for name, size in spec.stack), *(axis.parts for axis in spec.axes)]
+
+    return {s.path: split(mesh, parts(s)) for s in specs}
 
 
 def heads_of(specs: Sequence[ParamSpec]) -> int:

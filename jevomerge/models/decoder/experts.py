@@ -5,6 +5,7 @@ Dimensions in comments: T tokens, D hidden, E experts, k of them active, F insid
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jevomerge.devices.mesh import summed
 from jevomerge.models.decoder.config import DecoderConfig, Mixture
 from jevomerge.models.decoder.mlp import Mlp
 from jevomerge.models.layers import ACTIVATIONS, Linear, declare
@@ -105,50 +107,50 @@ class Experts(nn.Module):
         m, width = self.config.mixture, x.shape[-1]
         assert m is not None
         n, f, act = m.experts, m.size, ACTIVATIONS[self.config.hidden_act]
+        matrices: tuple[tuple[Array, Array | None], ...]
         if m.stored == "transposed":  # as rows are multiplied, gate and up in turn, with biases
-            (inward, first), (outward, last) = (
+            matrices = (
                 Matrices((n, width, 2 * f), ("expert", "embed", "expert_ff"), True, name="gate_up_proj")(),
                 Matrices((n, f, width), ("expert", "expert_ff", "embed"), True, name="down_proj")(),
-            )
-            assert first is not None
-            assert last is not None
+            )  # fmt: skip
 
-            def run(x: Array, e: Array) -> Array:
+            def run(own: Any, x: Array, e: Array) -> Array:
+                (inward, first), (outward, last) = own
                 both = x @ inward[e].astype(x.dtype) + first[e].astype(x.dtype)[None]
                 gate = jnp.minimum(both[:, 0::2], m.limit)
                 up = jnp.clip(both[:, 1::2], -m.limit, m.limit)
                 y = (up + 1) * gate * jax.nn.sigmoid(m.alpha * gate)
                 return y @ outward[e].astype(x.dtype) + last[e].astype(x.dtype)[None]
-
-            return grouped(run, x, chosen, shares, n)
-        one = "experts" if m.stored == "each" else "expert"  # a tensor of each expert's own, or one of all
-        outward, _ = Matrices((n, width, f), (one, "embed", "expert_ff"), name="down_proj")()
-        if m.stored == "each":
-            gates, _ = Matrices((n, f, width), (one, "expert_ff", "embed"), name="gate_proj")()
-            ups, _ = Matrices((n, f, width), (one, "expert_ff", "embed"), name="up_proj")()
-
-            def inside(x: Array, e: Array) -> tuple[Array, Array]:
-                return _linear(x, gates[e]), _linear(x, ups[e])
         else:
-            boths, _ = Matrices((n, 2 * f, width), (one, "expert_ff", "embed"), name="gate_up_proj")()
+            one = "experts" if m.stored == "each" else "expert"  # a tensor of each expert's own, or one of all
+            inward = {"gate_proj": f, "up_proj": f} if m.stored == "each" else {"gate_up_proj": 2 * f}
+            matrices = (
+                Matrices((n, width, f), (one, "embed", "expert_ff"), name="down_proj")(),
+                *(Matrices((n, k, width), (one, "expert_ff", "embed"), name=name)() for name, k in inward.items()),
+            )  # fmt: skip
 
-            def inside(x: Array, e: Array) -> tuple[Array, Array]:
-                gate, up = jnp.split(_linear(x, boths[e]), 2, axis=-1)
-                return gate, up
+            def run(own: Any, x: Array, e: Array) -> Array:
+                (outward, _), *inward = own
+                inside = [_linear(x, weight[e]) for weight, _ in inward]
+                gate, up = inside if len(inside) == 2 else jnp.split(inside[0], 2, axis=-1)
+                return _linear(act(gate) * up, outward[e])
 
-        def gated(x: Array, e: Array) -> Array:
-            gate, up = inside(x, e)
-            return _linear(act(gate) * up, outward[e])
+        def some(own: Any, shared: tuple[Array, Array, Array], first: Any) -> Array:
+            x, chosen, shares = shared
+            return grouped(functools.partial(run, own), x, chosen - first, shares, len(own[0][0]), n)
 
-        return grouped(gated, x, chosen, shares, n)
+        found: Array = summed(some, matrices, (x, chosen, shares), n)
+        return found
 
 
 def _linear(x: Array, weight: Array) -> Array:
     return jnp.einsum("ti,oi->to", x, weight.astype(x.dtype))
 
 
-def grouped(run: Callable[[Array, Any], Array], x: Array, chosen: Array, shares: Array, experts: int) -> Array:
-    """The sum over a token's experts of share x what the expert makes of it.
+def grouped(
+    run: Callable[[Array, Any], Array], x: Array, chosen: Array, shares: Array, experts: int, in_all: int
+) -> Array:
+    """The sum over a token's experts of share x what the expert makes of it; of those that are here.
 
     The tokens of each expert are laid into blocks of equal size, filled up with others, and computed block by block:
     with E experts at most E blocks more than there are full ones. (`jax.lax.ragged_dot` multiplies all tokens by all
@@ -157,23 +159,33 @@ def grouped(run: Callable[[Array, Any], Array], x: Array, chosen: Array, shares:
     Args:
         run: (rows, D) and an expert's number -> (rows, D).
         x: (T, D).
-        chosen: (T, k) int32.
+        chosen: (T, k) int32, from 0 to E - 1 or, of experts that are elsewhere, another number.
         shares: (T, k).
         experts: E.
+        in_all: how many there are, those elsewhere included.
     """
     tokens, active = chosen.shape
     pairs = tokens * active
-    size = min(LARGEST, 1 << max(0, round(np.log2(max(1, pairs / experts)))))
+    size = min(LARGEST, 1 << max(0, round(np.log2(max(1, pairs / in_all)))))
     most = min(pairs, pairs // size + experts)  # blocks
     flat = chosen.reshape(-1)
+    here = (flat >= 0) & (flat < experts)
     mine = (flat[:, None] == jnp.arange(experts, dtype=flat.dtype)[None]).astype(jnp.int32)  # (T k, E)
-    before = jnp.take_along_axis(jnp.cumsum(mine, axis=0), flat[:, None], axis=1)[:, 0] - 1
+    own = jnp.where(here, flat, 0)
+    before = jnp.take_along_axis(jnp.cumsum(mine, axis=0), own[:, None], axis=1)[:, 0] - 1
     blocks = -(-jnp.sum(mine, axis=0) // size)
     ends = jnp.cumsum(blocks)
-    place = (ends - blocks)[flat] * size + before  # of each pair among all rows of all blocks
-    rows = jnp.zeros(most * size, jnp.int32).at[place].set(jnp.arange(pairs, dtype=jnp.int32) // active)
-    owners = jnp.searchsorted(ends, jnp.arange(most, dtype=ends.dtype), side="right")
-    owners = jnp.minimum(owners, experts - 1)
-    y = jax.lax.map(lambda block: run(*block), (x[rows].reshape(most, size, -1), owners))
-    y = y.reshape(most * size, -1)[place].reshape(tokens, active, -1)
+    place = (ends - blocks)[own] * size + before  # of each pair among all rows of all blocks
+    place = jnp.where(here, place, most * size)  # behind them
+    rows = jnp.zeros(most * size, jnp.int32)
+    rows = rows.at[place].set(jnp.arange(pairs, dtype=jnp.int32) // active, mode="drop")
+    numbers = jnp.arange(most, dtype=ends.dtype)
+    owners = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), experts - 1)
+
+    def block(given: tuple[Array, Array, Array]) -> Array:
+        x, owner, filled = given
+        return jax.lax.cond(filled, run, lambda x, _: jnp.zeros_like(x), x, owner)
+
+    y = jax.lax.map(block, (x[rows].reshape(most, size, -1), owners, numbers < ends[-1]))
+    y = y.reshape(most * size, -1).at[place].get(mode="fill", fill_value=0).reshape(tokens, active, -1)
     return jnp.sum(y * shares[:, :, None].astype(y.dtype), axis=1)

@@ -28,6 +28,7 @@ def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
         "heads": c.num_attention_heads,
         "qkv": c.num_attention_heads + 2 * c.num_key_value_heads,
         "vocab": c.vocab_size,
+        "expert": c.mixture.experts if c.mixture else 0,
     }
     if c.delta is not None:
         d, rest = c.delta, c.delta.value_dim % c.delta.key_dim

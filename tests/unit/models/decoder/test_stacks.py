@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jevomerge.devices.mesh import make_mesh
+from jevomerge.devices.collectives import collectives
+from jevomerge.devices.mesh import make_mesh, spread
 from jevomerge.methods.bank import Merge, build, in_scan, make_bank
 from jevomerge.methods.registry import get_method
 from jevomerge.models.decoder.blocks import init
@@ -116,7 +117,7 @@ def test_merging_in_the_scan_is_merging_before_it_whatever_the_mesh():
     where = unflatten(shardings(mesh, specs))
     split = [jax.device_put(source, where) for source in sources]
     experts = split[0]["layers"]["full_sparse"]["mlp"]["experts"]["up_proj"]["weight"]
-    assert {shard.data.shape for shard in experts.addressable_shards} == {(2, 4, 4, 32)}  # a fourth of each expert
+    assert {shard.data.shape for shard in experts.addressable_shards} == {(2, 1, 16, 32)}  # one expert of four
     for found in (sources, split):
         bank = make_bank(merge, specs, found, None, keys, None if found is sources else mesh)
 
@@ -126,6 +127,31 @@ def test_merging_in_the_scan_is_merging_before_it_whatever_the_mesh():
             return apply(params, HYBRID, TOKENS, VALID, layer=layer)[0]
 
         np.testing.assert_allclose(np.asarray(inside(bank, numbers))[VALID], expected, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("experts", "part"), [(8, (2, 2, 16, 32)), pytest.param(6, (2, 6, 4, 32), marks=pytest.mark.slow)]
+)
+def test_experts_on_four_devices_give_what_one_gives(experts, part):
+    """Each has whole experts or, where their number cannot be divided, a part of each; for two members at once."""
+    model = Decoder(dataclasses.replace(CONFIG, mixture=dataclasses.replace(CONFIG.mixture, experts=experts)))
+    params, mesh = random_params(model=model), make_mesh(1, 4, jax.devices()[:4])
+    split = jax.device_put(params, unflatten(shardings(mesh, model.specs)))
+    up = split["layers"]["full_sparse"]["mlp"]["experts"]["up_proj"]["weight"]
+    assert {shard.data.shape for shard in up.addressable_shards} == {part}
+
+    def member(params, factor):
+        return params | {"embed_tokens": {"weight": params["embed_tokens"]["weight"] * factor}}
+
+    def members(params, factors):
+        return jax.vmap(lambda factor: apply(member(params, factor), model, TOKENS, VALID)[0])(factors)
+
+    factors = np.array([1, -3], np.float32)
+    compiled = jax.jit(spread(mesh, members)).lower(split, factors).compile()
+    for factor, found in zip(factors, np.asarray(compiled(split, factors)), strict=True):
+        np.testing.assert_allclose(found[VALID], hidden(member(params, factor), model=model), atol=3e-5)
+    gathered = [c for c in collectives(compiled.as_text(), mesh) if c.kind == "all-gather"]
+    assert all(c.bytes < up.nbytes / 4 for c in gathered)  # no expert goes from one device to another
 
 
 def test_a_path_through_them_folds():
@@ -173,9 +199,15 @@ def test_grouped_tokens_are_computed_by_their_experts(tokens):
     chosen[: tokens // 2] = [0, 4]  # one expert has most, others have none
     shares = rng.uniform(size=(tokens, 2))
     w, *rest = (jnp.asarray(a, jnp.float32) for a in (weights, x, shares))
-    found = jax.jit(lambda x, s: grouped(lambda x, e: x @ w[e], x, jnp.asarray(chosen), s, 5))(*rest)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def some(first, stop, x, s):
+        here = w[first:stop]
+        return grouped(lambda x, e: x @ here[e], x, jnp.asarray(chosen) - first, s, stop - first, 5)
+
     expected = sum(shares[:, i, None] * np.einsum("td,tde->te", x, weights[chosen[:, i]]) for i in range(2))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(some(0, 5, *rest), expected, atol=1e-4)
+    np.testing.assert_allclose(some(0, 2, *rest) + some(2, 5, *rest), expected, atol=1e-4)
 
 
 def test_a_router_that_is_merged_is_told_from_experts_that_are():
