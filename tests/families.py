@@ -74,6 +74,11 @@ MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 DELTA = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6,
 }  # fmt: skip
+GEMMA4 = {
+    "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 5,
+    "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0,
+    "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+}  # fmt: skip
 MORE = {  # as many `model_type`s as are read, each with what is particular to it
     "ministral": ("ministral", {"sliding_window": 5, "layer_types": [SLIDING, FULL] * 2}),
     "ministral3": (
@@ -139,17 +144,10 @@ MORE = {  # as many `model_type`s as are read, each with what is particular to i
         "gpt_oss",
         {"intermediate_size": 64, "sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
-    "gemma4": (
+    "gemma4": ("gemma4_text", GEMMA4),
+    "gemma4-mixture": (
         "gemma4_text",
-        {
-            "global_head_dim": 16,
-            "num_global_key_value_heads": 1,
-            "attention_k_eq_v": True,
-            "sliding_window": 5,
-            "hidden_size_per_layer_input": 0,
-            "final_logit_softcapping": 30.0,
-            "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
-        },
+        GEMMA4 | {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 24},
     ),
     "qwen3_5": ("qwen3_5_text", DELTA | {"head_dim": 16}),
     "qwen3_5_moe": ("qwen3_5_moe_text", DELTA | MOE | {"head_dim": 16, "shared_expert_intermediate_size": 40}),

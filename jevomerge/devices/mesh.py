@@ -79,9 +79,7 @@ def summed(f: Callable[[Any, Any, Any], Any], cut: Any, shared: Any, size: int) 
 
     `cut`: arrays, `size` long along their first axis, over which they are split if that can be.
     """
-    around = jax.sharding.get_abstract_mesh()
-    ways = around.shape["model"] if "model" in around.auto_axes else 1
-    if ways == 1 or size % ways:
+    if (ways := _ways(size)) == 1:
         return f(cut, shared, 0)
 
     def local(cut: Any, shared: Any) -> Any:
@@ -89,3 +87,21 @@ def summed(f: Callable[[Any, Any, Any], Any], cut: Any, shared: Any, size: int) 
 
     where = (P("model"), P())
     return jax.shard_map(local, in_specs=where, out_specs=P(), axis_names={"model"}, check_vma=False)(cut, shared)
+
+
+def apart(f: Callable[[Any], Any], cut: Any, size: int) -> Any:
+    """`f(cut)`, which does the same with everything along their first axis, each device with what it has of it.
+
+    As in `summed`. A loop over that axis would bring all to every device.
+    """
+    if _ways(size) == 1:
+        return f(cut)
+    where = P("model")
+    return jax.shard_map(f, in_specs=where, out_specs=where, axis_names={"model"}, check_vma=False)(cut)
+
+
+def _ways(size: int) -> int:
+    """Into how many parts an axis of this size is cut inside of `spread`; 1 outside."""
+    around = jax.sharding.get_abstract_mesh()
+    ways = around.shape["model"] if "model" in around.auto_axes else 1
+    return ways if size % ways == 0 else 1

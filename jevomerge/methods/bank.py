@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.devices.mesh import everywhere
+from jevomerge.devices.mesh import apart, everywhere
 from jevomerge.methods.field import merge_keys
 from jevomerge.methods.method import MergeMethod
 from jevomerge.models.model import Layer
@@ -157,8 +157,7 @@ def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, A
 
     def layer(block: str, xs: Any) -> dict[str, Any]:
         leaves = {
-            spec.path.removeprefix(f"{block}."): _each(merge, len(spec.stack) - 1)(xs[spec.path])
-            for spec in blocks[block]
+            spec.path.removeprefix(f"{block}."): _each(merge, spec.stack[1:])(xs[spec.path]) for spec in blocks[block]
         }
         return unflatten(leaves)
 
@@ -171,7 +170,7 @@ def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, A
 
 
 def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
-    merged = _each(merge, len(spec.stack))(_arguments(bank, coefficients, spec.path))
+    merged = _each(merge, spec.stack)(_arguments(bank, coefficients, spec.path))
     if spec.path not in bank.kept:
         return merged
     rows, values = bank.kept[spec.path]
@@ -184,12 +183,17 @@ def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
     return inputs, base, coefficients[path], bank.prepared[path], bank.keys[path]
 
 
-def _each(merge: Merge, axes: int) -> Callable[[tuple[Any, ...]], Array]:
-    """`merge_tensor` over so many leading axes, one tensor after another: the working set is that of one."""
+def _each(merge: Merge, stack: Sequence[tuple[str, int]]) -> Callable[[tuple[Any, ...]], Array]:
+    """`merge_tensor` over these leading axes, one tensor after another: the working set is that of one.
+
+    Experts that lie on different devices are merged where they are.
+    """
 
     def f(arguments: tuple[Any, ...]) -> Array:
         return merge_tensor(merge, *arguments)
 
-    for _ in range(axes):
+    for name, size in reversed(stack):
         f = functools.partial(jax.lax.map, f)
+        if name == "expert":
+            f = functools.partial(apart, f, size=size)
     return f

@@ -117,13 +117,18 @@ def tensor_names(specs: Sequence[ParamSpec]) -> Iterator[tuple[str, ParamSpec, t
 def shardings(mesh: Mesh | None, specs: Sequence[ParamSpec]) -> dict[str, NamedSharding | None]:
     """Where each leaf of a model lies, {path: ...}; None without a mesh: on the first device.
 
-    Layers lie beside each other on every device; experts, which are a tensor each in the files, may lie apart.
+    Layers lie beside each other on every device; experts, which are a tensor each in the files, may lie apart. What
+    cannot be cut between heads is cut inside of them, rather than that every device has all of it.
     """
 
-    def parts(spec: ParamSpec) -> list[int]:
-        return [*(size if name == "expert" else 0 for name, size in spec.stack), *(axis.parts for axis in spec.axes)]
+    def place(spec: ParamSpec) -> NamedSharding | None:
+        parts = [*(size if name == "expert" else 0 for name, size in spec.stack), *(axis.parts for axis in spec.axes)]
+        found = split(mesh, parts)
+        if found is None or any(found.spec):
+            return found
+        return split(mesh, [size if n else 0 for n, size in zip(parts, spec.leaf_shape, strict=True)])
 
-    return {s.path: split(mesh, parts(s)) for s in specs}
+    return {s.path: place(s) for s in specs}
 
 
 def heads_of(specs: Sequence[ParamSpec]) -> int:

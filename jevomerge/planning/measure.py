@@ -269,8 +269,8 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
         mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
         return more_members(setup, plan_on(setup, mesh, members, chip=chip))
     heads = heads_of(setup.problem.model.specs)
-    ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == heads % n == 0]
-    for model in ways:
+    ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == 0]
+    for model in sorted(ways, key=lambda n: (heads % n != 0, n)):  # last those that cut inside of heads
         plan = plan_on(setup, make_mesh(None, model, devices), members, chip=chip)
         if plan.fits:
             return more_members(setup, plan)

@@ -23,6 +23,7 @@ from pydantic import Discriminator, Field, Tag
 
 from jevomerge.checkpoint.export import write_model
 from jevomerge.checkpoint.files import read_json
+from jevomerge.checkpoint.frame import Frame
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.errors import InputError
 from jevomerge.fitness.picture_task import PictureTask
@@ -30,12 +31,13 @@ from jevomerge.fitness.pictures import MARK
 from jevomerge.fitness.schema import DataSource, Task
 from jevomerge.fitness.scorers.clip import ClipScore
 from jevomerge.fitness.scorers.pickscore import PickScore
-from jevomerge.models.families import SEEING, read_model, read_seeing
+from jevomerge.models.families import SEEING, nesting_of, read_model, read_seeing
 from jevomerge.models.vision.pictures import pillow
 from jevomerge.planning.pipelines import LoraShape, PipelineShape, write_lora, write_pipeline
 from jevomerge.schema import Dtype, Origin, Strict, validate
 
 SPECIAL = {"<unk>": "unk_token", "<s>": "bos_token", "</s>": "eos_token"}  # the first tokens
+ROWS = 1000  # of which each has a word of its own
 Some = Annotated[int, Field(gt=0)]
 
 
@@ -120,16 +122,25 @@ def _model(shape: Shape, folder: Path) -> Path:
     """A folder whose weights are holes, with a vocabulary of words that mean nothing."""
     folder.mkdir(parents=True)
     values = dict(shape.config)
-    model: Any = read_seeing(values) if values.get("model_type") in SEEING else read_model(values)
-    write_model(folder, {"config.json": values}, model.specs, shape.dtype, None)
+    frame = None
+    if values.get("model_type") in SEEING:
+        model: Any = read_seeing(values)
+    else:
+        if (nesting := nesting_of(values)) is not None:
+            frame = Frame(folder, values, nesting, "model.language_model.", {})
+            values = nesting.alone(values, "config.json")
+        model = read_model(values)
+    write_model(folder, {"config.json": values}, model.specs, shape.dtype, None, frame=frame)
     if shape.processor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(shape.processor), encoding="utf-8")
     words = [*SPECIAL, *(f"w{i}" for i in range(shape.tokens - len(SPECIAL)))]
-    special = [*SPECIAL, *shape.added]
+    # Added tokens are tokens to whatever class transformers takes for a family, and for some it takes no other.
+    ids = {token: i for i, token in enumerate(words[: len(SPECIAL) + ROWS])}
+    ids |= {token: len(words) + i for i, token in enumerate(shape.added)}
     added = [
-        {"id": i if i < len(SPECIAL) else i - len(SPECIAL) + len(words), "content": token, "special": True}
+        {"id": i, "content": token, "special": token in SPECIAL or token in shape.added}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for i, token in enumerate(special)
+        for token, i in ids.items()
     ]
     model_of_words = {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>"}
     tokenizer = {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "WhitespaceSplit"}}

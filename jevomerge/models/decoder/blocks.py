@@ -16,7 +16,7 @@ from jax import Array
 from jevomerge.models.decoder.attention import Attention
 from jevomerge.models.decoder.config import DecoderConfig, LayerKind
 from jevomerge.models.decoder.delta import GatedDeltaNet
-from jevomerge.models.decoder.experts import SparseMlp
+from jevomerge.models.decoder.experts import Experts, NormedRouter, SparseMlp
 from jevomerge.models.decoder.memory import Memory, Seen
 from jevomerge.models.decoder.mlp import Mlp
 from jevomerge.models.decoder.norms import Norm
@@ -53,7 +53,14 @@ class Block(nn.Module):
         elif before_mlp != before:
             read = norm(before_mlp, x)
         mlp = SparseMlp(c, name="mlp") if self.kind.sparse else Mlp(c, name="mlp")
-        y = added(after_mlp, mlp(read))
+        y = mlp(read)
+        if c.mixture is not None and c.mixture.beside:
+            tokens = stream.reshape(-1, x.shape[-1])
+            chosen, shares = NormedRouter(c, name="router")(tokens)
+            found = Experts(c, name="experts")(norm("pre_feedforward_layernorm_2", tokens), chosen, shares)
+            found = norm("post_feedforward_layernorm_2", found.reshape(x.shape))
+            y = norm("post_feedforward_layernorm_1", y) + found
+        y = added(after_mlp, y)
         if c.layer_scalar:
             factor = declare(self, "layer_scalar", nn.initializers.ones, (1,), ("",)).astype(x.dtype)[None, None]
             stream, y = stream * factor, y * factor

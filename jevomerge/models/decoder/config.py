@@ -40,6 +40,7 @@ class Mixture:
     shared_gate: bool = False
     # Three matrices of each expert; gate and up in one, of all experts; these transposed, with biases (gpt-oss).
     stored: Literal["each", "fused", "transposed"] = "each"
+    beside: bool = False  # an MLP, with norms of its own, and routed by the stream (Gemma 4); else in its place
     limit: float = 0.0  # of what goes into the activation, and
     alpha: float = 1.0  # its slope (gpt-oss)
 

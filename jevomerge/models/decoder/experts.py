@@ -18,7 +18,7 @@ from jax import Array
 from jevomerge.devices.mesh import summed
 from jevomerge.models.decoder.config import DecoderConfig, Mixture
 from jevomerge.models.decoder.mlp import Mlp
-from jevomerge.models.layers import ACTIVATIONS, Linear, declare
+from jevomerge.models.layers import ACTIVATIONS, Linear, declare, rms_norm
 
 LARGEST = 64  # rows of a block of tokens that one expert computes
 
@@ -77,6 +77,24 @@ class Router(nn.Module):
         if m.renormalise:
             shares = shares / (jnp.sum(shares, axis=-1, keepdims=True) + 1e-20)
         return chosen, shares * m.scaling
+
+
+class NormedRouter(nn.Module):
+    """One that reads the stream through a norm, and scales each expert's share (Gemma 4)."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """(T, D) -> (T, k) int32 experts and (T, k) float32 shares."""
+        m, width = self.config.mixture, x.shape[-1]
+        assert m is not None
+        scale = declare(self, "scale", nn.initializers.ones, (width,), ("embed",))
+        read = rms_norm(x, jnp.ones(width), self.config.rms_norm_eps, False) * scale.astype(x.dtype)[None]
+        scores = Linear(m.experts, ("router", "embed"), name="proj")(read * jnp.asarray(width**-0.5, x.dtype))
+        shares, chosen = jax.lax.top_k(jax.nn.softmax(scores.astype(jnp.float32), axis=-1), m.active)
+        factors = declare(self, "per_expert_scale", nn.initializers.ones, (m.experts,), ("router",))
+        return chosen, shares / jnp.sum(shares, axis=-1, keepdims=True) * factors.astype(jnp.float32)[chosen]
 
 
 class Matrices(nn.Module):

@@ -40,7 +40,7 @@ ATTENTION = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "in_proj_qkvz",
     "in_proj_ba",
 )  # fmt: skip
-MLP = ("gate_proj", "up_proj", "gate_up_proj", "gate", "shared_expert_gate")
+MLP = ("gate_proj", "up_proj", "gate_up_proj", "gate", "shared_expert_gate", "proj")  # the last is a router's
 SMALLEST = 1e-30  # product of scales that float32 weights can be divided by
 
 

@@ -76,7 +76,8 @@ def _component(inside: str) -> str:
     module, _, rest = inside.partition(".")
     if module == "mlp":
         return next((ours for part, ours in _IN_MIXTURES if rest.startswith(part)), "mlp")
-    return {"self_attn": "attention", "linear_attn": "linear_attention"}.get(module, "norms")
+    beside = {"router": "router", "experts": "experts"}
+    return ({"self_attn": "attention", "linear_attn": "linear_attention"} | beside).get(module, "norms")
 
 
 # A gate of the shared expert is a router, too: it says how much of it a token gets.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jevomerge.models.decoder.config import DecoderConfig, LayerKind
+from jevomerge.models.decoder.config import DecoderConfig, LayerKind, Mixture
 from jevomerge.models.decoder.readers.common import (
     Family,
     alike,
@@ -100,12 +100,22 @@ def _gemma3(f: Fields) -> DecoderConfig:
 
 
 def _gemma4(f: Fields) -> DecoderConfig:
-    """The dense models with one stream; every sixth layer sees all, with larger heads, whose values may be its keys."""
+    """The models with one stream, dense or with a mixture beside each MLP.
+
+    Every sixth layer sees all, with larger heads, whose values may be its keys.
+    """
     f.expect("hidden_activation", "gelu_pytorch_tanh")
     f.expect("hidden_size_per_layer_input", 0)
-    for key in ("enable_moe_block", "use_double_wide_mlp"):
-        f.expect(key, False)
-    f.seen |= {"vocab_size_per_layer_input", "num_experts", "top_k_experts", "moe_intermediate_size"}
+    f.expect("use_double_wide_mlp", False)
+    sizes = ("num_experts", "top_k_experts", "moe_intermediate_size")
+    f.seen |= {"vocab_size_per_layer_input", *sizes}
+    mixture = None
+    if f.flag("enable_moe_block"):
+        experts, active, size = map(f.integer, sizes)
+        mixture = Mixture(experts, active, size, renormalise=True, stored="fused", beside=True)
+        if mixture.active > mixture.experts:
+            raise f.wrong("top_k_experts", mixture.active, f"at most num_experts, {mixture.experts}")
+    names = tuple((f"experts.{name}_proj.weight", f"experts.{name}_proj") for name in ("gate_up", "down"))
     layers = layers_of(f)
     types = f.texts("layer_types") or [FULL if i % 6 == 5 else SLIDING for i in range(layers)]
     if types[-1] != FULL:
@@ -127,8 +137,15 @@ def _gemma4(f: Fields) -> DecoderConfig:
     }
     f.seen.add("final_logit_softcapping")
     cap = None if f.get("final_logit_softcapping") is None else f.number("final_logit_softcapping")
-    own = {**_shared(f), "norm_plus_one": False, "norms": SANDWICH, "qk_norm": "head", "logit_softcap": cap}
-    return common(f, **by_type(f, types, kinds), **own, query_scale=1.0, value_norm=True, layer_scalar=True)
+    own: dict[str, Any] = {
+        **_shared(f),
+        "norm_plus_one": False,
+        "norms": SANDWICH,
+        "qk_norm": "head",
+        "logit_softcap": cap,
+    }
+    own |= {"query_scale": 1.0, "value_norm": True, "layer_scalar": True, "mixture": mixture, "names": names}
+    return common(f, **by_type(f, types, kinds), **own)
 
 
 def _per_layer(f: Fields, types: list[str], size: int, heads: int | None) -> tuple[int, int | None]:

@@ -217,7 +217,17 @@ def test_what_no_class_reads_is_noted_once_and_what_is_off_is_not():
         (LLAMA | {"quantization_config": {"load_in_4bit": True}}, r"quantised \(bitsandbytes\)"),
         (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
         ({"model_type": "gemma4_text"}, "`hidden_size_per_layer_input: 256` is not supported"),
-        ({"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "enable_moe_block": True}, "enable_moe_block"),
+        (
+            {
+                "model_type": "gemma4_text",
+                "hidden_size_per_layer_input": 0,
+                "enable_moe_block": True,
+                "num_experts": 4,
+                "top_k_experts": 5,
+                "moe_intermediate_size": 8,
+            },
+            "top_k_experts",
+        ),
         ({"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 2}, "num_kv_shared"),
         ({"model_type": "qwen3_moe", "use_sliding_window": True}, "`use_sliding_window: True` is not supported"),
         ({"model_type": "qwen3_moe", "num_experts_per_tok": 200}, "at most num_experts, 128"),
