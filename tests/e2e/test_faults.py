@@ -128,7 +128,8 @@ def damage(newest, how, rng):
             newest.rename(newest.with_name("9"))
 
 
-@pytest.mark.parametrize("how", [pytest.param("flipped", marks=pytest.mark.slow), "renamed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["flipped", "renamed"])
 def test_a_damaged_checkpoint_gives_way_to_the_older_one(how, half, undisturbed, capsys):
     damage(half / "checkpoints" / "10", how, random.Random(0))
     (half / "checkpoints" / "mine").mkdir()

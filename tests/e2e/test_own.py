@@ -56,6 +56,9 @@ def lines(folder):
     return [{k: v for k, v in r.items() if k not in ("seconds", "crc32")} for r in records]
 
 
+SELDOM = [way for way in WAYS if way != "params"]
+
+
 @pytest.fixture(scope="module", params=WAYS)
 def run(request, siblings, tmp_path_factory):
     """A finished run of each way."""
@@ -69,6 +72,7 @@ def run(request, siblings, tmp_path_factory):
     return way, folder / "run"
 
 
+@pytest.mark.parametrize("run", ["params", *(pytest.param(w, marks=pytest.mark.slow) for w in SELDOM)], indirect=True)
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, tmp_path):
     _, folder = run
     records, result = lines(folder), json.loads((folder / "result.json").read_text())
