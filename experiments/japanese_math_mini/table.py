@@ -5,14 +5,13 @@ python experiments/japanese_math_mini/table.py
 
 import json
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from arguments import known, make_parser
+from tables import Cells, differences, interval, plot, solved
 
 HERE = Path(__file__).parent
+SEEDS = 5  # of a panel of the plot
 TITLES = {"japanese_math": "Japanese problems, new sums", "two_skills": "two skills at once"}
 FITS = ("addition", "mathematics", *(f"{name}, other sums" for name in ("addition", "mathematics", "average", "base")))
 GROUPS = {  # {group: {row of results.json: what the tables call it}}
@@ -43,7 +42,6 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
     },
     "fine-tuned": {f"fine-tuned {name}": f"fine-tuned {name}" for name in FITS},
 }
-COLOURS = dict(zip(GROUPS, ("#777777", "#b08b4f", "#3f7fb5", "#c0392b", "#3b8f5a"), strict=True))
 DIFFERENCES = (
     ("evolved, 3 genes", "task arithmetic, random"),
     ("evolved, 3 genes, first 50", "task arithmetic, random"),
@@ -58,23 +56,6 @@ DIFFERENCES = (
         ("3 + 3", "3 + 3", ", without them", ""), ("42 + 42", "42 + 42", ", without them", ""),
     )),
 )  # fmt: skip
-Cells = dict[str, dict[str, Any]]  # by seed
-
-
-def interval(solved: np.ndarray, draws: int = 4000) -> tuple[float, float, float]:
-    """(seeds, problems) -> mean in per cent and a 95 % bootstrap interval over seeds and problems."""
-    rng = np.random.default_rng(0)
-    count = solved.shape[1]
-    seeds = rng.integers(len(solved), size=(draws, len(solved)))
-    problems = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    means = np.einsum("dp,dp->d", solved[seeds].mean(axis=1), problems) / count
-    low, high = np.quantile(100 * means, [0.025, 0.975])
-    return 100 * float(solved.mean()), float(low), float(high)
-
-
-def solved(cells: Cells, key: str = "bits") -> np.ndarray:
-    """(seeds, problems) of 0 and 1."""
-    return np.array([[int(b) for b in cell[key]] for cell in cells.values()], float)
 
 
 def main_table(task: str, rows: dict[str, Cells]) -> None:
@@ -95,17 +76,6 @@ def main_table(task: str, rows: dict[str, Cells]) -> None:
             shown = " | ".join(f"{np.median(s):.0f}" if s else "" for s in spent)
             search = np.mean([c["search"] for c in cells])
             print(f"| {label} | {len(cells)} | {search:.1f} | {mean:.1f} | {low:.1f} to {high:.1f} |{parts} {shown} |")
-
-
-def differences(task: str, rows: dict[str, Cells]) -> None:
-    """Paired by seed and problem."""
-    print(f"\n| {TITLES[task]}: difference | held-out | 95 % |\n|---|---:|---|")
-    for one, other in DIFFERENCES:
-        if one in rows and other in rows:
-            seeds = [s for s in rows[one] if s in rows[other]]
-            pair = [solved({s: rows[name][s] for s in seeds}) for name in (one, other)]
-            mean, low, high = interval(pair[0] - pair[1])
-            print(f"| {one} - {other} ({len(seeds)} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
 
 
 def distractors(rows: dict[str, Cells]) -> None:
@@ -132,49 +102,17 @@ def abilities(rows: dict[str, Cells], target: dict[str, Cells]) -> None:
         print(f"| {kind} | {' | '.join(f'{100 * solved(rows[n], kind).mean():.0f}' for n in names)} |")
 
 
-def plot(results: dict[str, Any], seeds: int = 5) -> None:
-    """Held-out scores with their intervals, a panel per task."""
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    done = {t: rows for t, rows in results.items() if t in TITLES and len(rows.get("evolved, 42 genes", ())) >= seeds}
-    labels = [(g, n) for g, group in GROUPS.items() for n in group if any(n in rows for rows in done.values())]
-    heights, at = {}, 0.0
-    for i, (group, name) in enumerate(labels):
-        at += 1.6 if i and labels[i - 1][0] != group else 1.0
-        heights[name] = at
-    figure, axes = plt.subplots(
-        1, len(done), figsize=(2.6 + 3.2 * len(done), 0.2 * at + 0.7), sharey=True, squeeze=False
-    )
-    for axis, (task, rows) in zip(axes[0], done.items(), strict=True):
-        for group, name in labels:
-            if name not in rows:
-                continue
-            mean, low, high = interval(solved(rows[name]))
-            axis.plot([low, high], [heights[name]] * 2, color=COLOURS[group], lw=1.4, solid_capstyle="round")
-            axis.plot(mean, heights[name], "o", color=COLOURS[group], ms=5)
-            axis.annotate(
-                f"{mean:.0f}", (high, heights[name]), (4, 0), textcoords="offset points", va="center", size=7.5
-            )
-        axis.set(title=TITLES[task], xlim=(-2, 105), xlabel="held-out problems solved, %")
-        axis.grid(axis="x", color="#dddddd", lw=0.6)
-        axis.tick_params(axis="y", length=0)
-        axis.set_axisbelow(True)
-    plain = {n: label.replace("*", "").replace("`", "") for group in GROUPS.values() for n, label in group.items()}
-    axes[0][0].set_yticks([heights[n] for _, n in labels], [plain[n] for _, n in labels])
-    for (group, _), tick in zip(labels, axes[0][0].get_yticklabels(), strict=True):
-        tick.set_color(COLOURS[group])
-    axes[0][0].set_ylim(at + 0.8, 0.2)
-    figure.tight_layout()
-    figure.savefig(HERE / "plot.png", dpi=105)
-
-
 def main() -> None:
     results = known(make_parser(__doc__, __file__).parse_args().output)
     for task in TITLES:
         main_table(task, results[task])
-        differences(task, results[task])
+        print(f"\n| {TITLES[task]}: difference | held-out | 95 % |\n|---|---:|---|")
+        for one, other, seeds, (mean, low, high) in differences(results[task], DIFFERENCES):
+            print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     distractors(results["japanese_math"])
     abilities(results.get("abilities", {}), results["japanese_math"])
-    plot(results)
+    done = {title: results[task] for task, title in TITLES.items() if len(results[task]["evolved, 42 genes"]) >= SEEDS}
+    plot(done, GROUPS, HERE / "plot.png", "held-out problems solved, %")
 
 
 if __name__ == "__main__":

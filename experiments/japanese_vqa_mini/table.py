@@ -4,14 +4,12 @@ python experiments/japanese_vqa_mini/table.py
 """
 
 from pathlib import Path
-from typing import Any
 
 import generate
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 from arguments import known, make_parser
+from tables import Cells, differences, interval, plot, solved
 
 HERE = Path(__file__).parent
 MAIN = "Japanese"
@@ -52,7 +50,6 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
     },
     "fine-tuned": {f"fine-tuned {name}": f"fine-tuned {name}" for name in FITS},
 }
-COLOURS = dict(zip(GROUPS, ("#777777", "#b08b4f", "#3f7fb5", "#c0392b", "#3b8f5a"), strict=True))
 FINE, WIDE, PAPER = "evolved, 22 genes", "evolved, 22 genes up to 2", "evolved, DARE-TIES"
 DIFFERENCES = (
     *((WIDE, name) for name in ("graft", "llava", *GROUPS["usual settings"])),
@@ -70,23 +67,6 @@ DIFFERENCES = (
     (FINE, "22 genes, random"),
     ("evolved, 2 genes", "task arithmetic, random"),
 )
-Cells = dict[str, dict[str, Any]]  # by seed
-
-
-def interval(solved: np.ndarray, draws: int = 4000) -> tuple[float, float, float]:
-    """(seeds, questions) -> mean in per cent and a 95 % bootstrap interval over seeds and questions."""
-    rng = np.random.default_rng(0)
-    count = solved.shape[1]
-    seeds = rng.integers(len(solved), size=(draws, len(solved)))
-    questions = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    means = np.einsum("dq,dq->d", solved[seeds].mean(axis=1), questions) / count
-    low, high = np.quantile(100 * means, [0.025, 0.975])
-    return 100 * float(solved.mean()), float(low), float(high)
-
-
-def solved(cells: Cells) -> np.ndarray:
-    """(seeds, questions) of 0 and 1."""
-    return np.array([[int(b) for b in cell["bits"]] for cell in cells.values()], float)
 
 
 def main_table(rows: dict[str, Cells]) -> None:
@@ -102,17 +82,6 @@ def main_table(rows: dict[str, Cells]) -> None:
             shown = " | ".join(f"{np.median(s):.0f}" if s else "" for s in spent)
             search, each = np.mean([c["search"] for c in cells]), ", ".join(f"{100 * b.mean():.0f}" for b in bits)
             print(f"| {label} | {search:.1f} | {mean:.1f} | {low:.1f} to {high:.1f} | {each} | {shown} |")
-
-
-def differences(rows: dict[str, Cells]) -> None:
-    """Paired by seed and question."""
-    print("\n| difference, held out | points | 95 % |\n|---|---:|---|")
-    for one, other in DIFFERENCES:
-        if one in rows and other in rows:
-            seeds = [s for s in rows[one] if s in rows[other]]
-            pair = [solved({s: rows[name][s] for s in seeds}) for name in (one, other)]
-            mean, low, high = interval(pair[0] - pair[1])
-            print(f"| {one} - {other} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
 
 
 def by_kind(results: dict[str, dict[str, Cells]]) -> None:
@@ -142,39 +111,15 @@ def genes(rows: dict[str, Cells]) -> None:
             print(f"| {name} | {what}, {group} | {' | '.join(f'{m:.2f}' for m in means)} |")
 
 
-def plot(rows: dict[str, Cells]) -> None:
-    """Held-out scores with their intervals."""
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    labels = [(g, n) for g, group in GROUPS.items() for n in group if n in rows]
-    heights, at = {}, 0.0
-    for i, (group, name) in enumerate(labels):
-        at += 1.6 if i and labels[i - 1][0] != group else 1.0
-        heights[name] = at
-    figure, axis = plt.subplots(figsize=(6.2, 0.2 * at + 0.7))
-    for group, name in labels:
-        mean, low, high = interval(solved(rows[name]))
-        axis.plot([low, high], [heights[name]] * 2, color=COLOURS[group], lw=1.4, solid_capstyle="round")
-        axis.plot(mean, heights[name], "o", color=COLOURS[group], ms=5)
-        axis.annotate(f"{mean:.0f}", (high, heights[name]), (4, 0), textcoords="offset points", va="center", size=7.5)
-    axis.set(xlim=(-2, 105), xlabel="answered in Japanese, held out, %")
-    axis.grid(axis="x", color="#dddddd", lw=0.6)
-    axis.tick_params(axis="y", length=0)
-    axis.set_axisbelow(True)
-    axis.set_yticks([heights[n] for _, n in labels], [GROUPS[g][n].replace("*", "") for g, n in labels])
-    for (group, _), tick in zip(labels, axis.get_yticklabels(), strict=True):
-        tick.set_color(COLOURS[group])
-    axis.set_ylim(at + 0.8, 0.2)
-    figure.tight_layout()
-    figure.savefig(HERE / "plot.png", dpi=105)
-
-
 def main() -> None:
     results = known(make_parser(__doc__, __file__).parse_args().output)
     main_table(results[MAIN])
-    differences(results[MAIN])
+    print("\n| difference, held out | points | 95 % |\n|---|---:|---|")
+    for one, other, _, (mean, low, high) in differences(results[MAIN], DIFFERENCES):
+        print(f"| {one} - {other} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     by_kind(results)
     genes(results[MAIN])
-    plot(results[MAIN])
+    plot({"": results[MAIN]}, GROUPS, HERE / "plot.png", "answered in Japanese, held out, %", 3.6)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_the_index_has_a_line_for_each_folder():
 
 
 def test_what_is_shared_is_there_once():
-    for name in ("arguments.py", "landscape.py"):
+    for name in ("arguments.py", "landscape.py", "tables.py"):
         links = list(ROOT.glob(f"*/{name}"))
         assert links
         assert all(link.is_symlink() and link.resolve() == ROOT / name for link in links)
@@ -53,6 +53,16 @@ def test_a_part_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["c"])
     assert "'c' is none of them: a, b" in capsys.readouterr().err
+
+
+def test_an_interval_is_over_seeds_and_examples():
+    tables = load(ROOT / "tables.py")
+    rows = {"a": {"0": {"bits": "1110"}, "1": {"bits": "1111"}}, "b": {"1": {"bits": "0101"}, "2": {"bits": "0000"}}}
+    mean, low, high = tables.interval(tables.solved(rows["a"]))
+    assert mean == 87.5
+    assert 40 < low < mean < high == 100
+    [(one, other, seeds, (mean, *_))] = tables.differences(rows, [("a", "b"), ("a", "c")])
+    assert (one, other, seeds, mean) == ("a", "b", 1, 50)  # only the seed that both have
 
 
 def test_results_are_added_to_those_on_file(tmp_path):
