@@ -9,6 +9,7 @@ miniature has a link to this file, so that its `table.py` can import it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,18 @@ COLOURS = ("#777777", "#b08b4f", "#3f7fb5", "#c0392b", "#3b8f5a")  # of groups, 
 
 def interval(scores: np.ndarray, draws: int = 4000) -> Interval:
     """(seeds, examples) from 0 to 1 -> mean in per cent and a 95 % bootstrap interval over seeds and examples."""
-    rng = np.random.default_rng(0)
-    count = scores.shape[1]
-    seeds = rng.integers(len(scores), size=(draws, len(scores)))
-    examples = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    means = np.einsum("de,de->d", scores[seeds].mean(axis=1), examples) / count
+    seeds, examples = _resampled(*scores.shape, draws)
+    means = np.einsum("de,de->d", scores[seeds].mean(axis=1), examples) / scores.shape[1]
     low, high = np.quantile(100 * means, [0.025, 0.975])
     return 100 * float(scores.mean()), float(low), float(high)
+
+
+@cache
+def _resampled(seeds: int, examples: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """(draws, seeds) which seeds, and (draws, examples) how often each example."""
+    rng = np.random.default_rng(0)
+    which = rng.integers(seeds, size=(draws, seeds))
+    return which, rng.multinomial(examples, np.full(examples, 1 / examples), size=draws)
 
 
 def solved(cells: Cells, key: str = "bits") -> np.ndarray:
