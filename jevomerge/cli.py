@@ -23,11 +23,25 @@ if TYPE_CHECKING:
     from jevomerge.devices.schema import MeshShape
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
+# Arguments that name files and folders of this machine; models and data may be on the hub.
+LOCAL = ("config", "recipe", "task", "run", "runs")
 
 
 def reading(what: str) -> None:
     """The first word of a command, before the imports that take seconds."""
     print(f"jevomerge: reading {what} ...", file=sys.stderr, flush=True)
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Refuse what is not there, before the imports that take seconds."""
+    for key in LOCAL:
+        given = getattr(args, key, None) or []
+        for name in [given] if isinstance(given, str) else given:
+            try:
+                os.stat(name)
+            except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{name} cannot be read ({reason}); check the name and its permissions") from None
 
 
 def leave_devices() -> None:
@@ -267,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
+        check_names(args)
         with heeded():
             COMMANDS[args.command](args)
         return 0

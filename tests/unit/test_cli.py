@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 COMMANDS = {
     "evolve": ["evolve", "a.yaml"],
     "merge": ["merge", "a.yaml", "out"],
@@ -60,18 +62,39 @@ for words in {list(COMMANDS.values())}:
 """
 
 
-def test_the_first_word_comes_before_slow_imports(tmp_path):
-    lines = run(FIRST_WORD, tmp_path).splitlines()
+@pytest.fixture
+def named(tmp_path):
+    """A folder with what the commands name."""
+    for name in ("a.yaml", "b.yaml", "t.yaml"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_the_first_word_comes_before_slow_imports(named):
+    lines = run(FIRST_WORD, named).splitlines()
     assert len(lines) == 2 * len(COMMANDS)
     for name, said, error in zip(COMMANDS, lines[::2], lines[1::2], strict=True):
         assert said == f"jevomerge: reading {'a.yaml, b.yaml' if name == 'compare' else 'a.yaml'} ..."
         assert error.startswith("jevomerge: ImportError: too early: ")
 
 
-def test_only_the_first_of_several_processes_speaks(tmp_path):
+def test_only_the_first_of_several_processes_speaks(named):
     code = FIRST_WORD.replace("for words in", "for words in [['evolve', 'a.yaml', '--process-id', '1']] or")
-    (line,) = run(code, tmp_path).splitlines()
+    (line,) = run(code, named).splitlines()
     assert "ImportError" in line
+
+
+def test_a_misspelt_name_is_refused_before_slow_imports(tmp_path):
+    """Also of a task and of a run; a model or data could be on the hub."""
+    words = {name: given for name, given in COMMANDS.items() if name != "generate"}
+    code = FIRST_WORD.replace(repr(list(COMMANDS.values())), repr(list(words.values()))).replace("== 1", "== 2")
+    lines = run(code, tmp_path).splitlines()
+    files = {"evaluate": "t.yaml"}
+    assert lines == [
+        f"jevomerge: {files.get(name, 'a.yaml')} cannot be read (No such file or directory); check the name and its "
+        "permissions"
+        for name in words
+    ]
 
 
 WITHOUT_PYTORCH = """
