@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
         "init",
         "write a config for your models and data",
         "Look at models and data, time a candidate, and write NAME.yaml and tasks/NAME.yaml, which `plan` and `evolve` "
-        "take as they are: a search with a budget that fits, on two thirds of the rows, judged on the others.",
+        "take as they are: a search with a budget that fits, on two thirds of the rows, judged on the others. In a "
+        "terminal it asks what it would have to guess.",
     )
     init.add_argument("models", metavar="MODEL", nargs="+", help="Hugging Face folders, or hub names")
     init.add_argument("--data", required=True, metavar="FILE", help="questions and answers: JSONL, CSV, TSV, Parquet")

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -20,6 +21,7 @@ from jevomerge.errors import FitnessError, InputError
 from jevomerge.run.mergekit_flags import read_size
 
 if TYPE_CHECKING:
+    from jevomerge.config import RunConfig
     from jevomerge.devices.schema import MeshShape
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
@@ -104,6 +106,23 @@ def run_evolve(args: argparse.Namespace) -> None:
         args.folder = Path(os.path.expanduser(args.output)) if args.output else Path("runs") / config.name
     observer = PageWriter(Terminal()) if first() else SILENT
     evolve_config(config, args.folder, observer, resume=args.resume is not None)
+    if isinstance(config, RunConfig) and config.seeds == 1:
+        for line in next_steps(args.folder, config):
+            observer.line(line)
+
+
+def next_steps(folder: Path, config: RunConfig) -> list[str]:
+    """What one may do with a finished run."""
+    run, more = shlex.quote(str(folder)), 2 * config.search.evaluations
+    steps = {
+        f"cat {run}/best/README.md": "how to load it, and what it scores",
+        f"jevomerge evaluate {run}/best --task TASK.yaml": "judge it by something else",
+        f"jevomerge export {run} --genome N OUT": "write another candidate, such as the page lists",
+    }
+    if config.refine is None:  # whose last candidates would have been others in a longer search
+        steps[f"jevomerge evolve --resume {run} --evaluations {more}"] = "search on"
+    width = max(map(len, steps))
+    return ["Next:", *(f"  {step:{width}}  {what}" for step, what in steps.items())]
 
 
 def read_mesh(text: str) -> MeshShape:

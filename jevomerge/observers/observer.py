@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,16 @@ class Observer:
     def line(self, text: str) -> None:
         """A line of what was asked for, such as a score."""
 
+    def ask(self, question: str, choices: Sequence[str], guess: str | None) -> str | None:
+        """Which one a person chooses; where nobody can be asked, as here, what was guessed."""
+        return guess
+
     def counter(self, label: str, unit: str = "tensors") -> Callable[[int, int], None]:
         """What is called with (how many are done, of how many) in work that goes one by one."""
         return lambda done, total: None
+
+    def searching(self, size: int, source: float) -> None:
+        """A search begins, in generations of so many evaluations; the best of its sources scores `source`."""
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """So many evaluations are done; `mean` is over the current generation."""

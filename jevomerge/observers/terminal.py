@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
@@ -58,6 +60,7 @@ class Terminal(Observer):
         self._progress: Progress | None = None
         self._last = 0.0
         self._pace = deque[tuple[float, int]](maxlen=PACE)
+        self._size, self._source = 0, math.nan  # of a generation; what the best source scores
 
     def stage(self, text: str) -> None:
         """Say what happens next."""
@@ -72,17 +75,34 @@ class Terminal(Observer):
         """As it is."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def ask(self, question: str, choices: Sequence[str], guess: str | None) -> str | None:
+        """Ask until one of them is given, in a terminal; Enter takes the guess, and so does its absence."""
+        if len(choices) < 2 or not (self.console.is_terminal and sys.stdin.isatty()):
+            return guess
+        default: Any = ... if guess is None else guess
+        try:
+            return Prompt.ask(Text(question), console=self.console, choices=list(choices), default=default)
+        except EOFError:  # Ctrl-D
+            return guess
+
     def table(self, table: Table) -> None:
         """A table, as wide as it has to be where there is no terminal."""
         wide = Console(file=self.console.file, highlight=False, emoji=False, markup=False, width=WIDTH)
         (self.console if self.console.is_terminal else wide).print(table)
+
+    def searching(self, size: int, source: float) -> None:
+        """To be shown beside what candidates score."""
+        self._size, self._source = size, source
 
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """Move the bar, or print a line every few seconds."""
         now = time.monotonic()
         self._pace.append((now, done))
         left = remaining(self._pace, total)
-        status = "  ".join(f"{name} {x:.4f}" for name, x in (("best", best), ("mean", mean)) if math.isfinite(x))
+        scores = (("best", best), ("best source", self._source), ("mean", mean))
+        status = "  ".join(f"{name} {x:.4f}" for name, x in scores if math.isfinite(x))
+        if self._size:
+            status = f"generation {-(-done // self._size)}/{-(-total // self._size)}  {status}"
         if not self.console.is_terminal:
             if now - self._last > LINE_EVERY or done == total:
                 self._last = now

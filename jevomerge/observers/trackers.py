@@ -116,6 +116,10 @@ class Tracked(Observer):
         """For the observer."""
         return self._observer.counter(label, unit)
 
+    def searching(self, size: int, source: float) -> None:
+        """For the observer."""
+        self._observer.searching(size, source)
+
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """For the observer."""
         self._observer.evaluated(done, total, best, mean)

@@ -26,6 +26,10 @@ class PageWriter(Observer):
         """For the observer."""
         self._observer.note(text)
 
+    def searching(self, size: int, source: float) -> None:
+        """For the observer."""
+        self._observer.searching(size, source)
+
     def evaluated(self, done: int, total: int, best: float, mean: float) -> None:
         """For the observer."""
         self._observer.evaluated(done, total, best, mean)

@@ -15,6 +15,7 @@ from jevomerge.checkpoint.files import expanded, write_atomically
 from jevomerge.checkpoint.lineage import front_matter
 from jevomerge.checkpoint.source import Checkpoint, short_name
 from jevomerge.config import RunConfig, read_config
+from jevomerge.devices.signals import safe_point
 from jevomerge.errors import InputError
 from jevomerge.fitness.rows import read_rows
 from jevomerge.fitness.schema import DataSource
@@ -27,6 +28,7 @@ PROMPTS = ("question", "prompt", "instruction", "problem", "query", "input", "te
 ANSWERS = ("answer", "output", "response", "completion", "target", "solution", "label", "end")
 CHATS = ("messages", "conversations")
 FEWEST, MOST = 8, 256  # rows in all, and of each split
+NONE = "none"
 GENES, PER_GENE = 48, 7  # at most so many, and evaluations for each; see experiments/guides/search.md
 
 
@@ -46,12 +48,12 @@ def init(
     Args:
         models: folders or hub names, of one shape.
         data: a file of questions and answers, or a dataset's name on the hub.
-        base: which of `models`, or beside them, the others were made from; None: whom their cards name.
+        base: which of `models`, or beside them, the others were made from; None: whom their cards name, or a person.
         name: of the run.
-        prompt: the template of a prompt, over the fields of a row; None: as the fields' names suggest.
+        prompt: the template of a prompt, over the fields of a row; None: as their names suggest, or a person says.
         answer: likewise.
         output: the folder to write into.
-        observer: is told what was found.
+        observer: is told what was found, and asked what had to be guessed.
 
     Returns:
         the config.
@@ -65,11 +67,12 @@ def init(
         refuse_existing(path)
     observer.stage("reading models' headers and data")
     opened = [Checkpoint(model) for model in models]
-    base = base or base_among(opened)
+    base = base or base_among(opened) or _base_asked(models, observer)
     merged = [model for model in models if model != base]
     if len(merged) + (base is not None) < 2:
         raise InputError("init: a merge takes two models or more")
-    asked = ask(data, prompt, answer)
+    asked = ask(data, prompt, answer, observer)
+    safe_point()  # Ctrl-C instead of an answer
     plan, setup = _fitting(_Plan(name, merged, base, asked, _layers_per_group(opened[0], len(merged))))
     observer.stage("timing a candidate")
     genes = len(setup.problem.names)
@@ -100,7 +103,7 @@ class Asked(NamedTuple):
     answer: str
 
 
-def ask(data: str, prompt: str | None, answer: str | None) -> Asked:
+def ask(data: str, prompt: str | None, answer: str | None, observer: Observer = SILENT) -> Asked:
     """Templates for the fields that the rows have, and where to split them.
 
     Raises:
@@ -110,31 +113,33 @@ def ask(data: str, prompt: str | None, answer: str | None) -> Asked:
     if len(rows) < FEWEST:
         raise InputError(f"--data: {data} has {len(rows)} rows; a search and its judgement take {FEWEST} or more")
     fields = [name for name in rows[0] if all(row.get(name) not in (None, "") for row in rows)]
+    prompt, answer = _templates(fields, prompt, answer, observer)
     if prompt is None or answer is None:
-        guessed = _templates(fields)
-        if guessed is None:
-            raise InputError(
-                f"--data: which fields of {', '.join(rows[0])} are the question and the answer? Give "
-                '--prompt "{question}" --answer "{answer}"'
-            )
-        prompt, answer = prompt or guessed[0], answer or guessed[1]
+        raise InputError(
+            f"--data: which fields of {', '.join(rows[0])} are the question and the answer? Give "
+            '--prompt "{question}" --answer "{answer}"'
+        )
     search = min(MOST, math.ceil(len(rows) * 2 / 3))
     return Asked(data, len(rows), search, min(MOST, len(rows) - search), prompt, answer)
 
 
-def _templates(fields: Sequence[str]) -> tuple[str, str] | None:
-    """Of prompt and answer."""
+def _templates(
+    fields: Sequence[str], prompt: str | None, answer: str | None, observer: Observer
+) -> tuple[str | None, str | None]:
+    """Those that are given, else over fields that are guessed and asked for; None for what nobody knows."""
     if chat := next((name for name in CHATS if name in fields), None):
-        return f"{{{chat}}}", f"{{{chat}}}"
+        return prompt or f"{{{chat}}}", answer or f"{{{chat}}}"
     by_name = {name.lower(): name for name in fields}
-    answers = [by_name[name] for name in ANSWERS if name in by_name]
-    prompts = [by_name[name] for name in PROMPTS if name in by_name and by_name[name] not in answers[:1]]
-    if not answers or not prompts:
-        return None
-    question = f"{{{prompts[0]}}}"
-    if prompts[0].lower() == "instruction" and "input" in by_name:  # Alpaca's
-        question += f"\n{{{by_name['input']}}}"
-    return f"Q: {question}\nA:", f" {{{answers[0]}}}"
+    end = next((by_name[name] for name in ANSWERS if name in by_name), None)
+    begin = next((by_name[name] for name in PROMPTS if name in by_name and by_name[name] != end), None)
+    if prompt is None and (begin := observer.ask("Which field is the question?", fields, begin)):
+        question = f"{{{begin}}}"
+        if begin.lower() == "instruction" and "input" in by_name:  # Alpaca's
+            question += f"\n{{{by_name['input']}}}"
+        prompt = f"Q: {question}\nA:"
+    if answer is None and (end := observer.ask("Which field is the answer?", fields, end)):
+        answer = f" {{{end}}}"
+    return prompt, answer
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -147,6 +152,12 @@ def base_among(models: Sequence[Checkpoint]) -> str | None:
         if others and all(one.name in map(short_name, _made_from(m)) for m in others):
             return one.reference
     return None
+
+
+def _base_asked(models: Sequence[str], observer: Observer) -> str | None:
+    """Where cards say nothing; without a base models are averaged, each with its weights."""
+    named = observer.ask("Which model were the others made from?", [*models, NONE], NONE)
+    return None if named == NONE else named
 
 
 def _made_from(model: Checkpoint) -> list[str]:

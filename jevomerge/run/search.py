@@ -212,6 +212,8 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     baselines = score_sources(setup, candidates, folder, observer)
     setup = choose_anchors(setup, baselines, folder, observer)
     generations = setup.config.search.evaluations // setup.strategy.population_size
+    best = max((source.fitness["search"] for source in baselines.sources.values()), default=math.nan)
+    observer.searching(setup.strategy.population_size, best)
     search(setup, candidates, archive, folder / "checkpoints", generations, observer)
     observer.stage("choosing the best")
     if setup.people is not None:

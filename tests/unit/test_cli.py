@@ -1,10 +1,15 @@
 """How soon the command line speaks: what is imported before it does."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from jevomerge.cli import next_steps, parser
+from jevomerge.config import read_run
 
 COMMANDS = {
     "evolve": ["evolve", "a.yaml"],
@@ -95,6 +100,16 @@ def test_a_misspelt_name_is_refused_before_slow_imports(tmp_path):
         "permissions"
         for name in words
     ]
+
+
+def test_what_one_may_do_next_is_understood():
+    config = read_run(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+    first, _, *steps = next_steps(Path("runs/my run"), config)
+    assert first == "Next:"
+    for step in steps:
+        args = parser().parse_args(shlex.split(step.split("  ")[1])[1:])
+        assert {"runs/my run", "runs/my run/best"} & set(map(str, vars(args).values()))
+    assert args.evaluations == 2 * config.search.evaluations
 
 
 WITHOUT_PYTORCH = """

@@ -48,6 +48,14 @@ def test_a_bar_in_a_terminal(clock):
     assert re.search(r"52/100 best 0\.7500  mean 0\.5000 .* 48:00 left", shown)
 
 
+def test_generations_and_the_best_source():
+    shown = io.StringIO()
+    watcher = Terminal(Console(file=shown, width=200))
+    watcher.searching(12, 0.25)
+    watcher.evaluated(25, 300, 0.75, 0.5)
+    assert shown.getvalue() == ("evaluation 25/300  generation 3/25  best 0.7500  best source 0.2500  mean 0.5000\n")
+
+
 def test_nothing_is_known_yet():
     shown = io.StringIO()
     Terminal(Console(file=shown)).evaluated(1, 9, -float("inf"), float("nan"))
@@ -95,7 +103,9 @@ def test_whoever_shows_nothing(capsys, tmp_path):
     SILENT.stage("a")
     SILENT.line("b")
     SILENT.counter("c")(1, 2)
+    SILENT.searching(1, 0.5)
     SILENT.evaluated(1, 2, 0.5, 0.5)
+    assert SILENT.ask("a?", ["b", "c"], "b") == "b"
     SILENT.scored(0, {})
     SILENT.finished({}, tmp_path)
     assert capsys.readouterr() == ("", "")

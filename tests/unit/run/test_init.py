@@ -1,9 +1,15 @@
 """`jevomerge init`: what it writes is what `plan` and `evolve` take, and says the truth about models and data."""
 
 import json
+import os
+import pty
+import re
 import shutil
+import sys
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
@@ -11,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from jevomerge.cli import main
 from jevomerge.config import read_run
 from jevomerge.fitness.rows import read_rows
+from jevomerge.observers.terminal import Terminal
+from jevomerge.run.init import ask
 from jevomerge.search.setup import set_up
 
 ROWS = [{"id": i, "begin": f"Once upon a time, there was a {w}", "end": " who liked to play."} for i, w in enumerate(
@@ -39,6 +47,8 @@ def written(folder, name, rows):
     fields = list(rows[0])
     if path.suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("\n".join([",".join(fields), *(",".join(f'"{r[f]}"' for f in fields) for r in rows)]))
     return path
@@ -60,17 +70,70 @@ def test_what_it_writes_is_taken_as_it_is(kind, models, tmp_path, capsys, monkey
     )  # fmt: skip
     assert config.recipe.base_model == str(models / "base")  # as the others' cards say
     setup = set_up(config)
-    assert setup.config.search.evaluations >= 7 * len(setup.problem.names)
+    genes = len(setup.problem.names)
+    assert setup.config.search.evaluations >= 7 * genes
     assert setup.config.search.evaluations % setup.strategy.population_size == 0
     examples = setup.judge.examples
     assert [len(examples[split]["mine"]) for split in ("search", "heldout")] == [6, 3]
     assert [e.prompt for e in examples["search"]["mine"]] == [f"Q: {r['begin']}\nA:" for r in ROWS[:6]]
     assert read_rows(config.tasks[0].search, "")[0]["begin"] == ROWS[0]["begin"]
-    assert f"{len(setup.problem.names)} genes, {setup.config.search.evaluations} evaluations: about" in said
+    assert re.search(
+        rf"{genes} genes, {setup.config.search.evaluations} evaluations: about \d+ (sec|min).* here\n", said
+    )
     assert data.exists()
     capsys.readouterr()
     assert main(["init", *arguments]) == 2  # nothing is overwritten
     assert "mine.yaml exists" in capsys.readouterr().err
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Gives this process a terminal, in which something has been typed; returns what it shows."""
+    master, slave = pty.openpty()
+    with open(slave, closefd=False) as reads, open(slave, "w") as writes:
+
+        def typed(text):
+            os.write(master, text.encode())
+            monkeypatch.setattr(sys, "stdin", reads)
+            monkeypatch.setattr(sys, "stdout", writes)
+            return lambda: os.read(master, 1 << 16).decode()
+
+        yield typed
+    os.close(master)
+
+
+def test_in_a_terminal_what_it_would_guess_is_asked(models, tmp_path, monkeypatch, terminal):
+    """Eight rows of Parquet whose fields tell half, and models without cards."""
+    written(tmp_path, "rows.parquet", [{"a": r["begin"], "label": r["end"]} for r in ROWS[:8]])
+    shutil.copytree(models, tmp_path / "models", ignore=lambda *_: ["README.md"])
+    monkeypatch.chdir(tmp_path / "models")
+    shown = terminal("base\nb\na\n\n")
+    arguments = ["--data", "../rows.parquet", "--output", str(tmp_path)]
+    assert main(["init", "base", "one", "two", *arguments, "--debug"]) == 0
+    said = re.sub(r"\x1b\[[0-9;]*m", "", shown())
+    assert "the others made from? [base/one/two/none] (none): " in said
+    assert said.count("Which field is the question? [a/label]: ") == 2  # `b` is none
+    assert "Which field is the answer? [a/label] (label): " in said
+    config = read_run(tmp_path / "my_merge.yaml")
+    assert config.recipe is not None
+    assert config.recipe.base_model == str(tmp_path / "models" / "base")
+    assert (config.tasks[0].prompt, config.tasks[0].answer) == ("Q: {a}\nA:", " {label}")
+
+
+def test_who_leaves_takes_the_guesses(terminal, tmp_path):
+    shown = terminal("\x04\x04")
+    asked = ask(str(written(tmp_path, "rows.jsonl", ROWS)), None, None, Terminal())
+    assert shown().count("Which") == 2
+    assert (asked.prompt, asked.answer) == ("Q: {begin}\nA:", " {end}")
+
+
+def test_without_a_terminal_nothing_is_asked(terminal, tmp_path, monkeypatch):
+    """Although somebody could answer, what is shown goes elsewhere."""
+    terminal("id\nid\n")
+    with (tmp_path / "said").open("w") as said:
+        monkeypatch.setattr(sys, "stdout", said)
+        assert ask(str(written(tmp_path, "rows.jsonl", ROWS)), None, None, Terminal()).answer == " {end}"
+    assert (tmp_path / "said").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -106,20 +169,29 @@ def test_what_cannot_be_is_refused_and_nothing_written(rows, arguments, message,
     ],
 )
 def test_templates_follow_the_names_of_fields(row, prompt, answer, tmp_path):
-    from jevomerge.run.init import ask
-
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 9))
     asked = ask(str(tmp_path / "rows.jsonl"), None, None)
     assert (asked.prompt, asked.answer, asked.search, asked.heldout) == (prompt, answer, 6, 3)
 
 
-def test_plan_measures(models, tmp_path, capsys):
+@pytest.fixture
+def hub(models, tmp_path, monkeypatch):
+    """A cache in which two models have been downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        folder = tmp_path / "cache" / f"models--someone--{name}"
+        shutil.copytree(models / name, folder / "snapshots" / ("a" * 40))
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("a" * 40)
+
+
+def test_plan_measures(hub, tmp_path, capsys):
     data = written(tmp_path, "rows.jsonl", ROWS)
-    given = [str(models / "one"), str(models / "two"), "--data", str(data), "--output", str(tmp_path)]
+    given = ["someone/one", "someone/two", "--data", str(data), "--output", str(tmp_path)]
     assert main(["init", *given, "--debug"]) == 0
-    assert (
-        yaml.safe_load((tmp_path / "my_merge.yaml").read_text())["recipe"]["merge_method"] == "linear"
-    )  # without a base
+    recipe = yaml.safe_load((tmp_path / "my_merge.yaml").read_text())["recipe"]
+    assert recipe["merge_method"] == "linear"  # without a base
+    assert recipe["models"] == [{"model": "someone/one"}, {"model": "someone/two"}]
     capsys.readouterr()
     assert main(["plan", str(tmp_path / "my_merge.yaml"), "--measure", "--debug"]) == 0
     assert "s for a candidate" in capsys.readouterr().out
