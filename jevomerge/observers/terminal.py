@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.prompt import Prompt
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from jevomerge.observers.observer import Observer, outcome_name
@@ -99,8 +99,10 @@ class Terminal(Observer):
         now = time.monotonic()
         self._pace.append((now, done))
         left = remaining(self._pace, total)
-        scores = (("best", best), ("best source", self._source), ("mean", mean))
-        status = "  ".join(f"{name} {x:.4f}" for name, x in scores if math.isfinite(x))
+        scores = {"best": best, "source": self._source, "mean": mean}
+        if self.console.is_terminal and math.isfinite(self._source):
+            del scores["mean"]  # 80 letters have no room for all
+        status = "  ".join(f"{name} {x:.4f}" for name, x in scores.items() if math.isfinite(x))
         if self._size:
             status = f"generation {-(-done // self._size)}/{-(-total // self._size)}  {status}"
         if not self.console.is_terminal:
@@ -111,7 +113,8 @@ class Terminal(Observer):
             return
         fields: dict[str, Any] = {"status": status, "ends": None if left is None else now + left}
         if self._progress is None:
-            columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn())
+            bar = BarColumn(None, table_column=Column(ratio=1))  # what the others leave
+            columns = (bar, MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn())
             self._progress = Progress(*columns, TimeLeft(), console=self.console, expand=True)
             self._progress.add_task("evolving", total=total, completed=done, **fields)
             self._progress.start()

@@ -53,7 +53,20 @@ def test_generations_and_the_best_source():
     watcher = Terminal(Console(file=shown, width=200))
     watcher.searching(12, 0.25)
     watcher.evaluated(25, 300, 0.75, 0.5)
-    assert shown.getvalue() == ("evaluation 25/300  generation 3/25  best 0.7500  best source 0.2500  mean 0.5000\n")
+    assert shown.getvalue() == ("evaluation 25/300  generation 3/25  best 0.7500  source 0.2500  mean 0.5000\n")
+
+
+def test_a_bar_fits_into_a_small_terminal(clock):
+    shown = io.StringIO()
+    watcher = Terminal(Console(file=shown, force_terminal=True, width=80))
+    watcher.searching(12, 0.25)
+    for done in (299, 300):
+        clock[0] += 60
+        watcher.evaluated(done, 2400, 0.75, 0.5)
+    watcher._stop()
+    (line,) = {line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).splitlines() if " left" in line}
+    assert "300/2400 generation 25/200  best 0.7500  source 0.2500 " in line
+    assert line.rstrip().endswith("1 d 11 h left")
 
 
 def test_nothing_is_known_yet():
