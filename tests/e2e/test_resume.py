@@ -257,7 +257,7 @@ def test_a_function_that_changed_is_noticed(tmp_path, monkeypatch):
     evolve(tmp_path / "run", 10, **options)
     (tmp_path / "run" / "result.json").unlink()
     module.write_text("def f(model, params):\n    return -2 * params['w'].sum()\n")
-    with pytest.raises(InputError, match="task fitness: the function that judges it has changed"):
+    with pytest.raises(InputError, match="task fitness: who judges it has changed"):
         evolve(tmp_path / "run", 10, resume=True, **options)
 
 

@@ -196,7 +196,7 @@ def test_weights_are_split_over_model_and_copied_over_pop():
     assert split["norm"]["weight"].sharding.is_fully_replicated
 
 
-def test_an_axis_that_does_not_divide_is_not_split(tmp_path):
+def test_what_cannot_be_cut_between_heads_is_cut_inside_of_them(tmp_path):
     from tests.families import make
 
     make("llama-biases", tmp_path / "m")
@@ -207,7 +207,9 @@ def test_an_axis_that_does_not_divide_is_not_split(tmp_path):
     where = shardings(mesh_of(2, 4), checkpoint.specs)
     assert where["layers.self_attn.q_proj.weight"].spec == P(None, "model", None)
     assert where["layers.self_attn.q_proj.bias"].spec == P(None, "model")
-    assert where["layers.self_attn.k_proj.weight"].spec == P(None, None, None)
+    assert where["layers.self_attn.k_proj.weight"].spec == P(None, "model", None)
+    for path, spec in {s.path: s for s in checkpoint.specs}.items():
+        where[path].shard_shape(spec.leaf_shape)  # raises unless all parts are equal
 
 
 def test_a_part_of_a_tensor_is_its_bytes_and_no_others():
