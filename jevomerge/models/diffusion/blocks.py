@@ -1,7 +1,8 @@
 """What U-Net and autoencoder are made of. Pictures lie as (B, H, W, C), which TPUs, CPUs and cuDNN run fastest.
 
 Weights stay as they are stored, convolutions (out, in, height, width): so a merge, a gene and a file see the same
-tensor, and the compiler turns them around once per program, outside the loop over steps, wherever that is faster.
+tensor. They are turned around where they are used: XLA does that for CPUs by itself, but not within loops, such as that
+over steps, and there falls back to a convolution of many times the time (experiments/bench_diffusion).
 
 Dimensions in comments: B batch, H and W rows and columns, C channels, T tokens (all H * W places), S the text's tokens.
 """
@@ -40,8 +41,9 @@ class Conv(nn.Module):
         weight = declare(self, "weight", NORMAL, shape, (*AXES, "height", "width"))
         bias = declare(self, "bias", nn.initializers.zeros, (self.features,), AXES[:1])
         pads = self.pads or (self.kernel // 2,) * 2
+        turned = weight.astype(x.dtype).transpose(2, 3, 1, 0)
         x = jax.lax.conv_general_dilated(
-            x, weight.astype(x.dtype), (self.stride,) * 2, [pads] * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
+            x, turned, (self.stride,) * 2, [pads] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return x + bias.astype(x.dtype)[None, None, None]
 
