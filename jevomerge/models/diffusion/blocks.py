@@ -41,10 +41,11 @@ class Conv(nn.Module):
         weight = declare(self, "weight", NORMAL, shape, (*AXES, "height", "width"))
         bias = declare(self, "bias", nn.initializers.zeros, (self.features,), AXES[:1])
         pads = self.pads or (self.kernel // 2,) * 2
-        turned = weight.astype(x.dtype).transpose(2, 3, 1, 0)
-        x = jax.lax.conv_general_dilated(
-            x, turned, (self.stride,) * 2, [pads] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        turned, layouts = weight.astype(x.dtype).transpose(2, 3, 1, 0), ("NHWC", "HWIO", "NHWC")
+        if self.kernel == self.stride == 1:
+            x = x @ turned[0, 0]  # faster than a convolution on CPUs
+        else:
+            x = jax.lax.conv_general_dilated(x, turned, (self.stride,) * 2, [pads] * 2, dimension_numbers=layouts)
         return x + bias.astype(x.dtype)[None, None, None]
 
 
@@ -57,14 +58,19 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        batch, *_, width = x.shape
-        weight = declare(self, "weight", nn.initializers.ones, (width,), AXES[:1])
-        bias = declare(self, "bias", nn.initializers.zeros, (width,), AXES[:1])
-        y = x.astype(jnp.float32).reshape(batch, -1, self.groups, width // self.groups)
-        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 3), keepdims=True) + self.eps)
-        weight, bias = (p.astype(jnp.float32)[None, None, None] for p in (weight, bias))
-        return (y.reshape(x.shape) * weight + bias).astype(x.dtype)
+        width = x.shape[-1]
+        weight = declare(self, "weight", nn.initializers.ones, (width,), AXES[:1]).astype(jnp.float32)
+        bias = declare(self, "bias", nn.initializers.zeros, (width,), AXES[:1]).astype(jnp.float32)
+
+        def means(y: Array) -> Array:
+            """Over each group, (B, 1, 1, C): first over places, where channels lie side by side."""
+            of_groups = jnp.mean(y, axis=(1, 2)).reshape(len(y), self.groups, -1).mean(axis=-1)
+            return jnp.repeat(of_groups, width // self.groups, axis=-1)[:, None, None]
+
+        y = x.astype(jnp.float32)
+        y = y - means(y)
+        y = y * (jax.lax.rsqrt(means(y * y) + self.eps) * weight[None, None, None]) + bias[None, None, None]
+        return y.astype(x.dtype)
 
 
 def resnet(tree: Tree, x: Array, channels: int, norm: GroupNorm, time: Array | None = None) -> Array:
