@@ -13,11 +13,11 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from jevomerge.arguments import parser
 from jevomerge.devices.signals import heeded
 from jevomerge.devices.sockets import forbid
 from jevomerge.devices.tpu import describe_tpu, tpu_is_here
 from jevomerge.errors import FitnessError, InputError
+from jevomerge.run.arguments import parser
 from jevomerge.run.mergekit_flags import read_size
 
 if TYPE_CHECKING:

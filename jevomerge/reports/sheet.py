@@ -14,6 +14,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from jevomerge.fitness.tasks import AnyTask
+from jevomerge.models.vision.pictures import pillow
 from jevomerge.reports.heldout import best_name, models_of
 from jevomerge.reports.look import blank, styled
 
@@ -93,6 +94,5 @@ def wrapped(text: str, lines: int = 3) -> str:
 
 def pixels_of(picture: Picture) -> np.ndarray:
     """(H, W, 3) uint8."""
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.jpeg))).convert("RGB"))
+    images, _ = pillow()
+    return np.asarray(images.open(io.BytesIO(base64.b64decode(picture.jpeg))).convert("RGB"))
