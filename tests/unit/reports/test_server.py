@@ -106,7 +106,7 @@ def test_what_cannot_be_shown_is_said_at_once(tmp_path, capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         refusals = {
-            (tmp_path / "none",): "is not a run: it has no config.yaml",
+            (tmp_path / "none",): "none cannot be read (No such file or directory)",
             (tmp_path / "seeds",): "none of its stages or seeds has begun",
             (tmp_path / "broken",): "heldout.json",
             (tmp_path / "run", "--port", port): f"--port {port}: ",
@@ -127,8 +127,14 @@ def test_it_is_not_for_those_who_want_no_socket(tmp_path):
 
 def test_ctrl_c_ends_it(tmp_path, capfd):
     write_run(tmp_path / "run", 1)
-    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert main(["watch", str(tmp_path / "run")]) == 0
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored in the background
+    try:
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert main(["watch", str(tmp_path / "run")]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "http://127.0.0.1:" in capfd.readouterr().out
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import sys
 
@@ -92,11 +93,18 @@ def terminal(monkeypatch):
     master, slave = pty.openpty()
     with open(slave, closefd=False) as reads, open(slave, "w") as writes:
 
+        def shown():
+            writes.flush()
+            found = b""
+            while select.select([master], [], [], 0.2)[0]:  # it may come in parts
+                found += os.read(master, 1 << 16)
+            return found.decode()
+
         def typed(text):
             os.write(master, text.encode())
             monkeypatch.setattr(sys, "stdin", reads)
             monkeypatch.setattr(sys, "stdout", writes)
-            return lambda: os.read(master, 1 << 16).decode()
+            return shown
 
         yield typed
     os.close(master)
