@@ -127,9 +127,7 @@ def test_it_is_not_for_those_who_want_no_socket(tmp_path):
 
 def test_ctrl_c_ends_it(tmp_path, capfd):
     write_run(tmp_path / "run", 1)
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     try:
         threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
         assert main(["watch", str(tmp_path / "run")]) == 0
