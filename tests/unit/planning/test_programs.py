@@ -34,7 +34,7 @@ from tests.unit.planning.test_measure import compiled, config_of, setup_of
 REFINE = {"steps": 3, "examples_per_step": 5}
 
 
-@pytest.mark.parametrize("objective", ["likelihood", "entropy"])
+@pytest.mark.parametrize("objective", ["likelihood", pytest.param("entropy", marks=pytest.mark.slow)])
 def test_the_gradient_step_is_that_of_the_run(objective):
     """Compiled from shapes, it takes the arrays of a real run, gives its genome, and needs what that step needs."""
     setup = set_up(config_of("ties", ("likelihood",), refine={**REFINE, "objective": objective, "steps": 1}))
