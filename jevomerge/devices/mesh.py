@@ -67,6 +67,12 @@ def put(array: np.ndarray, where: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
+def platform() -> str:
+    """What the program that is being traced will run on ("cpu", "tpu"): the devices of its mesh, or those there are."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
+
+
 def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all."""
     # Where nothing is split, nothing is left to the compiler: a method of the user's may then call back to the host.

@@ -105,6 +105,12 @@ class Language(Model, Protocol):
         It has `of_rows`, as `models.decoder.decoder.Cache` has.
         """
 
+    def taken_apart(self, params: Params) -> tuple[Self, Params]:
+        """The same function without a stack that a scan leads through, for many passes that no route leads.
+
+        It is slower to compile, and faster where reading a block of a stack means copying it.
+        """
+
     def fold(self, route: Route, scale: Scaling = "stream") -> Any:
         """What makes an ordinary model of a concrete route; see `models.decoder.fold.Folding`."""
 

@@ -245,11 +245,19 @@ def cache_on_device(program: Program, text: str | None) -> int:
     if text is None:
         return itemsize * sum(map(math.prod, program.cache)) // program.mesh.shape["model"]
     total = 0
-    for *whole, heads, size in program.cache:  # the last two may be split
-        before = ",".join(map(str, whole))
-        shapes = re.findall(rf"(?:bf16|f16|f32)\[{before},(\d+),(\d+)\]", text)
-        parts = [int(n) * int(m) for n, m in shapes if heads % int(n) == size % int(m) == 0]
-        total += itemsize * math.prod(whole) * min(parts, default=0)
+    for depth, rows, heads, *inside, size in program.cache:  # of which heads and size may be split
+        shape = "".join(f"{n}," for n in inside)
+        stacked, alone = (
+            [
+                int(n) * int(m)
+                for n, m in re.findall(rf"(?:bf16|f16|f32)\[{before},(\d+),{shape}(\d+)\]", text)
+                if heads % int(n) == size % int(m) == 0
+            ]
+            for before in (f"{depth},{rows}", f"{rows}")
+        )
+        # Where blocks are taken apart, other arrays may have the shape of a smaller part.
+        part = min(stacked, default=max(alone, default=0))
+        total += itemsize * math.prod((depth, rows, *inside)) * part
     return total
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jevomerge.fitness.batches import Example, Layout
-from jevomerge.fitness.rollouts.generation import DECODE, Generation, Prompts, penalised, said_by
+from jevomerge.fitness.rollouts.generation import DECODE, Generation, Prompts, for_many_passes, penalised, said_by
 from jevomerge.fitness.schema import Task
 from jevomerge.models.model import Language, apply, unembed
 from jevomerge.problems.problem import Instance
@@ -79,7 +79,8 @@ def beam_search(
         (B, new_slots) int32: the new tokens of the best texts, from the end on the first id of `eos`.
     """
     rows, prompt = batch.tokens.shape
-    params, _, path, scale = instance
+    params, model = for_many_passes(instance, model)
+    _, _, path, scale = instance
     run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
     candidates = (1 + batch.eos.shape[0]) * beams  # as many as must be looked at for K among them that go on
 
@@ -164,7 +165,7 @@ class BeamSearch(Generation):
         return super().label(f"{task} by {self.beams} beams", layout)
 
     def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
-        """(L, B * K, S, ...)."""
+        """(L, B * K, ...)."""
         shapes = super().cache(model, layout, hops)
         return tuple((depth, rows * self.beams, *rest) for depth, rows, *rest in shapes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jevomerge.devices.mesh import platform
 from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest, shown
 from jevomerge.fitness.rollouts.likelihood import check_lengths, check_tokens
+from jevomerge.models.layers import Params
 from jevomerge.models.model import Language, Shown, apply, unembed
 from jevomerge.problems.problem import Instance
 from jevomerge.tokenizers.load import ends_of_text, padding
 from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
 
 DECODE = "decode"  # name of the loop over new tokens, by which a plan knows it
+APART = 1 << 18  # numbers of a block from which taking a model apart pays on a CPU
 
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -67,7 +71,8 @@ def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int
     """
     rows, length = batch.tokens.shape
     eos, stops = batch.eos, batch.stops
-    params, _, path, scale = instance
+    params, model = for_many_passes(instance, model)
+    _, _, path, scale = instance
     run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
 
     def pick(hidden: Array, said: Array | None) -> Array:
@@ -108,6 +113,19 @@ def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int
     start = Decoding(step, token, seen, done, remember(said, token), written, filled)
     with jax.named_scope(DECODE):
         return jax.lax.while_loop(unfinished, body, start).written
+
+
+def for_many_passes(instance: Instance, model: Language) -> tuple[Params, Language]:
+    """Parameters and model as many passes read them fastest (experiments/bench_engine).
+
+    XLA copies each block out of its stack before it multiplies by it, on a CPU at every token.
+    """
+    blocks = [s for s in model.specs if s.block]
+    size = sum(math.prod(s.leaf_shape) for s in blocks) / max(1, len(model.kinds))
+    if platform() != "cpu" or instance.route is not None or size < APART:
+        return instance.params, model
+    model, params = model.taken_apart(instance.params)
+    return params, model
 
 
 def said_by(batch: Prompts, vocab_size: int) -> Array | None:
@@ -217,7 +235,7 @@ class Generation:
         return {DECODE: float(self.max_new_tokens - 1)}
 
     def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
-        """Twice (L, B, S, K, H), or what else blocks remember."""
+        """Twice (L, B, K, S, H), or what else blocks remember."""
         slots = layout.length + layout.answer_slots
         found = jax.tree.leaves(jax.eval_shape(lambda: model.cache(layout.rows, slots, jnp.float32)).memory)
         return tuple((x.shape[0] if hops is None else hops, *x.shape[1:]) for x in found)

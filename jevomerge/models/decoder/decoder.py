@@ -10,7 +10,8 @@ theirs (a linear map is `(out, in)`), except that the blocks are stacked on a le
 
 Blocks of several kinds, whose tensors differ, lie in one such stack each: {"layers": {"linear": ..., "full": ...}}.
 `Decoder.hidden` is a plain `jax.lax.scan` over the stack, or over what repeats in the order of the stacks, or follows
-a `Route` through them. Nothing here holds state: the cache is an argument.
+a `Route` through them; of blocks that are taken apart it is written out. Nothing here holds state: the cache is an
+argument.
 
 Dimensions in comments: B batch, T new tokens, S key/value slots, L layers, D hidden, N query heads,
 K key/value heads, H head size, V vocabulary, P slots of a route.
@@ -20,7 +21,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -34,8 +36,8 @@ from jevomerge.models.decoder.fold import Folding, fold
 from jevomerge.models.decoder.hf_config import DEFAULTS, check_layers, with_config
 from jevomerge.models.decoder.memory import Memory, Seen, States, Tokens
 from jevomerge.models.decoder.norms import Norm
-from jevomerge.models.decoder.specs import block_of, param_specs
-from jevomerge.models.decoder.stacks import through
+from jevomerge.models.decoder.specs import BLOCKS, block_of, param_specs
+from jevomerge.models.decoder.stacks import one_by_one, through
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Layer, as_stored
 from jevomerge.models.route import HOPS, Route, Scaling
@@ -57,7 +59,8 @@ class Cache:
     A slot's position is the number of valid slots before it, so padding shifts nothing; pictures may.
     """
 
-    memory: dict[str, Tokens | States]  # of each stack of blocks; with a route a block has another one at every visit
+    # Of each stack of blocks, or of each block of it; with a route a block has another one at every visit.
+    memory: dict[str, Any]
     valid: Array  # (B, S) bool
     length: Array  # () int32: slots written
     shift: Array  # (B,) int32: how much further than by its valid slots a row has come, see `Decoder.hidden`
@@ -68,8 +71,12 @@ class Cache:
         `common`: static; so many of the first slots stay as they are, where each row takes the place of one that has
         the same there.
         """
-        memory = {stack: found.of_rows(rows, common) for stack, found in self.memory.items()}
+        memory = self._each(lambda found: found.of_rows(rows, common))
         return Cache(memory, self.valid[rows], self.length, self.shift[rows])
+
+    def _each(self, f: Callable[[Any], Any]) -> Any:
+        """The memory with `f` of all `Tokens` and `States`."""
+        return jax.tree.map(f, self.memory, is_leaf=lambda x: isinstance(x, Tokens | States))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Decoder:
 
     config: DecoderConfig
     json: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)  # its config.json
+    apart: bool = False  # whether each block lies alone, see `taken_apart`
 
     @property
     def specs(self) -> tuple[ParamSpec, ...]:
@@ -192,21 +200,26 @@ class Decoder:
         turned = positions[..., None] + moved
         sights = {stack: _sights(c, list(kinds), turned, distance, visible) for stack, kinds in of_stack.items()}
 
-        def run(stack: str, x: Array, memory: Any, slot: Array, stored: Any, kind: Array) -> tuple[Array, Array, Any]:
+        def run(stack: str, x: Array, memory: Any, slot: Any, stored: Any, kind: Any) -> tuple[Array, Array, Any]:
             """A block of a stack; `kind` is one of those of the stack."""
             ropes, masks = sights[stack]
-            kept = Memory(None if memory is None else memory[stack], slot, start)
+            found = None if memory is None else memory[stack]
+            kept = Memory(found[slot], None, start) if self.apart and found else Memory(found, slot, start)
             seen = Seen((ropes[0][kind], ropes[1][kind]), masks[kind], positions, valid, kept)
             block = Block(c, c.kinds[next(iter(of_stack[stack]))])
-            found: Any = block.apply({"params": layer(block_of(stack), stored)}, x, seen)
-            x, y, arrays = found
+            made: Any = block.apply({"params": layer(block_of(stack), stored)}, x, seen)
+            x, y, arrays = made
+            if self.apart and found:
+                arrays = (*found[:slot], arrays, *found[slot + 1 :])
             return x, y, memory if memory is None else {**memory, stack: arrays}
 
         blocks = {stack: _at(params, block_of(stack)) for stack in c.stacks}
         order = [c.kinds[kind].stack for kind in c.layer_kinds]
         rows = [order[:i].count(stack) for i, stack in enumerate(order)]  # among its stack
         kinds = [list(of_stack[stack]).index(kind) for stack, kind in zip(order, c.layer_kinds, strict=True)]
-        if route is None:
+        if route is None and self.apart:
+            x, memory = one_by_one(run, order, rows, kinds, blocks, x, memory)
+        elif route is None:
             x, memory = through(run, order, rows, kinds, blocks, x, memory)
         else:
             names, where = list(blocks), [list(blocks).index(stack) for stack in order]
@@ -252,29 +265,39 @@ class Decoder:
         """An empty cache with room for `slots` tokens per row, for `hidden` with this route or none."""
         c = self.config
 
-        def memory(kind: LayerKind, depth: int) -> Tokens | States:
+        def memory(kind: LayerKind, *depth: int) -> Tokens | States:
             if kind.mixer == "delta":
                 d = c.delta
                 assert d is not None
                 wide = 2 * d.key_heads * d.key_dim + d.value_heads * d.value_dim
                 return States(
-                    jnp.zeros((depth, rows, d.kernel - 1, wide), dtype),
-                    jnp.zeros((depth, rows, d.value_heads, d.key_dim, d.value_dim), jnp.float32),
+                    jnp.zeros((*depth, rows, d.kernel - 1, wide), dtype),
+                    jnp.zeros((*depth, rows, d.value_heads, d.key_dim, d.value_dim), jnp.float32),
                 )
-            shape = (depth, rows, slots, *c.heads(kind)[1:])
+            _, heads, size = c.heads(kind)
+            shape = (*depth, rows, heads, slots, size)
             return Tokens(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
+        def of_stack(layers: Sequence[int]) -> Any:
+            kind = c.kinds[c.layer_kinds[layers[0]]]
+            if self.apart:
+                return tuple(memory(kind) for _ in layers)
+            return memory(kind, len(layers) if route is None else route.layers.shape[0])
+
         return Cache(
-            memory={
-                stack: memory(
-                    c.kinds[c.layer_kinds[layers[0]]], len(layers) if route is None else route.layers.shape[0]
-                )
-                for stack, layers in c.stacks.items()
-            },
+            memory={stack: of_stack(layers) for stack, layers in c.stacks.items()},
             valid=jnp.zeros((rows, slots), bool),
             length=jnp.zeros((), jnp.int32),
             shift=jnp.zeros((rows,), jnp.int32),
         )
+
+    def taken_apart(self, params: Params) -> tuple[Decoder, Params]:
+        """With each block in arrays of its own, {"layers": (block, block, ...)}: see `models.model.Language`."""
+        params = dict(params)
+        for stack, layers in self.config.stacks.items():
+            blocks = [jax.tree.map(operator.itemgetter(i), _at(params, block_of(stack))) for i in range(len(layers))]
+            params[BLOCKS] = tuple(blocks) if not stack else {**params[BLOCKS], stack: tuple(blocks)}
+        return dataclasses.replace(self, apart=True), params
 
     def fold(self, route: Route, scale: Scaling = "stream") -> Folding:
         """What makes an ordinary model of a concrete route; see `models.decoder.fold`."""

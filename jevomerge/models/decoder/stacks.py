@@ -1,4 +1,4 @@
-"""Blocks of several kinds in their order: a scan over what repeats.
+"""Blocks of several kinds in their order: a scan over what repeats, or one written out after another.
 
 Blocks whose tensors have the same names and shapes lie in one stack, {stack: blocks along the first axis}.
 """
@@ -66,6 +66,17 @@ def through(
     (x, memory), _ = jax.lax.scan(body, (x, memory), ({stack: repeated(stack) for stack in counts}, *tables))
     for i in range(stop, len(order)):
         x, memory = one(x, memory, i)
+    return x, memory
+
+
+def one_by_one(
+    run: Any, order: Sequence[str], rows: Sequence[int], kinds: Sequence[int],
+    blocks: Mapping[str, Sequence[Any]], x: Array, memory: Any,
+) -> tuple[Array, Any]:  # fmt: skip
+    """As `through`, of blocks that lie one by one: none is cut out of a stack, and all are written out."""
+    for stack, row, kind in zip(order, rows, kinds, strict=True):
+        x, y, memory = run(stack, x, memory, row, blocks[stack][row], kind)
+        x = x + y
     return x, memory
 
 

@@ -124,6 +124,11 @@ class Sighted:
         """As the decoder."""
         return self.text.cache(rows, slots, dtype, route)
 
+    def taken_apart(self, params: Params) -> tuple[Sighted, Params]:
+        """As the decoder."""
+        text, params = self.text.taken_apart(params)
+        return dataclasses.replace(self, text=text), params
+
     def fold(self, route: Route, scale: Scaling = "stream") -> Any:
         """As the decoder."""
         return self.text.fold(route, scale)

@@ -183,7 +183,8 @@ def test_a_decoded_token_moves_the_weights_and_the_cache():
     step = (twenty.bytes - ten.bytes) / 10
     matrices = sum(math.prod(s.leaf_shape) for s in specs if len(s.shape) == 2 and not s.path.startswith("embed"))
     head = c.vocab_size * c.hidden_size * c.tie_word_embeddings
-    cache = 2 * c.num_hidden_layers * ROWS * (LENGTH + ANSWERS) * c.num_key_value_heads * c.head_dim
+    before = LENGTH + ANSWERS - 1  # the newest slot is at hand
+    cache = 2 * c.num_hidden_layers * ROWS * before * c.num_key_value_heads * c.head_dim
     assert 1 < step / (4 * (matrices + head + cache)) < 1.15  # and activations
     blocks = sum(math.prod(s.leaf_shape) for s in specs if s.stack and len(s.shape) == 2)
     attention = 2 * 2 * c.num_hidden_layers * c.num_attention_heads * ROWS * (LENGTH + ANSWERS) * c.head_dim
@@ -197,7 +198,7 @@ def test_each_beam_is_a_row_of_the_cache():
     c, _, jaxpr = traced(generating=True, beams=3)
     setup, layout = setup_of("task_arithmetic"), Layout(ROWS, LENGTH, ANSWERS)
     shapes = BeamSearch(setup.problem.tokenizer(), ANSWERS, beams=3).cache(setup.judge.subject, layout, None)
-    shape = (c.num_hidden_layers, 3 * ROWS, LENGTH + ANSWERS, c.num_key_value_heads, c.head_dim)
+    shape = (c.num_hidden_layers, 3 * ROWS, c.num_key_value_heads, LENGTH + ANSWERS, c.head_dim)
     assert list(shapes).count(shape) == len(shapes) == 2
     carried = [v.aval.shape for e in loops(jaxpr.jaxpr) for v in e.invars]
     assert carried.count(shape) == 2  # keys and values

@@ -1,5 +1,6 @@
 """Likelihood and generation against transformers, on a trained model."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.fitness.batches import Batch
 from jevomerge.fitness.rollouts import generation, likelihood
+from jevomerge.fitness.rollouts.generation import APART, for_many_passes
+from jevomerge.models.decoder.decoder import Decoder
+from jevomerge.models.route import Route
+from jevomerge.models.specs import unflatten
 from jevomerge.problems.problem import Instance
 from tests.families import make
 
@@ -102,17 +107,33 @@ def test_greedy_generation_of_a_padded_batch_equals_transformers_one_by_one(stor
         assert (row[len(expected) :] == 2).all()  # the rest is filled with the end
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("family", ["mistral", "gemma3", "qwen3"])
-def test_generation_beyond_the_sliding_window(family, tmp_path):
+def test_generation_beyond_the_sliding_window(family, apart, tmp_path):
     model = make(family, tmp_path / "m")
     checkpoint = Checkpoint(tmp_path / "m")
+    decoder, params = checkpoint.model, checkpoint.load()
+    decoder, params = decoder.taken_apart(params) if apart else (decoder, params)
     prompts = [[5, 9, 11, 40, 3, 22, 8], [7, 61, 30]]
-    written = np.asarray(generate(checkpoint.load(), checkpoint.model, continued(prompts, 12, end=10_000), 12))
+    written = np.asarray(generate(params, decoder, continued(prompts, 12, end=10_000), 12))
     for prompt, row in zip(prompts, written, strict=True):
         out = model.generate(
             torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         assert row.tolist() == out[0, len(prompt) :].tolist()
+
+
+def test_only_large_blocks_are_taken_apart(story):
+    """Of these the time to compile is a small part of what is gained."""
+    checkpoint, params, *_ = story
+    assert for_many_passes(Instance(params), checkpoint.model) == (params, checkpoint.model)
+    large = Decoder(dataclasses.replace(checkpoint.model.config, intermediate_size=APART))
+    abstract = unflatten({s.path: jax.ShapeDtypeStruct(s.leaf_shape, np.float32) for s in large.specs})
+    route = Route.of([0, 1])
+    laid_out = jax.eval_shape(lambda tree: for_many_passes(Instance(tree), large)[0], abstract)
+    routed = jax.eval_shape(lambda tree: for_many_passes(Instance(tree, route=route), large)[0], abstract)
+    assert isinstance(laid_out["layers"], tuple)
+    assert not isinstance(routed["layers"], tuple)
 
 
 def test_rows_that_have_ended_stop_the_loop(story):

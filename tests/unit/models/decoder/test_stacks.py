@@ -100,6 +100,18 @@ def test_cached_decoding_is_the_full_forward_pass(route):
     np.testing.assert_allclose(np.concatenate(steps, axis=1)[VALID], full, atol=2e-5)
 
 
+def test_cached_decoding_of_blocks_that_are_taken_apart_is_the_full_forward_pass():
+    params = random_params()
+    model, apart = HYBRID.taken_apart(params)
+    assert [jax.tree.leaves(b)[0].ndim for b in apart["layers"]["linear"]] == [1] * 4
+    cache, steps = model.cache(3, 12, jnp.float32), []
+    assert not [x for x in jax.tree.leaves(cache.memory) if x.shape[0] != 3]  # (B, ...): no stack
+    for start, stop in [(0, 5), *((i, i + 1) for i in range(5, 9))]:
+        step, cache = run(apart, model, TOKENS[:, start:stop], VALID[:, start:stop], cache)
+        steps.append(np.asarray(step))
+    np.testing.assert_allclose(np.concatenate(steps, axis=1)[VALID], hidden(params), atol=2e-5)
+
+
 def test_merging_in_the_scan_is_merging_before_it_whatever_the_mesh():
     merge, specs = Merge(get_method("linear")), HYBRID.specs
     keys = {s.path: np.zeros((*s.leading, SOURCES, 2), np.uint32) for s in specs}
