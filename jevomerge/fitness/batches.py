@@ -43,6 +43,13 @@ class Layout(NamedTuple):
     answer_slots: int  # A, or the room for new tokens
     features: int = 0  # F, the room for features of pictures
     views: int = 0  # W, the room for views of pictures
+    together: int | None = None  # rows that are run at a time, where others take their places; None: all
+    shared: int = 0  # P, tokens that all rows begin with, beside the T
+
+    @property
+    def running(self) -> int:
+        """How many rows are run at a time."""
+        return self.rows if self.together is None else self.together
 
 
 def plan_layouts(
@@ -55,6 +62,8 @@ def plan_layouts(
     *,
     written: int = 0,
     pictures: Sequence[Sequence[Any]] = (),
+    fillings: int = 1,
+    shared: int = 0,
 ) -> list[Layout]:
     """A few batch shapes, by growing length, into which every text fits.
 
@@ -72,8 +81,10 @@ def plan_layouts(
         pieces: in which a candidate is scored, at least.
         written: tokens that a row grows by.
         pictures: (n,) those of each text; (): none.
+        fillings: a batch may have so many times the rows that are run at a time.
+        shared: tokens that all texts begin with, which rows do not hold.
     """
-    sizes, room = np.array(lengths), np.array(slots)
+    sizes, room = np.array(lengths) - shared, np.array(slots)
     shown = pictures or [()] * len(lengths)
     features, views = (np.array([sum(getattr(p, k) for p in row) for row in shown]) for k in ("features", "views"))
     buckets = np.ceil(np.log2(np.maximum(sizes, 16))).astype(int)
@@ -90,8 +101,10 @@ def plan_layouts(
             count += 2 * math.sqrt(count)  # the share of a random minibatch varies
         count = max(count, inside.sum() / 8)  # a bucket that the search hardly meets is for the others
         most = max(1, tokens_per_batch // (length + written))
-        rows = math.ceil(count / max(math.ceil(count / most), min(pieces, math.ceil(count))))  # full ones of equal size
-        layouts.append(Layout(rows, length, *(int(counts[inside].max()) for counts in (room, features, views))))
+        least = max(math.ceil(count / (most * fillings)), min(pieces, math.ceil(count)))
+        rows = math.ceil(count / least)  # full ones of equal size
+        layout = Layout(rows, length, *(int(counts[inside].max()) for counts in (room, features, views)))
+        layouts.append(layout._replace(together=most if most < rows else None, shared=shared))
     return layouts
 
 

@@ -65,11 +65,19 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float, p
 
 
 def attend(
-    q: Array, k: Array, v: Array, mask: Array, softcap: float | None = None, sinks: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    before: tuple[Array, Array] | None = None,
 ) -> Array:
     """Softmax attention, softmax in float32: q (B, T, N, H), k and v (B, S, K, H), mask (B, T, S) -> (B, T, N, H).
 
     With a `softcap` c, scores s become c tanh(s / c). `sinks` (N,) are scores that take their share and give nothing.
+    `before` (1, K, P, H) are keys and values before those of all rows, which one matrix product reads for all; the
+    mask is then (B, T, P + S).
 
     The query heads that share a key head are folded into one matrix product, and the division comes last, on the
     smaller array: on a CPU `jax.nn.dot_product_attention` takes 1.6 times as long (experiments/bench_kernels).
@@ -77,7 +85,12 @@ def attend(
     batch, length, heads, size = q.shape
     groups = (batch, k.shape[2], heads // k.shape[2], length)
     q = q.reshape(batch, length, *groups[1:3], size).transpose(0, 2, 3, 1, 4).reshape(*groups[:2], -1, size)
-    scores = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32).reshape(*groups, -1)
+    scores = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32)
+    if before is not None:
+        common, shown = (x[0].astype(v.dtype) for x in before)
+        first = jnp.einsum("bkqh,kph->bkqp", q, common, preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([first, scores], axis=-1)
+    scores = scores.reshape(*groups, -1)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, None]  # finite: a padding row sees nothing, and no NaN
@@ -90,6 +103,10 @@ def attend(
     if sinks is not None:
         total = total + jnp.exp(of_head - most)
     weights = weights.reshape(*groups[:2], -1, weights.shape[-1]).astype(v.dtype)
-    y = jnp.einsum("bkqs,bskh->bkqh", weights, v, preferred_element_type=jnp.float32)
+    own = weights[..., -v.shape[1] :]
+    y = jnp.einsum("bkqs,bskh->bkqh", own, v, preferred_element_type=jnp.float32)
+    if before is not None:
+        first = weights[..., : -v.shape[1]]
+        y = y + jnp.einsum("bkqp,kph->bkqh", first, shown, preferred_element_type=jnp.float32)
     y = (y.reshape(*groups, size) / total).astype(v.dtype)
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)

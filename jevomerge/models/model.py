@@ -76,6 +76,10 @@ class Language(Model, Protocol):
     def max_length(self) -> int | None:
         """How many tokens a text may have; None: not known."""
 
+    @property
+    def follows(self) -> bool:
+        """Whether rows may go on `after` what one row has read (`hidden`), with padding between."""
+
     def embed(self, params: Params, tokens: Array, dtype: Any) -> Array:
         """(B, T) int32 -> (B, T, D) in `dtype`."""
 
@@ -86,6 +90,7 @@ class Language(Model, Protocol):
         valid: Array,
         cache: Any = None,
         *,
+        after: Any = None,
         shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
@@ -93,7 +98,7 @@ class Language(Model, Protocol):
     ) -> tuple[Array, Any]:
         """(B, T, D) embeddings, (B, T) which are no padding -> (B, T, D) after the last norm, and the cache.
 
-        `shift`: `Pictures.shift`.
+        `after`: the cache of one row, which all rows follow. `shift`: `Pictures.shift`.
         """
 
     def logits(self, params: Params, hidden: Array) -> Array:
@@ -102,7 +107,7 @@ class Language(Model, Protocol):
     def cache(self, rows: int, slots: int, dtype: Any, route: Route | None = None) -> Any:
         """An empty cache with room for `slots` tokens per row, for `hidden` with this route or none.
 
-        It has `of_rows`, as `models.decoder.decoder.Cache` has.
+        It has `length`, `of_rows` and `joined`, as `models.decoder.decoder.Cache` has.
         """
 
     def taken_apart(self, params: Params) -> tuple[Self, Params]:
@@ -185,6 +190,7 @@ def apply(
     valid: Array,
     cache: Any = None,
     *,
+    after: Any = None,
     pictures: Shown | None = None,
     layer: Layer = as_stored,
     route: Route | None = None,
@@ -193,7 +199,8 @@ def apply(
 ) -> tuple[Array, Any]:
     """Run a model over new tokens (B, T) int32, of which those `valid` (B, T) are no padding.
 
-    `pictures` are those of all tokens given here: a prompt is not cut between them, later tokens have none.
+    `after` is the cache of one row, which all rows follow. `pictures` are those of all tokens given here: a prompt is
+    not cut between them, what comes before and after has none.
 
     Returns:
         (B, T, D) final hidden states in `dtype`, which `unembed` turns into logits, and the cache.
@@ -202,7 +209,7 @@ def apply(
     if pictures is not None:
         seen = pictures.seen(params, model, dtype)
         x, shift = seen.place(x, tokens), seen.shift(tokens)
-    return model.hidden(params, x, valid, cache, shift=shift, layer=layer, route=route, scale=scale)
+    return model.hidden(params, x, valid, cache, after=after, shift=shift, layer=layer, route=route, scale=scale)
 
 
 def unembed(params: Params, model: Language, hidden: Array) -> Array:

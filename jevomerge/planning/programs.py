@@ -135,7 +135,7 @@ def scores_of(
     name = rollout.label(name, layout)
     name += "" if slots is None else f", {slots} hops"  # the longest path of the first generation
     cache = rollout.cache(judge.subject, layout, slots)
-    program = Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops()), cache, judge.dtype)
+    program = Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops(layout)), cache, judge.dtype)
     shown = jax.tree.leaves(getattr(batch, "pictures", None))
     drawn = layout.rows * judge.group if rollout.draws else 0
     return program._replace(pictures=2 * sum(math.prod(x.shape) * x.dtype.itemsize for x in shown), drawn=drawn)

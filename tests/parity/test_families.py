@@ -99,16 +99,20 @@ GREEDY = ("qwen3_next", "gpt_oss", "gemma4")
     indirect=True,
 )
 def test_greedy_texts_are_those_of_transformers(family):
-    """Of a batch that is padded on the left."""
+    """Of a batch that is padded on the left; and one by one, behind what they share, of blocks that are taken apart."""
     model, checkpoint = family
-    tokens, valid, new = TOKENS[:2, :8], np.arange(8) >= np.array([[0], [3]]), 6
+    valid, new = np.arange(8) >= np.array([[0], [3]]), 6
+    batch = Prompts(TOKENS[:2, :8], valid, np.int32(new), np.array([-1], np.int32), beginning=TOKENS[2, :4])
+    whole = jax.jit(Prompts.whole)(batch)
     model.generation_config.eos_token_id = None
     with torch.no_grad():
-        arguments = {"attention_mask": torch.tensor(valid), "do_sample": False, "max_new_tokens": new}
-        expected = model.generate(torch.tensor(tokens, dtype=torch.long), **arguments)[:, 8:].numpy()
-    batch = Prompts(tokens, valid, np.int32(new), np.array([-1], np.int32))
-    write = jax.jit(lambda params, batch: generate(Instance(params), checkpoint.model, batch, new))
-    np.testing.assert_array_equal(write(checkpoint.load(), batch), expected)
+        tokens, mask = (torch.tensor(np.array(x, int)) for x in (whole.tokens, whole.valid))
+        found = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=new)
+    expected = found[:, tokens.shape[1] :].numpy()
+    write = jax.jit(lambda m, params, b, rows: generate(Instance(params), m, b, new, rows), static_argnums=(0, 3))
+    params = checkpoint.load()
+    np.testing.assert_array_equal(write(checkpoint.model, params, whole, None), expected)
+    np.testing.assert_array_equal(write(*checkpoint.model.taken_apart(params), batch, 1), expected)
 
 
 @pytest.mark.parametrize(

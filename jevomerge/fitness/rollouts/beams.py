@@ -10,7 +10,6 @@ B prompts, K beams of each, V vocabulary, A room for new tokens.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +19,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from jevomerge.fitness.batches import Example, Layout
-from jevomerge.fitness.rollouts.generation import DECODE, Generation, Prompts, for_many_passes, penalised, said_by
+from jevomerge.fitness.rollouts.generation import (
+    DECODE,
+    Generation,
+    Prompts,
+    bound,
+    for_many_passes,
+    penalised,
+    said_by,
+)
 from jevomerge.fitness.schema import Task
-from jevomerge.models.model import Language, apply, unembed
+from jevomerge.models.model import Language, unembed
 from jevomerge.problems.problem import Instance
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -78,10 +85,10 @@ def beam_search(
     Returns:
         (B, new_slots) int32: the new tokens of the best texts, from the end on the first id of `eos`.
     """
+    batch = batch if model.follows else batch.whole()
     rows, prompt = batch.tokens.shape
     params, model = for_many_passes(instance, model)
-    _, _, path, scale = instance
-    run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
+    run, empty = bound(instance._replace(params=params), model, batch.beginning, dtype)
     candidates = (1 + batch.eos.shape[0]) * beams  # as many as must be looked at for K among them that go on
 
     def follow(state: Search, hidden: Array) -> Search:
@@ -116,8 +123,7 @@ def beam_search(
         hidden, cache = run(token, jnp.ones(token.shape, bool), cache)
         return follow(dataclasses.replace(state, said=said, cache=cache), hidden[:, -1])
 
-    cache = model.cache(rows, prompt + new_slots, dtype, path)
-    hidden, cache = run(batch.tokens, batch.valid, cache, pictures=batch.pictures)
+    hidden, cache = run(batch.tokens, batch.valid, empty(rows, prompt + new_slots), pictures=batch.pictures)
     each = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), beams)
     said = said_by(batch, model.vocab_size)
     nothing = jnp.full((rows, beams, new_slots), batch.eos[0], jnp.int32)
@@ -144,6 +150,8 @@ class BeamSearch(Generation):
     """Asks for the texts that a search with several beams finds; stop strings, which end none, are the host's."""
 
     beams: int = dataclasses.field(kw_only=True)
+
+    refills = False
 
     def layouts(
         self,

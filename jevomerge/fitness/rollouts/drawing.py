@@ -166,7 +166,7 @@ class Drawing:
         height, width = self.size
         return f"draw {task}, {layout.rows} x {height} x {width} in {len(self.steps.t)} steps"
 
-    def loops(self) -> Mapping[str, float]:
+    def loops(self, layout: Layout) -> Mapping[str, float]:
         """None of dynamic length."""
         return {}
 

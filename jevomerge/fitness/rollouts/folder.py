@@ -65,7 +65,7 @@ class Folder:
         """Such as "write a folder for fitness"."""
         return f"write a folder for {task}"
 
-    def loops(self) -> Mapping[str, float]:
+    def loops(self, layout: Layout) -> Mapping[str, float]:
         """None."""
         return {}
 

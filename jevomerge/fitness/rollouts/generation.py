@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,12 @@ from jevomerge.problems.problem import Instance
 from jevomerge.tokenizers.load import ends_of_text, padding
 from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
 
-DECODE = "decode"  # name of the loop over new tokens, by which a plan knows it
+# Names of the loops over new tokens and over fillings, by which a plan knows them.
+DECODE, REFILL = "decode", "refill"
 APART = 1 << 18  # numbers of a block from which taking a model apart pays on a CPU
+PART = 8  # rows are filled again when this part of them is free
+FILLINGS = 8  # of all rows, in one program: then signals are looked at
+BEGINNING = 32  # tokens that all prompts must begin with for these to be read by themselves
 
 
 # --- on the device ------------------------------------------------------------------------------------------
@@ -34,85 +39,161 @@ APART = 1 << 18  # numbers of a block from which taking a model apart pays on a 
 class Prompts:
     """Prompts, padded on the left, and what ends the texts that follow them; all of it dynamic."""
 
-    tokens: Array  # (B, T) int32
-    valid: Array  # (B, T) bool
+    tokens: Array  # (N, T) int32
+    valid: Array  # (N, T) bool
     max_new_tokens: Array  # () int32, at most the room that there is
     eos: Array  # (E,) int32: the tokens that end a text
     stops: Array | None = None  # (S, V) what follows each state on each token, by `stop_table`; None: no strings do
     penalty: Array | None = None  # () float32, of repetition; None: there is none
     pictures: Shown | None = None
+    beginning: Array | None = None  # (P,) int32: what comes before the tokens of each; None: nothing
+    count: Array | None = None  # () int32: how many, the first ones, are wanted; None: all
+
+    def of(self, numbers: Array) -> Prompts:
+        """Those of (R,) numbers."""
+        pictures = jax.tree.map(lambda x: x[numbers] if x.ndim else x, self.pictures)
+        return dataclasses.replace(self, tokens=self.tokens[numbers], valid=self.valid[numbers], pictures=pictures)
+
+    def whole(self) -> Prompts:
+        """The same, each with its beginning behind its padding."""
+        if self.beginning is None:
+            return self
+        (count, length), first = self.tokens.shape, self.beginning.shape[0]
+        shape = (count, first)
+        tokens = jnp.concatenate([jnp.broadcast_to(self.beginning, shape), self.tokens], axis=1)
+        valid = jnp.concatenate([jnp.ones(shape, bool), self.valid], axis=1)
+        at, pad = jnp.arange(first + length)[None], length - jnp.sum(self.valid, axis=1)[:, None]
+        at = jnp.where(at < pad, first + at, jnp.where(at < pad + first, at - pad, at))
+        tokens, valid = (jnp.take_along_axis(x, at, axis=1) for x in (tokens, valid))
+        return dataclasses.replace(self, tokens=tokens, valid=valid, beginning=None)
+
+
+@flax.struct.dataclass
+class Texts:
+    """Texts that are being written in R rows."""
+
+    number: Array  # (R,) int32: which of all N; N: none, the row is free
+    length: Array  # (R,) int32: how many tokens there are
+    token: Array  # (R,) int32: the last ones
+    seen: Array  # (R,) int32: the states of the stop strings' automaton after them
+    said: Array | None  # (R, V) bool: the tokens of prompts and texts; None: there is no penalty
 
 
 @flax.struct.dataclass
 class Decoding:
-    """The state of the loop over new tokens; A is the room for them."""
+    """The state of the loops; A is the room for new tokens."""
 
-    step: Array  # () int32: how many there are
-    token: Array  # (B,) int32: the last ones
-    seen: Array  # (B,) int32: the states of the stop strings' automaton after them
-    done: Array  # (B,) bool: which texts have ended
-    said: Array | None  # (B, V) bool: the tokens of prompts and texts; None: there is no penalty
-    written: Array  # (B, A) int32: all of them; the first of `eos` where a text has ended, and beyond `step`
+    texts: Texts
+    waiting: Array  # () int32: the first prompt whose text has not begun
+    written: Array  # (N, A) int32: the new tokens; the first of `eos` where nothing is written
     cache: Any  # keys and values of prompts and new tokens but the last
 
 
-def generate(instance: Instance, model: Language, batch: Prompts, new_slots: int, *, dtype: Any = jnp.float32) -> Array:
+def generate(
+    instance: Instance,
+    model: Language,
+    batch: Prompts,
+    new_slots: int,
+    rows: int | None = None,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
     """Continue every prompt greedily until it ends itself, writes a stop string, or has `max_new_tokens`.
+
+    Where texts have ended, the next prompts take their rows. What all prompts begin with is read once.
 
     Args:
         instance: parameters, already merged.
         model: what they are parameters of.
-        batch: prompts and what ends texts.
+        batch: N prompts and what ends texts.
         new_slots: static room for new tokens.
+        rows: static, how many texts are written at a time; None: all.
         dtype: of activations and cache.
 
     Returns:
-        (B, new_slots) int32: the new tokens, from the end on the first id of `eos`.
+        (N, new_slots) int32: the new tokens, from the end on the first id of `eos`.
     """
-    rows, length = batch.tokens.shape
-    eos, stops = batch.eos, batch.stops
+    batch = batch if model.follows else batch.whole()
+    (count, length), eos, stops = batch.tokens.shape, batch.eos, batch.stops
+    rows, slots = count if rows is None else min(rows, count), length + new_slots
+    at_once = rows == count  # nothing waits behind the first filling
+    part = rows if at_once else max(1, rows // PART)
+    wanted = jnp.int32(count) if batch.count is None else batch.count
     params, model = for_many_passes(instance, model)
-    _, _, path, scale = instance
-    run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
+    run, empty = bound(instance._replace(params=params), model, batch.beginning, dtype)
 
-    def pick(hidden: Array, said: Array | None) -> Array:
-        logits = penalised(unembed(params, model, hidden[:, -1]), said, batch.penalty)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)  # the smaller of equals
+    def append(texts: Texts, hidden: Array, written: Array) -> tuple[Texts, Array]:
+        """One token more of each, after (R, T, D) hidden states."""
+        logits = penalised(unembed(params, model, hidden[:, -1]), texts.said, batch.penalty)
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # the smaller of equals
+        written = written.at[texts.number, texts.length].set(token, mode="drop")
+        said = None if texts.said is None else texts.said.at[jnp.arange(len(token)), token].set(True)
+        seen = texts.seen if stops is None else stops[texts.seen, token].astype(jnp.int32)
+        more = texts.length + 1
+        ended = jnp.any(token[:, None] == eos[None, :], axis=1) | (seen == ENDED) | (more >= batch.max_new_tokens)
+        return Texts(jnp.where(ended, count, texts.number), more, token, seen, said), written
 
-    def remember(said: Array | None, token: Array) -> Array | None:
-        return None if said is None else said.at[jnp.arange(rows), token].set(True)
+    def fill(state: Decoding) -> Decoding:
+        """The next prompts in free rows."""
+        free = state.texts.number == count
+        places = jnp.arange(part, dtype=jnp.int32)
+        begins = places < jnp.minimum(jnp.sum(free, dtype=jnp.int32), wanted - state.waiting)
+        at = jnp.where(begins, jnp.argsort(~free)[:part].astype(jnp.int32), rows)
+        number = jnp.where(begins, state.waiting + places, count)
+        prompts = batch.of(jnp.minimum(number, count - 1))
+        cache = empty(part, slots if at_once else length)
+        hidden, cache = run(prompts.tokens, prompts.valid, cache, pictures=prompts.pictures)
+        none = jnp.zeros_like(number)
+        new = Texts(number, none, none, none + START, said_by(prompts, model.vocab_size))
+        new, written = append(new, hidden, state.written)
+        texts = jax.tree.map(lambda old, x: old.at[at].set(x, mode="drop"), state.texts, new)
+        waiting = state.waiting + jnp.sum(begins, dtype=jnp.int32)
+        return Decoding(texts, waiting, written, cache if at_once else state.cache.joined(cache, at, ~free))
 
-    def follow(seen: Array, token: Array) -> Array:
-        return seen if stops is None else stops[seen, token].astype(jnp.int32)
+    def step(state: Decoding) -> Decoding:
+        busy = state.texts.number < count
+        hidden, cache = run(state.texts.token[:, None], busy[:, None], state.cache)
+        texts, written = append(state.texts, hidden, state.written)
+        return Decoding(texts, state.waiting, written, cache)
 
-    def ends(token: Array, seen: Array) -> Array:
-        return jnp.any(token[:, None] == eos[None, :], axis=1) | (seen == ENDED)
+    def going(state: Decoding) -> Array:
+        """Until there is nothing to write, prompts are due, or rows have to move for room."""
+        busy = jnp.sum(state.texts.number < count, dtype=jnp.int32)
+        left = wanted - state.waiting
+        due = (left > 0) & (rows - busy >= jnp.minimum(part, left))
+        return (busy > 0) & ~due & (state.cache.length < slots)
 
-    cache = model.cache(rows, length + new_slots, dtype, path)
-    hidden, filled = run(batch.tokens, batch.valid, cache, pictures=batch.pictures)
-    assert filled is not None
-    said = said_by(batch, model.vocab_size)
-    token = pick(hidden, said)
-    seen = follow(jnp.full((rows,), START, jnp.int32), token)
-    written = jnp.full((rows, new_slots), eos[0], jnp.int32).at[:, 0].set(token)
+    def decode(state: Decoding) -> Decoding:
+        filled = fill(state)
+        with jax.named_scope(DECODE):
+            return jax.lax.while_loop(going, step, filled)
 
     def unfinished(state: Decoding) -> Array:
-        return (state.step < batch.max_new_tokens) & ~jnp.all(state.done)
+        return (state.waiting < wanted) | jnp.any(state.texts.number < count)
 
-    def body(state: Decoding) -> Decoding:
-        hidden, cache = run(state.token[:, None], ~state.done[:, None], state.cache)
-        assert cache is not None
-        token = jnp.where(state.done, eos[0], pick(hidden, state.said))
-        seen = follow(state.seen, token)
-        at = (jnp.zeros_like(state.step), state.step)
-        written = jax.lax.dynamic_update_slice(state.written, token[:, None], at)
-        done, said = state.done | ends(token, seen), remember(state.said, token)
-        return Decoding(state.step + 1, token, seen, done, said, written, cache)
+    none = jnp.zeros((rows,), jnp.int32)
+    said = None if batch.penalty is None else jnp.zeros((rows, model.vocab_size), bool)
+    written = jnp.full((count, new_slots), eos[0], jnp.int32)
+    free = Texts(none + count, none, none, none, said)
+    start = Decoding(free, jnp.zeros((), jnp.int32), written, empty(rows, slots))
+    if at_once:
+        return decode(start).written
+    with jax.named_scope(REFILL):
+        return jax.lax.while_loop(unfinished, decode, start).written
 
-    step, done = jnp.ones((), jnp.int32), ends(token, seen)
-    start = Decoding(step, token, seen, done, remember(said, token), written, filled)
-    with jax.named_scope(DECODE):
-        return jax.lax.while_loop(unfinished, body, start).written
+
+def bound(instance: Instance, model: Language, beginning: Array | None, dtype: Any) -> tuple[Any, Any]:
+    """`apply` and `Language.cache` of a model, for what comes after a (P,) `beginning`."""
+    params, _, path, scale = instance
+    run = functools.partial(apply, params, model, route=path, scale=scale, dtype=dtype)
+
+    def empty(rows: int, slots: int) -> Any:
+        return model.cache(rows, slots, dtype, path)
+
+    if beginning is None:
+        return run, empty
+    _, after = run(beginning[None], jnp.ones((1, len(beginning)), bool), empty(1, len(beginning)))
+    return functools.partial(run, after=after), empty
 
 
 def for_many_passes(instance: Instance, model: Language) -> tuple[Params, Language]:
@@ -129,12 +210,13 @@ def for_many_passes(instance: Instance, model: Language) -> tuple[Params, Langua
 
 
 def said_by(batch: Prompts, vocab_size: int) -> Array | None:
-    """(B, V) which tokens prompts have, those that stand for pictures too, but not their padding; None: no penalty."""
+    """(N, V) which tokens prompts have, those that stand for pictures too, but not their padding; None: no penalty."""
     if batch.penalty is None:
         return None
     rows = jnp.arange(batch.tokens.shape[0])[:, None]
     tokens = jnp.where(batch.valid, batch.tokens, vocab_size)
-    return jnp.zeros((len(rows), vocab_size), bool).at[rows, tokens].set(True, mode="drop")
+    said = jnp.zeros((len(rows), vocab_size), bool).at[rows, tokens].set(True, mode="drop")
+    return said if batch.beginning is None else said.at[:, batch.beginning].set(True)
 
 
 def penalised(scores: Array, said: Array | None, penalty: Array | None) -> Array:
@@ -164,6 +246,7 @@ class Generation:
     many_passes = True
     writes = True
     draws = False
+    refills = True  # whether other prompts may take the rows of texts that have ended
 
     def __post_init__(self) -> None:
         """Raise InputError if no token ends a text."""
@@ -184,23 +267,30 @@ class Generation:
     ) -> list[Layout]:
         """Of prompts, with room for the texts that follow."""
         examples, new = [*search, *others], self.max_new_tokens
+        shared = beginning_of(examples, self.eyes)
+        # All pictures of a batch are on the device.
+        fillings = FILLINGS if self.refills and not any(e.pictures for e in examples) else 1
         return plan_layouts(
             _lengths(examples), [new] * len(examples), len(search), tokens_per_batch, at_once, pieces,
-            written=new, pictures=[e.pictures for e in examples],
+            written=new, pictures=[e.pictures for e in examples], fillings=fillings, shared=shared,
         )  # fmt: skip
 
     def strata(self, examples: Sequence[Example], layouts: Sequence[Layout]) -> np.ndarray:
         """(n,) the index of the shortest layout that holds each prompt."""
-        return shortest(_lengths(examples), layouts)
+        return shortest([n - layouts[0].shared for n in _lengths(examples)], layouts)
 
     def batch(self, model: Language, examples: Sequence[Example], layout: Layout) -> Prompts:
         """Prompts alone."""
-        tokens, valid = left_padded([e.prompt_tokens for e in examples], layout, padding(self.tokenizer))
+        pad, shared = padding(self.tokenizer), layout.shared
+        tokens, valid = left_padded([e.prompt_tokens[shared:] for e in examples], layout, pad)
+        beginning = np.asarray(examples[0].prompt_tokens[:shared] if examples else [pad] * shared, np.int32)
         eos = np.asarray(ends_of_text(self.tokenizer), np.int32)
         # NumPy's, for any mesh.
         ends = (np.int32(self.max_new_tokens), eos, self._table(model.vocab_size))
         penalty = None if self.penalty == 1.0 else np.float32(self.penalty)
-        arrays: tuple[Any, ...] = (tokens, valid, *ends, penalty, shown(examples, layout, self.eyes, model))
+        pictures = shown(examples, layout, self.eyes, model)
+        behind = (beginning if shared else None, np.int32(len(examples)))
+        arrays: tuple[Any, ...] = (tokens, valid, *ends, penalty, pictures, *behind)
         return Prompts(*arrays)
 
     @functools.cached_property
@@ -209,8 +299,8 @@ class Generation:
         return functools.cache(functools.partial(stop_table, self.tokenizer, self.stop))
 
     def run(self, model: Language, instance: Instance, batch: Prompts, layout: Layout, *, dtype: str) -> Array:
-        """(B, A) new tokens."""
-        return generate(instance, model, batch, layout.answer_slots, dtype=dtype)
+        """(N, A) new tokens."""
+        return generate(instance, model, batch, layout.answer_slots, layout.running, dtype=dtype)
 
     def read(self, outputs: Sequence[np.ndarray], folder: Any = None) -> list[str]:
         """Texts, with what ended them: it may be a token that is not special."""
@@ -227,18 +317,35 @@ class Generation:
         return {"prompt": sum(_lengths(examples)), "answer": int(count_written(outputs[0], eos, stops).sum())}
 
     def label(self, task: str, layout: Layout) -> str:
-        """Such as "generate gsm8k, 16 x 128 tokens + 256"."""
-        return f"generate {task}, {layout.rows} x {layout.length} tokens + {layout.answer_slots}"
+        """Such as "generate gsm8k, 64 x 128 tokens + 256, 16 at a time, behind 400 that all share"."""
+        turns = f", {layout.running} at a time" if layout.running < layout.rows else ""
+        behind = f", behind {layout.shared} that all share" if layout.shared else ""
+        return f"generate {task}, {layout.rows} x {layout.length} tokens + {layout.answer_slots}{turns}{behind}"
 
-    def loops(self) -> Mapping[str, float]:
-        """The loop over new tokens; the first one comes before it."""
-        return {DECODE: float(self.max_new_tokens - 1)}
+    def loops(self, layout: Layout) -> Mapping[str, float]:
+        """Over new tokens, the first of which comes before it, and over the fillings of rows."""
+        if layout.running == layout.rows:
+            return {DECODE: float(self.max_new_tokens - 1)}
+        fillings = math.ceil(layout.rows / max(1, layout.running // PART))
+        steps = math.ceil(layout.rows / layout.running) * (self.max_new_tokens - 1)
+        return {REFILL: float(fillings), DECODE: steps / fillings}
 
     def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """Twice (L, B, K, S, H), or what else blocks remember."""
-        slots = layout.length + layout.answer_slots
-        found = jax.tree.leaves(jax.eval_shape(lambda: model.cache(layout.rows, slots, jnp.float32)).memory)
+        slots = layout.length + layout.answer_slots + (0 if model.follows else layout.shared)
+        found = jax.tree.leaves(jax.eval_shape(lambda: model.cache(layout.running, slots, jnp.float32)).memory)
         return tuple((x.shape[0] if hops is None else hops, *x.shape[1:]) for x in found)
+
+
+def beginning_of(examples: Sequence[Example], eyes: Any = None) -> int:
+    """How many tokens all prompts begin with, up to pictures and the last one; 0 if these are few."""
+    prompts = [e.prompt_tokens for e in examples]
+    first, last = min(prompts), max(prompts)  # all others are between them
+    most = min(map(len, prompts)) - 1
+    same = next((i for i in range(most) if first[i] != last[i]), most)
+    if eyes is not None and eyes.model.image_token in first[:same]:
+        same = first.index(eyes.model.image_token)
+    return same if len(prompts) > 1 and same >= BEGINNING else 0
 
 
 def count_written(tokens: np.ndarray, eos: np.ndarray, stops: np.ndarray | None = None) -> np.ndarray:

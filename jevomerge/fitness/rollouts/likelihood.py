@@ -131,7 +131,7 @@ class Likelihood:
         """Such as "score gsm8k, 16 x 128 tokens"."""
         return f"score {task}, {layout.rows} x {layout.length} tokens"
 
-    def loops(self) -> Mapping[str, float]:
+    def loops(self, layout: Layout) -> Mapping[str, float]:
         """None."""
         return {}
 

@@ -104,6 +104,7 @@ class Seen:
         valid: Array,
         cache: Any = None,
         *,
+        after: Any = None,
         shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
@@ -113,7 +114,9 @@ class Seen:
         if params is self.params and cache is None:
             params, layer = self.instance.params, self.instance.layer
         _, _, route, scale = self.instance
-        return self.model.hidden(params, x, valid, cache, shift=shift, layer=layer, route=route, scale=scale)
+        return self.model.hidden(
+            params, x, valid, cache, after=after, shift=shift, layer=layer, route=route, scale=scale
+        )
 
     def cache(self, rows: int, slots: int, dtype: Any, route: Route | None = None) -> Any:
         """As the model's, for the route."""
@@ -179,7 +182,7 @@ class OfParams:
         """Such as "score fitness by judges:accuracy"."""
         return f"score {task} by {self.function.name}"
 
-    def loops(self) -> Mapping[str, float]:
+    def loops(self, layout: Layout) -> Mapping[str, float]:
         """None that are known of."""
         return {}
 

@@ -79,7 +79,7 @@ class Rollout(Protocol):
     def label(self, task: str, layout: Layout) -> str:
         """Names the program that runs a batch of a task, for people."""
 
-    def loops(self) -> Mapping[str, float]:
+    def loops(self, layout: Layout) -> Mapping[str, float]:
         """How often its loops of dynamic length turn, at most, by their names."""
 
     def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:

@@ -47,7 +47,7 @@ class Attention(nn.Module):
             growth = 1.0 + share * jnp.log1p(jnp.floor(seen.positions.astype(jnp.float32) / period))
             q = q * growth[:, :, None, None].astype(x.dtype)
         sinks = declare(self, "sinks", nn.initializers.zeros, (heads,), ("heads",)) if c.sinks else None
-        y = attend(q, k, v, seen.mask, c.attention_softcap, sinks)
+        y = attend(q, k, v, seen.mask, c.attention_softcap, sinks, seen.memory.before)
         if gate is not None:
             y = y * nn.sigmoid(gate)
         y = y.reshape(*x.shape[:2], heads * size)

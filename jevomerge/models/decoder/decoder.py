@@ -14,7 +14,7 @@ a `Route` through them; of blocks that are taken apart it is written out. Nothin
 argument.
 
 Dimensions in comments: B batch, T new tokens, S key/value slots, L layers, D hidden, N query heads,
-K key/value heads, H head size, V vocabulary, P slots of a route.
+K key/value heads, H head size, V vocabulary, P slots of a route, or of what comes before all rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jevomerge.models.decoder.blocks import Block
 from jevomerge.models.decoder.config import DecoderConfig, LayerKind
 from jevomerge.models.decoder.fold import Folding, fold
 from jevomerge.models.decoder.hf_config import DEFAULTS, check_layers, with_config
-from jevomerge.models.decoder.memory import Memory, Seen, States, Tokens
+from jevomerge.models.decoder.memory import Memory, Seen, States, Tokens, joined
 from jevomerge.models.decoder.norms import Norm
 from jevomerge.models.decoder.specs import BLOCKS, block_of, param_specs
 from jevomerge.models.decoder.stacks import one_by_one, through
@@ -74,9 +74,22 @@ class Cache:
         memory = self._each(lambda found: found.of_rows(rows, common))
         return Cache(memory, self.valid[rows], self.length, self.shift[rows])
 
-    def _each(self, f: Callable[[Any], Any]) -> Any:
-        """The memory with `f` of all `Tokens` and `States`."""
-        return jax.tree.map(f, self.memory, is_leaf=lambda x: isinstance(x, Tokens | States))
+    def joined(self, new: Cache, rows: Array, kept: Array) -> Cache:
+        """The rows that are `kept`, (B,) bool, and those of another cache as (R,) `rows`, of which B stands for none.
+
+        All end together, where the longest of them has to.
+        """
+        valid, length = self.valid & kept[:, None], new.valid.shape[1]
+        end = jnp.maximum(jnp.max(jnp.sum(valid, axis=1, dtype=jnp.int32)), length)
+        at = (rows, self.length - end, end)
+        memory = self._each(lambda old, other: old.joined(other, *at), new)
+        valid = joined(valid[:, None, :, None], new.valid[:, None, :, None], *at)[:, 0, :, 0]
+        return Cache(memory, valid, end, self.shift.at[rows].set(new.shift, mode="drop"))
+
+    def _each(self, f: Callable[..., Any], *others: Cache) -> Any:
+        """The memory with `f` of all `Tokens` and `States`, and of those of other caches."""
+        memories = (other.memory for other in others)
+        return jax.tree.map(f, self.memory, *memories, is_leaf=lambda x: isinstance(x, Tokens | States))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +126,11 @@ class Decoder:
     def vocab_size(self) -> int:
         """V."""
         return self.config.vocab_size
+
+    @property
+    def follows(self) -> bool:
+        """All but those whose state is of the tokens between, too."""
+        return all(self.config.kinds[kind].mixer == "attention" for kind in self.config.layer_kinds)
 
     @property
     def max_length(self) -> int | None:
@@ -160,6 +178,7 @@ class Decoder:
         valid: Array,
         cache: Cache | None = None,
         *,
+        after: Cache | None = None,
         shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
@@ -173,6 +192,7 @@ class Decoder:
             x: (B, T, D) embeddings in the dtype of the activations.
             valid: (B, T) bool, False for padding (on either side).
             cache: what came before, or None for a forward pass that nothing follows.
+            after: of one row without padding, which all rows follow as if it were theirs; it is read once for all.
             shift: (B, T, H/2) int32, how much further than a text's each token is turned, each pair of a head by
                 itself, as `models.model.Pictures` has it; what follows the last token goes on from its largest.
             layer: see `params`.
@@ -190,26 +210,37 @@ class Decoder:
         else:
             start, before = cache.length, cache.shift
             key_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (jnp.zeros((), jnp.int32), start))
-        key_positions = jnp.cumsum(key_valid, axis=1, dtype=jnp.int32) - 1  # (B, S)
+        earlier = jnp.arange(0 if after is None else after.valid.shape[1], dtype=jnp.int32)  # (P,) positions
+        key_positions = earlier.size + jnp.cumsum(key_valid, axis=1, dtype=jnp.int32) - 1  # (B, S)
         positions = jax.lax.dynamic_slice_in_dim(key_positions, start, x.shape[1], axis=1)  # (B, T)
-        distance = positions[:, :, None] - key_positions[:, None, :]  # (B, T, S)
-        visible = key_valid[:, None, :] & (distance >= 0)
+        there = jnp.pad(key_valid, ((0, 0), (earlier.size, 0)), constant_values=True)  # (B, P + S)
+        places = jnp.concatenate([jnp.broadcast_to(earlier, (len(x), earlier.size)), key_positions], axis=1)
+        distance = positions[:, :, None] - places[:, None, :]  # (B, T, P + S)
+        visible = there[:, None, :] & (distance >= 0)
         moved = before[:, None, None] if shift is None else before[:, None, None] + shift  # (B, T or 1, H/2 or 1)
         memory = None if cache is None else cache.memory
         of_stack = {stack: dict.fromkeys(c.layer_kinds[i] for i in layers) for stack, layers in c.stacks.items()}
         turned = positions[..., None] + moved
         sights = {stack: _sights(c, list(kinds), turned, distance, visible) for stack, kinds in of_stack.items()}
 
+        def followed(stack: str, slot: Any) -> Tokens | None:
+            """What a block remembers of what comes before all rows."""
+            if after is None:
+                return None
+            found = after.memory[stack]
+            return found[slot] if self.apart else Tokens(*(p[slot] for p in found))
+
         def run(stack: str, x: Array, memory: Any, slot: Any, stored: Any, kind: Any) -> tuple[Array, Array, Any]:
             """A block of a stack; `kind` is one of those of the stack."""
             ropes, masks = sights[stack]
-            found = None if memory is None else memory[stack]
-            kept = Memory(found[slot], None, start) if self.apart and found else Memory(found, slot, start)
-            seen = Seen((ropes[0][kind], ropes[1][kind]), masks[kind], positions, valid, kept)
+            found: Any = None if memory is None else memory[stack]
+            alone = self.apart and found is not None
+            one = Memory(found[slot] if alone else found, None if alone else slot, start, followed(stack, slot))
+            seen = Seen((ropes[0][kind], ropes[1][kind]), masks[kind], positions, valid, one)
             block = Block(c, c.kinds[next(iter(of_stack[stack]))])
             made: Any = block.apply({"params": layer(block_of(stack), stored)}, x, seen)
             x, y, arrays = made
-            if self.apart and found:
+            if alone:
                 arrays = (*found[:slot], arrays, *found[slot + 1 :])
             return x, y, memory if memory is None else {**memory, stack: arrays}
 
@@ -249,8 +280,8 @@ class Decoder:
         normed: Any = Norm(c).apply({"params": params.get("norm", {})}, x)
         if memory is None:
             return normed, None
-        length, after = start + positions.shape[1], jnp.max(moved[:, -1], axis=-1)
-        return normed, Cache(memory=memory, valid=key_valid, length=length, shift=after)
+        length, further = start + positions.shape[1], jnp.max(moved[:, -1], axis=-1)
+        return normed, Cache(memory=memory, valid=key_valid, length=length, shift=further)
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """(..., D) hidden states -> (..., V) logits in float32."""
@@ -314,7 +345,7 @@ def _at(tree: Any, block: str) -> Any:
 def _sights(
     c: DecoderConfig, kinds: Sequence[int], turned: Array, distance: Array, visible: Array
 ) -> tuple[tuple[Array, Array], Array]:
-    """Of each of these kinds of layers, along the first axis: cos and sin (B, T, R/2), and masks (B, T, S).
+    """Of each of these kinds of layers, along the first axis: cos and sin (B, T, R/2), and masks (B, T, P + S).
 
     `turned`: (B, T, 1 or R/2) positions by which pairs are turned.
     """

@@ -30,6 +30,10 @@ class Tokens(NamedTuple):
 
         return Tokens(moved(self.keys), moved(self.values))
 
+    def joined(self, new: Tokens, rows: Array, back: Array, end: Array) -> Tokens:
+        """See `Cache.joined`."""
+        return Tokens(*(joined(x, y, rows, back, end) for x, y in zip(self, new, strict=True)))
+
 
 class States(NamedTuple):
     """What is known after the tokens so far, of delta nets as of blocks in `Tokens`."""
@@ -42,6 +46,20 @@ class States(NamedTuple):
         del common
         return States(self.inputs[..., rows, :, :], self.state[..., rows, :, :, :])
 
+    def joined(self, new: States, rows: Array, back: Array, end: Array) -> States:
+        """See `Cache.joined`."""
+        del back, end
+        inputs = self.inputs.at[..., rows, :, :].set(new.inputs, mode="drop")
+        return States(inputs, self.state.at[..., rows, :, :, :].set(new.state, mode="drop"))
+
+
+def joined(old: Array, new: Array, rows: Array, back: Array, end: Array) -> Array:
+    """(..., B, K, S, H) whose slots move `back`, and in (R,) `rows` (..., R, K, T, H) instead, up to slot `end`."""
+    length, slots = new.shape[-2], old.shape[-2]
+    moved = jnp.take(old, (jnp.arange(slots, dtype=jnp.int32) + back) % slots, axis=-2, mode="clip")
+    last = jax.lax.dynamic_slice_in_dim(moved, end - length, length, -2).at[..., rows, :, :, :].set(new, mode="drop")
+    return jax.lax.dynamic_update_slice_in_dim(moved, last, end - length, -2)
+
 
 class Memory(NamedTuple):
     """What the blocks of one stack remember, and which of them is asked."""
@@ -49,6 +67,7 @@ class Memory(NamedTuple):
     found: Any  # Tokens or States; None: nothing is remembered
     slot: Array | None  # () int32; None: there is one block alone
     start: Array  # () int32: tokens so far, padding included
+    before: Tokens | None = None  # (1, K, P, H): of this block, what all rows follow; see `Decoder.hidden`
 
     def appended(self, keys: Array, values: Array) -> tuple[tuple[Array, Array], Tokens | None]:
         """New ones (B, T, K, H) behind those of the tokens before: all of them (B, S, K, H), and what is kept."""

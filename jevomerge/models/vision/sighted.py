@@ -97,6 +97,11 @@ class Sighted:
         """The same."""
         return tree
 
+    @property
+    def follows(self) -> bool:
+        """As of the language part."""
+        return self.text.follows
+
     def embed(self, params: Params, tokens: Array, dtype: Any) -> Array:
         """As the decoder."""
         return self.text.embed(params, tokens, dtype)
@@ -108,13 +113,16 @@ class Sighted:
         valid: Array,
         cache: Any = None,
         *,
+        after: Any = None,
         shift: Array | None = None,
         layer: Layer = as_stored,
         route: Route | None = None,
         scale: Scaling = "stream",
     ) -> tuple[Array, Any]:
         """As the decoder."""
-        return self.text.hidden(params, x, valid, cache, shift=shift, layer=layer, route=route, scale=scale)
+        return self.text.hidden(
+            params, x, valid, cache, after=after, shift=shift, layer=layer, route=route, scale=scale
+        )
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """As the decoder."""

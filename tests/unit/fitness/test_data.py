@@ -124,7 +124,7 @@ def test_batches_hold_every_example_once_in_few_shapes(score, stories260k):
     seen = []
     for layout, index, batch in batches:
         assert batch.tokens.shape == (layout.rows, layout.length)
-        assert layout.rows * layout.length <= 1024
+        assert layout.running * layout.length <= 1024
         for row, i in enumerate(index):
             if i < 0:
                 continue
@@ -154,6 +154,41 @@ def test_rows_fit_the_search_and_not_the_heldout_split():
     ]  # two full ones, not 100 + 28
     (minibatch,) = rollout.layouts(chosen[:128], chosen[128:], 10**6, at_once=16)
     assert 16 <= minibatch.rows <= 48
+
+
+def test_prompts_take_the_rows_of_texts_that_have_ended(stories260k):
+    """So batches are as large as several fillings, and as small as racing wants them."""
+    chosen, rollout = examples([10] * 384, [2] * 384), Generation(load_tokenizer(stories260k), 84)
+    sizes = {n: rollout.layouts(chosen[:128], chosen[128:], n) for n in (10**6, 16 * 100, 4 * 100)}
+    assert [[(x.rows, x.running) for x in found] for found in sizes.values()] == [[(128, 128)], [(128, 16)], [(32, 4)]]
+    (pieces,) = rollout.layouts(chosen[:128], chosen[128:], 4 * 100, pieces=8)
+    assert (pieces.rows, pieces.running) == (16, 4)
+    assert "16 x 16 tokens + 84, 4 at a time" in rollout.label("t", pieces)
+    seen = [e._replace(pictures=(Picture("a", b"", (), 1, "", 0),)) for e in chosen]
+    (layout,) = rollout.layouts(seen[:128], seen[128:], 16 * 100)
+    assert layout.rows == layout.running == 16  # with pictures, of which all of a batch are on the device
+
+
+def test_what_all_prompts_begin_with_is_no_part_of_rows(stories260k):
+    rollout, model = Generation(load_tokenizer(stories260k), 7), Checkpoint(stories260k).model
+    shots = [5 + i % 9 for i in range(50)]
+    chosen = [Example(str(i), "x", [*shots, *[20 + i] * (3 + i)], []) for i in range(12)]
+    (layout,) = rollout.layouts(chosen, [], 1024)
+    assert (layout.shared, layout.length) == (50, 16)
+    assert "behind 50 that all share" in rollout.label("t", layout)
+    batch = rollout.batch(model, chosen[4:6], layout)
+    assert batch.beginning.tolist() == shots
+    whole = batch.whole()
+    for row, example in enumerate(chosen[4:6]):
+        assert batch.tokens[row][batch.valid[row]].tolist() == example.prompt_tokens[50:]
+        assert whole.tokens[row][whole.valid[row]].tolist() == example.prompt_tokens
+        assert whole.valid[row, -1]
+    assert int(batch.count) == 2
+    assert rollout.strata(chosen, [layout]).tolist() == [0] * 12
+    other = [*chosen, Example("other", "x", [5, 6, 9], [])]
+    assert rollout.layouts(other, [], 1024)[0].shared == 0
+    prefix = [*chosen, Example("short", "x", shots, [])]  # each row has a token of its own
+    assert rollout.layouts(prefix, [], 1024)[0].shared == 49
 
 
 def test_overlap_is_refused():

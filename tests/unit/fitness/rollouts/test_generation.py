@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,10 +90,10 @@ def test_match_agrees_with_generation(story):
         assert np.asarray(match).tolist() == [expected] * len(rows)
 
 
-def greedy(model, prompt, new):
+def greedy(model, prompt, new, ends=2, **options):
     out = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=2,
+        max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=ends, **options,
     )  # fmt: skip
     return out[0, len(prompt) :].tolist()
 
@@ -105,6 +106,46 @@ def test_greedy_generation_of_a_padded_batch_equals_transformers_one_by_one(stor
         expected = greedy(model, prompt, 40)
         assert row[: len(expected)].tolist() == expected
         assert (row[len(expected) :] == 2).all()  # the rest is filled with the end
+
+
+MORE = [*PROMPTS, "Once", "The sun", "Ben and Mia", "A cat", "In the garden there was"]
+
+
+def write(params, model, batch, slots, rows):
+    return generation.generate(Instance(params), model, batch, slots, rows)
+
+
+@pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
+def test_the_next_prompts_take_the_rows_of_texts_that_have_ended(rows, story):
+    """Texts of 5 to 17 tokens are those that transformers writes one by one."""
+    checkpoint, params, tokenizer, model = story
+    prompts, ends = (
+        [tokenizer(p)["input_ids"] for p in MORE],
+        [2, *tokenizer(".", add_special_tokens=False)["input_ids"]],
+    )
+    batch = continued(prompts, 40).replace(eos=jnp.asarray(ends, jnp.int32), count=jnp.int32(9))
+    run = jax.jit(chex.assert_max_traces(write, n=1), static_argnums=(1, 3, 4))
+    written = np.asarray(run(params, checkpoint.model, batch, 48, rows))
+    for prompt, row in zip(prompts, written, strict=True):
+        expected = greedy(model, prompt, 40, ends)
+        assert row[: len(expected)].tolist() == expected
+        assert (row[len(expected) :] == 2).all()
+    fewer = np.asarray(run(params, checkpoint.model, batch.replace(count=jnp.int32(4)), 48, rows))
+    assert fewer.tolist() == [*written[:4].tolist(), *[[2] * 48] * 5]  # the rest is padding
+
+
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_all_prompts_begin_with_is_read_once(apart, story):
+    """Nothing is forgotten of it, not even by the penalty of repetition."""
+    checkpoint, params, tokenizer, model = story
+    decoder, params = checkpoint.model.taken_apart(params) if apart else (checkpoint.model, params)
+    beginning = tokenizer("Once upon a time, there was a little girl named Lily. She")["input_ids"]
+    rest = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in MORE]
+    batch = continued(rest, 20).replace(beginning=jnp.asarray(beginning, jnp.int32), penalty=jnp.float32(1.3))
+    written = np.asarray(jax.jit(write, static_argnums=(1, 3, 4))(params, decoder, batch, 20, 4))
+    for tokens, row in zip(rest, written, strict=True):
+        expected = greedy(model, beginning + tokens, 20, repetition_penalty=1.3)
+        assert row[: len(expected)].tolist() == expected
 
 
 @pytest.mark.parametrize("apart", [False, True])
