@@ -148,9 +148,8 @@ def test_texts_and_rows_come_in_lists_cut_at_the_stop_strings(stories260k, tmp_p
         return np.array([len(t) for t in texts])
 
     checkpoint = Checkpoint(stories260k)
-    ours = judge_of(text_task(tmp_path, judge, stop=["a"]), stories260k, tokens_per_batch=48)  # several batches
+    ours = judge_of(text_task(tmp_path, judge, stop=["a"]), stories260k, tokens_per_batch=48)  # rows are filled again
     scores = ours.model(checkpoint.load(), "search")
-    assert len(calls) > 1
     texts, rows = ([x for call in calls for x in call[i]] for i in (0, 1))
     assert sorted(r["begin"] for r in rows) == sorted(r["begin"] for r in ROWS)
     assert not any("a" in t for t in texts)
