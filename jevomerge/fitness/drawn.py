@@ -1,8 +1,8 @@
 """Picture tasks: prompts, what reads them, and who judges what is drawn.
 
-A scorer is run where pictures are drawn, on them before they are rounded. A function of the user's, `f(pictures,
-rows)`, gets (N, H, W, 3) uint8 on the host, as a PNG would hold them (grey ones with three equal channels), and of each
-the row of the task's data, and gives N scores. Broken pictures it never sees.
+A scorer is run where pictures are drawn, and rounds their colours to 255 steps itself. A function of the user's,
+`f(pictures, rows)`, gets (N, H, W, 3) uint8 on the host, as a PNG would hold them (grey ones with three equal
+channels), and of each the row of the task's data, and gives N scores. Broken pictures it never sees.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +17,15 @@ from jevomerge.reports.page import write_report
 from jevomerge.reports.server import Pages, serve
 from jevomerge.run.compare import compare
 from jevomerge.search.archive import Archive, read_archive
+from tests.browser import AXE, MARKS, chromium
 from tests.unit.reports.test_compare import write_run
 from tests.unit.reports.test_page import run  # noqa: F401
 
 selenium = pytest.importorskip("selenium")
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService  # noqa: E402
+from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 RULES = (
     AXE.exists()
     and AXE.read_text()
@@ -36,23 +34,13 @@ RULES = (
 )
 needs_axe = pytest.mark.skipif(not RULES, reason="needs axe-core: npm install axe-core")
 LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def chrome():
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = Chrome(options=options, service=ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    with chromium(browser="ALL", performance="ALL") as browser:
+        yield browser
 
 
 @pytest.fixture

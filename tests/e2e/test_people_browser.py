@@ -3,31 +3,23 @@
 `apt install chromium chromium-driver`; `npm install axe-core` here adds its rules on accessibility.
 """
 
-import shutil
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from jevomerge.fitness.human.page import Page
 from jevomerge.fitness.human.round import Round
 from jevomerge.fitness.human.votes import Votes, as_text
+from tests.browser import AXE, MARKS, chromium
 
 selenium = pytest.importorskip("selenium")
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 TEXTS = [
     "Once upon a time there was a <b>girl</b> who lived by the sea.\n\nShe had a boat & no oars.",
     "昔々あるところに、海のそばに住む女の子がいました。毎日、船を見て過ごしました。",
@@ -37,14 +29,8 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def chrome():
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options=options, service=ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    with chromium(browser="ALL") as browser:
+        yield browser
 
 
 @pytest.fixture

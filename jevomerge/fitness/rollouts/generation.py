@@ -26,7 +26,7 @@ from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
 
 # Names of the loops over new tokens and over fillings, by which a plan knows them.
 DECODE, REFILL = "decode", "refill"
-APART = 1 << 18  # numbers of a block from which taking a model apart pays on a CPU
+APART = 1 << 18  # numbers of a block from which a model is taken apart on a CPU: a guess, experiments/bench_engine asks
 PART = 8  # rows are filled again when this part of them is free
 FILLINGS = 8  # of all rows, in one program: then signals are looked at
 BEGINNING = 32  # tokens that all prompts must begin with for these to be read by themselves
@@ -197,7 +197,7 @@ def bound(instance: Instance, model: Language, beginning: Array | None, dtype: A
 
 
 def for_many_passes(instance: Instance, model: Language) -> tuple[Params, Language]:
-    """Parameters and model as many passes read them fastest (experiments/bench_engine).
+    """Parameters and model as many passes read them.
 
     XLA copies each block out of its stack before it multiplies by it, on a CPU at every token.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from jevomerge.errors import InputError
 from jevomerge.models.fields import Fields, shown
-from jevomerge.models.vision.config import ACTIVATIONS, MOST_LAYERS, EncoderConfig
+from jevomerge.models.vision.config import EncoderConfig, encoder_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +57,9 @@ def read_text(f: Fields) -> TextConfig:
 def text_config(f: Fields, projection: int) -> TextConfig:
     """Its sizes, whatever class they are of; `projection` is that of the pooled vector."""
     f.defaults = TEXT
-    f.expect("hidden_act", *ACTIVATIONS)
     f.get("initializer_factor")
     config = TextConfig(
-        hidden_size=f.integer("hidden_size"),
-        intermediate_size=f.integer("intermediate_size"),
-        num_hidden_layers=f.integer("num_hidden_layers", MOST_LAYERS),
-        num_attention_heads=f.integer("num_attention_heads"),
-        hidden_act=ACTIVATIONS[f.text("hidden_act")],
-        layer_norm_eps=f.number("layer_norm_eps"),
+        **encoder_sizes(f),
         vocab_size=f.integer("vocab_size"),
         max_position_embeddings=f.integer("max_position_embeddings"),
         eos_token_id=f.integer("eos_token_id"),

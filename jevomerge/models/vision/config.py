@@ -63,15 +63,9 @@ def read_vision(f: Fields, kind: str) -> VisionConfig:
     if kind not in DEFAULTS:
         raise InputError(f"{f.where}: model_type `{kind}` is not supported (only {', '.join(DEFAULTS)})")
     f.defaults = DEFAULTS[kind]
-    f.expect("hidden_act", *ACTIVATIONS)
     f.expect("num_channels", 3)
     config = VisionConfig(
-        hidden_size=f.integer("hidden_size"),
-        intermediate_size=f.integer("intermediate_size"),
-        num_hidden_layers=f.integer("num_hidden_layers", MOST_LAYERS),
-        num_attention_heads=f.integer("num_attention_heads"),
-        hidden_act=ACTIVATIONS[f.text("hidden_act")],
-        layer_norm_eps=f.number("layer_norm_eps"),
+        **encoder_sizes(f),
         image_size=_square(f, "image_size"),
         patch_size=_square(f, "patch_size"),
         clip=kind == "clip_vision_model",
@@ -81,6 +75,19 @@ def read_vision(f: Fields, kind: str) -> VisionConfig:
     if not config.side:
         raise f.wrong("patch_size", config.patch_size, f"at most the image_size, {config.image_size}")
     return config
+
+
+def encoder_sizes(f: Fields) -> dict[str, Any]:
+    """What an `EncoderConfig` has, of a tower or of CLIP's text encoder."""
+    f.expect("hidden_act", *ACTIVATIONS)
+    return {
+        "hidden_size": f.integer("hidden_size"),
+        "intermediate_size": f.integer("intermediate_size"),
+        "num_hidden_layers": f.integer("num_hidden_layers", MOST_LAYERS),
+        "num_attention_heads": f.integer("num_attention_heads"),
+        "hidden_act": ACTIVATIONS[f.text("hidden_act")],
+        "layer_norm_eps": f.number("layer_norm_eps"),
+    }
 
 
 def _square(f: Fields, key: str) -> int:

@@ -15,6 +15,7 @@ from jevomerge.fitness import own, schema
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.own import as_scores, find_function
 from jevomerge.fitness.ready import make_ready
+from jevomerge.fitness.rollouts import generation
 from jevomerge.fitness.rollouts.own import Called
 from jevomerge.fitness.schema import FunctionTask, OwnScore, Task
 from jevomerge.fitness.tasks import read_tasks
@@ -140,7 +141,8 @@ def test_models_without_a_tokenizer_write_no_texts(stories260k, tmp_path):
 # --- of texts -----------------------------------------------------------------------------------------------
 
 
-def test_texts_and_rows_come_in_lists_cut_at_the_stop_strings(stories260k, tmp_path):
+def test_texts_and_rows_come_in_lists_cut_at_the_stop_strings(stories260k, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "FILLINGS", 1)  # else so few prompts are one batch
     calls = []
 
     def judge(texts, rows):
@@ -148,8 +150,9 @@ def test_texts_and_rows_come_in_lists_cut_at_the_stop_strings(stories260k, tmp_p
         return np.array([len(t) for t in texts])
 
     checkpoint = Checkpoint(stories260k)
-    ours = judge_of(text_task(tmp_path, judge, stop=["a"]), stories260k, tokens_per_batch=48)  # rows are filled again
+    ours = judge_of(text_task(tmp_path, judge, stop=["a"]), stories260k, tokens_per_batch=48)  # several batches
     scores = ours.model(checkpoint.load(), "search")
+    assert len(calls) > 1
     texts, rows = ([x for call in calls for x in call[i]] for i in (0, 1))
     assert sorted(r["begin"] for r in rows) == sorted(r["begin"] for r in ROWS)
     assert not any("a" in t for t in texts)
