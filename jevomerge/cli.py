@@ -161,7 +161,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.evaluate import evaluate
 
-    evaluate(args.model, args.task, args.split, args.json, observer=Terminal())
+    evaluate(args.model, args.task, args.split, args.json, pooled_from=args.pooled_from, observer=Terminal())
 
 
 def run_generate(args: argparse.Namespace) -> None:

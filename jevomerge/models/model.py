@@ -65,6 +65,30 @@ class Model(Protocol):
         """The inverse."""
 
 
+class Stackless:
+    """What a model says that is nested dictionaries without a stack to resize, a vocabulary or tied tensors."""
+
+    tied = property(lambda self: dict[str, str]())
+    kinds = property(lambda self: ())
+
+    def resized(self, kinds: Sequence[Hashable] | None = None, vocab: int | None = None) -> Self:
+        """The same."""
+        return self
+
+    def untied(self) -> Self:
+        """The same."""
+        return self
+
+    def as_given(self, params: Params) -> Any:
+        """The same."""
+        return params
+
+    def as_dict(self, tree: Any) -> Params:
+        """The same."""
+        found: Params = tree
+        return found
+
+
 class Language(Model, Protocol):
     """What likelihood and generation need. B rows, T new tokens, D hidden, V vocabulary."""
 

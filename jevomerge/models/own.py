@@ -10,7 +10,7 @@ What is merged are the leaves, by the names that `leaf_paths` gives them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jevomerge.models.layers import Params
+from jevomerge.models.model import Stackless
 from jevomerge.models.specs import Axis, ParamSpec, flatten, layered, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnModel:
+class OwnModel(Stackless):
     """A pytree and what it computes, as a `models.model.Model`."""
 
     apply: Callable[..., Any]  # (params as their owner has them, ...) -> whatever it computes
@@ -33,20 +34,9 @@ class OwnModel:
     paths: tuple[str, ...]  # of its leaves, in its order
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
-    tied = property(lambda self: dict[str, str]())
-    kinds = property(lambda self: ())
-
     def unlike(self, other: Any) -> dict[str, bool]:
         """Whether it is another function."""
         return {} if self == other else {"the function": False}
-
-    def resized(self, kinds: Sequence[Hashable] | None = None, vocab: int | None = None) -> OwnModel:
-        """The same: there are no blocks to leave out, and no vocabulary."""
-        return self
-
-    def untied(self) -> OwnModel:
-        """The same: nothing is tied."""
-        return self
 
     def as_given(self, params: Params) -> Any:
         """Nested dictionaries -> the tree as its owner has it."""

@@ -133,9 +133,13 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--scheduler", choices=("euler", "lightning", "lcm"), help="default: the model's own")
     generate.add_argument("--like", metavar="MODEL", help="lends what MODEL lacks: of a single file the tokenizers")
-    generate.add_argument(
-        "--pooled-from", type=int, choices=(1, 2), help="the text encoder whose pooled vector is used, if both have one"
-    )
+    for drawing in (evaluate, generate):
+        drawing.add_argument(
+            "--pooled-from",
+            type=int,
+            choices=(1, 2),
+            help="the text encoder whose pooled vector is used, if both have one",
+        )
     dtypes = ("float32", "bfloat16", "float16")
     generate.add_argument("--dtype", choices=dtypes, default="float32", help="of activations (default: float32)")
     generate.add_argument("--output", metavar="FOLDER", required=True, help="the folder to write; it must not exist")

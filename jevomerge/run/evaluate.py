@@ -29,6 +29,7 @@ def evaluate(
     split: str | None = None,
     json: str | Path | None = None,
     *,
+    pooled_from: int | None = None,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Score a model on a task, or as lm-evaluation-harness does on tasks of its own.
@@ -38,6 +39,7 @@ def evaluate(
         task: the YAML of a task, or of several of the harness's.
         split: "search" or "heldout", by default "heldout"; the harness's tasks name theirs themselves.
         json: where to write what is returned, too.
+        pooled_from: of an image pipeline, see `generate`.
         observer: is told the scores, a line each.
 
     Returns:
@@ -55,11 +57,13 @@ def evaluate(
         if not json.parent.is_dir():
             raise InputError(f"--json: {json.parent} is not a folder")
     tasks, checkpoint = read_tasks(task), open_model(model)
+    if pooled_from is not None and not isinstance(checkpoint, Pipeline):
+        raise InputError(f"--pooled-from: {model} is no image pipeline; leave it out")
     for note in checkpoint.notes:
         observer.note(note)
     result: dict[str, Any] = {"model": str(model), "split": split, "results": {}, "examples": {}, "texts": {}}
     if len(tasks) == 1 and tasks[0].harness is None:
-        result |= by_own(tasks[0], checkpoint, split or "heldout", observer)
+        result |= by_own(tasks[0], checkpoint, split or "heldout", observer, pooled_from)
     elif isinstance(checkpoint, Pipeline):
         raise InputError(f"{model} is an image pipeline; give one task with `prompts`, for which it draws pictures")
     else:
@@ -69,13 +73,15 @@ def evaluate(
     return result
 
 
-def by_own(task: AnyTask, model: Source, split: str, observer: Observer) -> dict[str, Any]:
+def by_own(
+    task: AnyTask, model: Source, split: str, observer: Observer, pooled_from: int | None = None
+) -> dict[str, Any]:
     """The scores of a task of our own."""
     if isinstance(task.score, PeopleScore):
         raise InputError("--task: people compare models with each other, in `jevomerge evolve`; they score none alone")
     whole = None
     if isinstance(model, Pipeline):
-        alone = {"merge_method": "passthrough", "models": [{"model": model.reference}]}
+        alone = {"merge_method": "passthrough", "models": [{"model": model.reference}], "pooled_from": pooled_from}
         whole = Sources(Recipe.model_validate(alone)).assembly
     tokenizer = load_tokenizer(model.folder) if whole is None else None
     ready = make_ready([task], tokenizer, model.model, model, assembly=whole)

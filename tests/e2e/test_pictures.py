@@ -6,12 +6,13 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from jevomerge.cli import main
-from tests.pipelines import write_minis
+from tests.pipelines import write_minis, write_siblings
 
 JUDGE = """
 import numpy as np
@@ -20,6 +21,10 @@ import numpy as np
 def dark(pictures, rows):
     assert pictures.dtype == np.uint8 and pictures.shape[1:] == (8, 8, 3) and len(rows) == len(pictures)
     return 1 - pictures.mean(axis=(1, 2, 3)) / 255 - 0.1 * np.array([row["en"] == "a cat" for row in rows])
+
+
+def bright(pictures, rows):
+    return pictures.mean(axis=(1, 2, 3)) / 255
 """
 TASK = {
     "name": "dark", "search": {"path": "prompts.jsonl", "rows": [0, 2]},
@@ -93,6 +98,48 @@ def test_evaluate_scores_a_folder_as_the_run_did(folder, run, capsys):
         assert main(["evaluate", str(folder / name), "--task", task, "--json", str(out), "--debug"]) == 0
         scored = heldout["sources"]["base"] if name == "base" else heldout["best"]
         assert json.loads(out.read_text())["examples"]["dark"] == pytest.approx(scored["scores"]["dark"], abs=1e-6)
+
+
+def test_whose_pooled_vector_is_asked_only_of_pipelines_that_have_two(folder, capsys):
+    task, more = str(folder / "task.yaml"), ["--pooled-from", "2"]
+    assert main(["evaluate", str(folder / "base"), "--task", task, *more]) == 2
+    assert "`pooled_from`: the pipeline has not two text encoders; leave it out" in capsys.readouterr().err
+    assert main(["evaluate", "../shared/models/none", "--task", task, *more]) == 2
+
+
+@pytest.mark.slow
+def test_evaluate_is_told_whose_pooled_vector_counts(folder, tmp_path, capsys):
+    write_siblings(tmp_path, names=("base",), first_projected=True)
+    task = yaml.safe_dump(TASK | {"size": [64, 64], "score": "judge_of_pictures:bright", "guidance": 0})
+    (folder / "large.yaml").write_text(task)
+
+    def evaluated(*more):
+        out = tmp_path / f"{len([*tmp_path.iterdir()])}.json"
+        given = ["--task", str(folder / "large.yaml"), "--json", str(out), *more]
+        code = main(["evaluate", str(tmp_path / "base"), *given])
+        return json.loads(out.read_text())["examples"]["dark"] if code == 0 else code
+
+    assert evaluated() == 2
+    assert "pooled_from" in capsys.readouterr().err
+    assert evaluated("--pooled-from", "1") != evaluated("--pooled-from", "2")
+
+
+def test_two_judges_of_pictures_make_a_front(folder):
+    second = TASK | {"name": "bright", "score": "judge_of_pictures:bright"}
+    config = RUN | {
+        "name": "front", "tasks": ["task.yaml", "second.yaml"],
+        "search": {"evaluations": 16, "population": 8, "strategy": "nsga2"},
+    }  # fmt: skip
+    (folder / "second.yaml").write_text(yaml.safe_dump(second))
+    (folder / "front.yaml").write_text(yaml.safe_dump(config))
+    assert main(["evolve", str(folder / "front.yaml"), "--output", str(folder / "front"), "--debug"]) == 0
+    scores = np.array([[np.mean(r["scores"][name]) for name in ("dark", "bright")] for r in lines(folder / "front")])
+    beaten = (scores[:, None] <= scores).all(-1) & (scores[:, None] < scores).any(-1)
+    nobody = {tuple(row) for row in scores[~beaten.any(1)].round(5).tolist()}
+    front = json.loads((folder / "front" / "result.json").read_text())["front"]
+    found = {(m["search"]["dark"], m["search"]["bright"]) for m in front}
+    assert len(found) > 1
+    assert {tuple(np.round(row, 5)) for row in found} == nobody
 
 
 def test_what_is_drawn_is_kept_for_people(run):

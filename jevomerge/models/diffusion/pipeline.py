@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from jevomerge.models.diffusion.scheduler import Scheduler, Steps, read_schedule
 from jevomerge.models.diffusion.unet import Condition, denoise
 from jevomerge.models.fields import Fields
 from jevomerge.models.layers import Params
-from jevomerge.models.model import Denoiser
+from jevomerge.models.model import Denoiser, Stackless
 from jevomerge.models.specs import ParamSpec
 from jevomerge.models.tree import Tree
 from jevomerge.schema import Notes
@@ -43,7 +43,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Stackless):
     """Stable Diffusion XL, 1.5 or 2 as a `models.model.Denoiser`."""
 
     unet: UNetConfig
@@ -53,9 +53,6 @@ class Pipeline:
     pooled_from: int | None = None  # 1 or 2: the encoder whose pooled vector SDXL's U-Net is told
     zeros_for_empty: bool = False  # the empty negative prompt is zeros, not the encoders' reading of ""
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-
-    tied = property(lambda self: dict[str, str]())
-    kinds = property(lambda self: ())
 
     @classmethod
     def read(cls, files: Mapping[str, Any], pooled_from: int | None = None, notes: Notes | None = None) -> Pipeline:
@@ -118,22 +115,6 @@ class Pipeline:
         for field in _differing(self.scheduler, other.scheduler):
             found[f"scheduler: {field}"] = field not in ("prediction_type", "rescale_betas_zero_snr")
         return found
-
-    def resized(self, kinds: Sequence[Hashable] | None = None, vocab: int | None = None) -> Pipeline:
-        """The same: there are no blocks to leave out, and no vocabulary."""
-        return self
-
-    def untied(self) -> Pipeline:
-        """The same: nothing is tied."""
-        return self
-
-    def as_given(self, params: Params) -> Params:
-        """The same."""
-        return params
-
-    def as_dict(self, tree: Params) -> Params:
-        """The same."""
-        return tree
 
     def latents(self, height: int, width: int) -> tuple[int, int, int]:
         """Rows, columns and channels of the latents of a picture.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from jevomerge.models.diffusion.config import UNetConfig
 from jevomerge.models.diffusion.parts import Config
 from jevomerge.models.diffusion.pipeline import part_specs
 from jevomerge.models.diffusion.places import BASE, VAE, unet_blocks
-from jevomerge.models.layers import Params
+from jevomerge.models.model import Stackless
 from jevomerge.models.specs import ParamSpec
 
 MERGEABLE = ("unet", "text_encoder", "text_encoder_2", "vae")
@@ -20,7 +20,7 @@ INPUTS = {9: "inpainting", 8: "editing"}  # what U-Nets with so many input chann
 
 
 @dataclasses.dataclass(frozen=True)
-class PipelineModel:
+class PipelineModel(Stackless):
     """Some parts of a pipeline; hashable, a static jit argument."""
 
     parts: tuple[tuple[str, Config], ...]  # sorted
@@ -28,8 +28,6 @@ class PipelineModel:
     stated: bool = True  # whether `parts` are as files say, or as shapes and the kind of model let one deduce
 
     files = property(lambda self: dict[str, Any]())
-    tied = property(lambda self: dict[str, str]())
-    kinds = property(lambda self: ())
 
     @property
     def specs(self) -> tuple[ParamSpec, ...]:
@@ -50,22 +48,6 @@ class PipelineModel:
                 if field.compare and known and a != b:
                     use = next((f" of {INPUTS[n]}" for n in (a, b) if field.name == "in_channels" and n in INPUTS), "")
                     yield f"`{part}.{field.name}`{use}, {a} and {b},"
-
-    def resized(self, kinds: Sequence[Hashable] | None = None, vocab: int | None = None) -> PipelineModel:
-        """The same: its blocks are of many kinds, and its vocabulary is its text encoders'."""
-        return self
-
-    def untied(self) -> PipelineModel:
-        """The same: nothing is tied."""
-        return self
-
-    def as_given(self, params: Params) -> Params:
-        """The same: nested dictionaries."""
-        return params
-
-    def as_dict(self, tree: Params) -> Params:
-        """The same."""
-        return tree
 
 
 @functools.cache
