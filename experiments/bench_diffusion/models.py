@@ -36,9 +36,9 @@ UNETS = {
         "block_out_channels": (64, 128, 256), "transformer_layers_per_block": (1, 1, 2),
         "attention_head_dim": (1, 2, 4),
     },
-    "106M": SDXL | {
-        "block_out_channels": (96, 192, 384), "transformer_layers_per_block": (1, 2, 4),
-        "attention_head_dim": (2, 3, 6),
+    "360M": SDXL | {
+        "block_out_channels": (128, 256, 512), "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (2, 4, 8),
     },
 }  # fmt: skip
 PROMPTS = {"mini": 60, "31M": 4}  # of U-Nets that draw

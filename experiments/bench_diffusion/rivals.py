@@ -1,7 +1,6 @@
 """How the same is done without jevomerge: a PyTorch loop around diffusers' U-Net, and merges to disk in NumPy."""
 
 import json
-import mmap
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ def header_of(path: Path) -> tuple[bytes, dict[str, Any]]:
 def numpy_sum(out: Path, weights: Sequence[Sequence[float]], folders: Sequence[Path]) -> None:
     """Sum float16 tensors in float32, one after the other, and write them: as little as a merge can be in NumPy."""
     heads, headers = zip(*(header_of(folder / UNET) for folder in folders), strict=True)
-    files = [mmap.mmap((folder / UNET).open("rb").fileno(), 0, prot=mmap.PROT_READ) for folder in folders]
+    files = [np.memmap(folder / UNET, np.uint8, "r") for folder in folders]
     (out / "unet").mkdir(parents=True)
     with (out / UNET).open("wb", buffering=0) as target:
         target.write(heads[0])
@@ -88,7 +87,7 @@ def numpy_sum(out: Path, weights: Sequence[Sequence[float]], folders: Sequence[P
             total = None
             for share, head, header, file in zip(weights[group(name)], heads, headers, files, strict=True):
                 start, stop = header[name]["data_offsets"]
-                stored = np.frombuffer(file, np.float16, (stop - start) // 2, len(head) + start)
+                stored = file[len(head) + start : len(head) + stop].view(np.float16)
                 term = np.multiply(stored, np.float32(share), dtype=np.float32)
                 total = term if total is None else np.add(total, term, out=total)
             assert total is not None
