@@ -38,6 +38,12 @@ from diffusers import DiffusionPipeline
 
 DiffusionPipeline.from_pretrained(FOLDER)("a cat on a roof").images[0].save("cat.png")
 """
+ORBAX = """
+import orbax.checkpoint as ocp
+
+with ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.restore(FOLDER)
+"""
 
 
 def write_card(
@@ -65,6 +71,8 @@ def usage(folder: Path) -> str | None:
     """Which lines open the model in a folder; None: no library does."""
     if (folder / "model_index.json").exists():
         return DRAWING
+    if (folder / "_METADATA").exists():
+        return ORBAX
     if any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
         return PICTURES
     return TEXT if (folder / "tokenizer_config.json").exists() and (folder / "config.json").exists() else None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jevomerge.checkpoint.files import digest, read_json
 from jevomerge.checkpoint.lora_file import open_adapter
+from jevomerge.checkpoint.orbax_tree import OrbaxTree, is_orbax
 from jevomerge.checkpoint.safetensors_file import digest_tensors, read_header, read_metadata
 from jevomerge.checkpoint.single_file import V_PREDICTION, split_file
 from jevomerge.checkpoint.source import Checkpoint, Source, Stored
@@ -52,6 +53,8 @@ def open_model(reference: str | Path, *, parts: Sequence[str] = MERGED, variant:
     found = Stored(reference)
     if is_pipeline(found.folder):
         return Pipeline(found, parts=parts, variant=variant)
+    if is_orbax(found.folder):
+        return OrbaxTree(found)
     if tuple(parts) != MERGED or variant is not None:
         raise InputError(f"{reference} is no image pipeline, and has no `parts` and no `variant`; leave these out")
     return Checkpoint(found)

@@ -17,6 +17,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.memory import InMemory
+from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.source import Source, with_eyes
 from jevomerge.genome.schema import Gene
@@ -181,8 +182,8 @@ class WeightProblem:
         return self.sources.carrier
 
     def tokenizer(self) -> Any | None:
-        """That of the recipe: one of the sources', or made of theirs; models in memory and pipelines have none."""
-        if isinstance(self.sources.like, InMemory) or self.sources.assembly is not None:
+        """That of the recipe: one of the sources', or made of theirs; trees and pipelines have none."""
+        if isinstance(self.sources.like, InMemory | OrbaxTree) or self.sources.assembly is not None:
             return None
         if self.sources.alignment is None and self.sources.templates is None:
             return load_tokenizer(self.sources.lender.folder)

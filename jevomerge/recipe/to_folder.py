@@ -28,6 +28,7 @@ from jevomerge.checkpoint.export import (
     write_model,
 )
 from jevomerge.checkpoint.files import SUFFIX, expanded, read_json
+from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.checkpoint.source import Source
 from jevomerge.methods.bank import Merge, merge_tensor
@@ -91,6 +92,8 @@ def merge_to_folder(
     with export_folder(out) as folder:
         if whole is not None:
             whole.write(folder, sources.dtype, following, text, shard_bytes=shard_bytes)
+        elif isinstance(sources.like, OrbaxTree):
+            sources.like.write(folder, sources.dtype, following)
         else:
             write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
             write_beside_weights(folder, sources)
@@ -101,8 +104,9 @@ def merge_to_folder(
 
 def credited(sources: Sources) -> tuple[Sequence[Source], str]:
     """All that something of is in the result, and the library that opens it."""
-    whole = sources.assembly
-    return (sources.checkpoints, "transformers") if whole is None else (whole.sources, "diffusers")
+    if (whole := sources.assembly) is not None:
+        return whole.sources, "diffusers"
+    return sources.checkpoints, "orbax" if isinstance(sources.like, OrbaxTree) else "transformers"
 
 
 def merging(sources: Sources, coefficients: Coefficients) -> Callable[[Tensor], np.ndarray]:
@@ -173,6 +177,9 @@ def write_hollow(folder: Path, sources: Sources) -> None:
         sources.assembly.write(folder, sources.dtype, None, "")
         return
     folder.mkdir()
+    if isinstance(sources.like, OrbaxTree):
+        sources.like.write(folder, sources.dtype, lambda name: None)
+        return
     write_model(folder, sources.files, sources.specs, sources.dtype, None, frame=sources.frame)
     write_beside_weights(folder, sources)
 

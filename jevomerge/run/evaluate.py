@@ -10,7 +10,7 @@ from typing import Any
 from jevomerge.checkpoint.export import refuse_existing
 from jevomerge.checkpoint.files import expanded, write_atomically
 from jevomerge.checkpoint.pipeline import Pipeline, open_model
-from jevomerge.checkpoint.source import Source
+from jevomerge.checkpoint.source import Checkpoint, Source
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import make_judge
 from jevomerge.fitness.people import PeopleScore
@@ -83,7 +83,7 @@ def by_own(
     if isinstance(model, Pipeline):
         alone = {"merge_method": "passthrough", "models": [{"model": model.reference}], "pooled_from": pooled_from}
         whole = Sources(Recipe.model_validate(alone)).assembly
-    tokenizer = load_tokenizer(model.folder) if whole is None else None
+    tokenizer = load_tokenizer(model.folder) if isinstance(model, Checkpoint) else None
     ready = make_ready([task], tokenizer, model.model, model, assembly=whole)
     judge = make_judge(ready, model.model, splits=[split])
     for note in ready[0].notes:
