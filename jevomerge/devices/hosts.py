@@ -10,7 +10,7 @@ In a single process, which has joined nothing, both just call.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -67,15 +67,10 @@ def together(f: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def collect(rows: Mapping[int, np.ndarray], count: int) -> np.ndarray:
-    """(count, k) float64, of which each process has some rows (k,), and of each row somebody."""
-    shape = count, len(next(iter(rows.values())))
-    values, has = np.zeros(shape), np.zeros(count, np.uint8)
-    for i, row in rows.items():
-        values[i], has[i] = row, 1
+def from_all(values: np.ndarray) -> np.ndarray:
+    """(k,) float64 of this process -> (processes, k)."""
     everybody = multihost_utils.process_allgather(values.view(np.uint8))  # as bytes, for JAX would round it
-    owner = multihost_utils.process_allgather(has).argmax(axis=0)
-    return np.ascontiguousarray(everybody).view(np.float64)[owner, np.arange(count)]
+    return np.ascontiguousarray(everybody).view(np.float64)
 
 
 def on_first(f: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import tempfile
@@ -22,16 +23,17 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.devices.mesh import by_member, everywhere, make_mesh, put
+from jevomerge.devices.mesh import by_member, make_mesh, put
 from jevomerge.devices.signals import safe_point
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.data import fingerprint, refuse_overlap
-from jevomerge.fitness.members import ask, make_members, no_genes, one_ahead, run_members
+from jevomerge.fitness.members import ask, make_members, one_ahead, run_members
 from jevomerge.fitness.outcome import Found, Scores, Tokens, count_tokens, of_this_process, over_tasks, total
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollouts.rollout import Where, make_batches, nowhere
 from jevomerge.fitness.sharing import several, share
+from jevomerge.fitness.slices import Placing, Slices, slices_for
 from jevomerge.fitness.task import Material, Ready
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
@@ -126,14 +128,11 @@ class Judge:
     ) -> Iterator[list[Scores]]:
         """Score a population on the search split, yielding as each group of members is done.
 
-        The last group is filled up with copies, so that every group has the same shape. With a `cut`, a group is
-        stopped when the fitness of none of its members can reach it any more.
+        With a `cut`, a group is stopped when the fitness of none of its members can reach it any more.
         """
         for start in range(0, len(genomes), self.group):
             group = genomes[start : start + self.group]
-            full = np.concatenate([group, np.repeat(group[-1:], self.group - len(group), axis=0)])
-            scores = self.score(candidates, full, "search", subset, wanted=range(len(group)), cut=cut, write=self.write)
-            yield scores[: len(group)]
+            yield self.score(candidates, group, "search", subset, cut=cut, write=self.write)
 
     def model(
         self,
@@ -150,10 +149,8 @@ class Judge:
             subject: what they are parameters of, if not of the judge's.
             write: writes it as a folder that does not exist yet, for tasks that judge one.
         """
-        nothing = no_genes(self.mesh)
-        mine = min(of_this_process(put(nothing, by_member(self.mesh))))  # all are the same, but only it is read here
         folder = None if write is None else lambda _, path: write(path)
-        return self.score(Whole(params), nothing, split, subject=subject, wanted=[mine], write=folder)[mine]
+        return self.score(Whole(params), np.zeros((1, 0)), split, subject=subject, write=folder)[0]
 
     def likelihoods(self, params: Params, subject: Language | None = None) -> tuple[dict[str, np.ndarray], Tokens]:
         """What one model gives to the reference answers of the search split, by task, and what finding that out took.
@@ -182,19 +179,17 @@ class Judge:
         subset: Mapping[str, np.ndarray] | None = None,
         *,
         subject: Language | None = None,
-        wanted: Sequence[int] | None = None,
         cut: float | None = None,
         write: Write | None = None,
     ) -> list[Scores]:
-        """The scores of (M, n) genomes, which fill the mesh.
+        """The scores of (M, n) genomes, for which there is room on the mesh at once.
 
         Args:
             candidates: what genomes stand for.
-            genomes: (M, n), M a multiple of the mesh's axis `pop`.
+            genomes: (M, n), M at most `group`.
             split: which documents: of the search, or held out.
             subset: {task: the numbers of documents}; None: all of the split.
             subject: what the parameters are of, if not of the judge's.
-            wanted: the numbers of members whose scores are wanted, others just fill the mesh; None: all.
             cut: below which all fitnesses must be bound to be for members to be stopped; None: they never are.
             write: what writes a member as a folder, for tasks that judge one.
 
@@ -202,8 +197,7 @@ class Judge:
             FitnessError: if a task cannot be scored.
         """
         with contextlib.ExitStack() as scratch:
-            chosen = range(len(genomes)) if wanted is None else wanted
-            folders = {m: in_scratch(scratch, write, genomes[m]) for m in chosen}
+            folders = [in_scratch(scratch, write, genome) for genome in genomes]
             return self._score(candidates, genomes, split, subset, subject or self.subject, folders, cut)
 
     def _score(
@@ -213,22 +207,25 @@ class Judge:
         split: str,
         subset: Mapping[str, np.ndarray] | None,
         subject: Language,
-        folders: Mapping[int, Where],
+        folders: Sequence[Where],
         cut: float | None,
     ) -> list[Scores]:
-        """The same; `folders`: of the members that are wanted."""
-        members = put(genomes.astype(np.float32), by_member(self.mesh))
+        """The same; `folders`: of the members."""
+        apart, alone = several(self.mesh), isinstance(candidates, Whole)
+        slices = self.slices(len(genomes), split, cut is None and not (alone and apart))
+        members, owners = put(slices.fill(genomes).astype(np.float32), by_member(self.mesh)), slices.owners
+        if alone and apart:  # all slices score the same, and what was written is known where it is read
+            owners = {min(of_this_process(members)): (0, 0)}
         many = any(task.rollout.many_passes for task in self.tasks)
         made = make_members(candidates, members, mesh=self.mesh) if many or not candidates.lazy else None
         slots = candidates.slots(genomes) if many else None
 
-        def start(task: Ready, layout: Layout, batch: Any) -> Any:
-            """What a batch comes to, which the device may still be busy with."""
+        def start(task: Ready, layout: Layout, batches: Sequence[Any]) -> Any:
+            """What the batches of as many ways come to, which the device may still be busy with."""
             given, room = (made, slots) if task.rollout.many_passes else (None if candidates.lazy else made, None)
             with scoring(task):
-                placed = jax.tree.map(self._placed, batch)
                 return run_members(
-                    candidates, given, members, placed, mesh=self.mesh, slots=room, model=subject,
+                    candidates, given, members, self._place(batches, slices), mesh=self.mesh, slots=room, model=subject,
                     rollout=task.rollout, layout=layout, dtype=self.dtype,
                 )  # fmt: skip
 
@@ -236,25 +233,28 @@ class Judge:
             t.name: Found(self.material[split][t.name], self._documents(t, split, subset), len(genomes))
             for t in self.tasks
         }
-        tokens = np.zeros((len(genomes), len(Tokens._fields)), int)
+        tokens = np.full((self.group, len(Tokens._fields)), np.nan)  # by slot, of those that are here
         stopped: list[Stopped | None] = [None] * len(genomes)
         failure: FitnessError | InputError | None = None
-        apart = several(self.mesh)
         chosen = {task.name: self.chosen(task, split, subset) for task in self.tasks}
         started = (
-            (task, index, batch, start(task, lay, batch)) for task, lay, index, batch in self._batches(chosen, subject)
+            (task, indices, batches, start(task, layout, batches))
+            for task, layout, indices, batches in self._batches(chosen, subject, slices.ways)
         )
-        for task, index, batch, output in one_ahead(started) if cut is None else started:
+        for task, indices, batches, output in one_ahead(started) if cut is None else started:
             safe_point()
-            rows = index[index >= 0]
-            examples = [chosen[task.name][i] for i in rows]
             try:
                 with scoring(task):
-                    local = {m: own for m, own in of_this_process(output, index >= 0).items() if m in folders}
-                    for m, own in local.items():
-                        tokens[m] += count_tokens(task.rollout, examples, batch, own)
-                    made_of = {m: task.rollout.read(own, folders[m]) for m, own in local.items()}
-                    found[task.name].add(rows, made_of)
+                    here = of_this_process(output)
+                    for way, (index, batch) in enumerate(zip(indices, batches, strict=True)):
+                        rows, made_of = index[index >= 0], dict[int, list[Any]]()
+                        examples = [chosen[task.name][i] for i in rows]
+                        for slot in [s for s in here if owners.get(s, (None, None))[0] == way]:
+                            m, own = owners[slot][1], tuple(array[index >= 0] for array in here[slot])
+                            spent = count_tokens(task.rollout, examples, batch, own)
+                            tokens[slot] = spent + np.nan_to_num(tokens[slot])
+                            made_of[m] = task.rollout.read(own, folders[m])
+                        found[task.name].add(rows, made_of)
             except (FitnessError, InputError) as error:
                 failure = failure or error
                 if not apart:  # other processes wait for what is computed with them
@@ -262,20 +262,23 @@ class Judge:
             if cut is None:
                 continue
             if apart:
-                share(list(found.values()), tokens, of_this_process(members), failure)
+                told = share(list(found.values()), tokens, failure)
             seen = [f.seen for f in found.values()]
-            if not all(map(np.all, seen)) and np.all((bounds := self._bounds(chosen, found))[[*folders]] < cut):
+            if not all(map(np.all, seen)) and np.all((bounds := self._bounds(chosen, found)) < cut):
                 stopped = [Stopped(float(bound), sum(int(s.sum()) for s in seen)) for bound in bounds]
                 break
         if cut is None and apart:
-            share(list(found.values()), tokens, of_this_process(members), failure)
+            told = share(list(found.values()), tokens, failure)
+        took = np.zeros((len(genomes), tokens.shape[1]), int)
+        for slot, (_, m) in owners.items():
+            took[m] += np.nan_to_num((told if apart and not alone else tokens)[slot]).astype(int)
         return [
             Scores(
                 {name: f.pairs[0, m] for name, f in found.items()},
                 {name: f.pairs[1, m] for name, f in found.items()},
                 {t.name: found[t.name].texts(m) for t in self.tasks if t.rollout.writes},
                 stopped[m],
-                Tokens(*tokens[m].tolist()),
+                Tokens(*took[m].tolist()),
                 {t.name: found[t.name].drawn(m) for t in self.tasks if t.rollout.draws},
                 {t.name: n for t in self.tasks if t.rollout.draws and (n := found[t.name].broken(m))},
             )
@@ -283,26 +286,29 @@ class Judge:
         ]
 
     def _batches(
-        self, chosen: Mapping[str, Sequence[Example]], subject: Language
-    ) -> Iterator[tuple[Ready, Layout, np.ndarray, Any]]:
-        """The batches of all tasks, one task after another."""
+        self, chosen: Mapping[str, Sequence[Example]], subject: Language, ways: int
+    ) -> Iterator[tuple[Ready, Layout, list[np.ndarray], list[Any]]]:
+        """The batches of all tasks, one task after another; so many of one layout at a time, if there are."""
         for task in self.tasks:
             layouts, shuffled = self.layouts[task.name], self.racing == "hoeffding"
-            for layout, index, batch in make_batches(task.rollout, subject, chosen[task.name], layouts, shuffled):
-                yield task, layout, index, batch
+            batches = make_batches(task.rollout, subject, chosen[task.name], layouts, shuffled)
+            for layout, alike in itertools.groupby(batches, key=lambda batch: batch[0]):
+                while some := [*itertools.islice(alike, ways)]:
+                    yield task, layout, [index for _, index, _ in some], [batch for *_, batch in some]
 
-    def _placed(self, x: Any) -> Any:
-        """A JAX array of a batch, which comes again with every other one, on all devices; anything else as it is."""
-        if not isinstance(x, Array) or self.mesh.size == 1:
-            return x
-        if id(x) not in self._everywhere:
-            self._everywhere[id(x)] = (x, put(np.asarray(x), everywhere(self.mesh)))
-        return self._everywhere[id(x)][1]
+    def slices(self, members: int, split: str, divisible: bool = True) -> Slices:
+        """How so many members lie on the mesh; `divisible`: whether their examples may be shared out.
+
+        They are not where several examples make one document, nor in several processes what has been drawn, which
+        people want to see where it was scored.
+        """
+        alone = all((np.diff(material.first) == 1).all() for material in self.material[split].values())
+        shown = several(self.mesh) and any(task.rollout.draws for task in self.tasks)
+        return slices_for(self.mesh, self.members_per_device, members, divisible and alone and not shown)
 
     @functools.cached_property
-    def _everywhere(self) -> dict[int, tuple[Array, Array]]:
-        """Those that have come, and where they lie; none is let go, or another one might have its id."""
-        return {}
+    def _place(self) -> Placing:
+        return Placing(self.mesh)
 
     def _bounds(self, chosen: Mapping[str, Sequence[Example]], found: Mapping[str, Found]) -> np.ndarray:
         """(M,) what the fitness of each member can still be, at most."""

@@ -17,6 +17,7 @@ from jevomerge.devices.signals import safe_point
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.outcome import Tokens, count_tokens, of_this_process
 from jevomerge.fitness.rollouts.rollout import Rollout, make_batches, nowhere
+from jevomerge.fitness.slices import Placing
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
 from jevomerge.problems.problem import Candidates, Whole
@@ -52,7 +53,7 @@ def run_members(
         candidates: what genomes stand for.
         made: what `make_members` has made of them, or None where one pass needs nothing made.
         genomes: (M, n).
-        batch: of `rollout`; every device has all of it.
+        batch: of `rollout`; where `pop` has several slices, with an axis over them in front.
         mesh: M fills its axis `pop`.
         slots: room for the hops of a path, where there is one and the rollout takes many passes.
         model: what is run.
@@ -61,15 +62,19 @@ def run_members(
         dtype: of the activations.
     """
 
-    def local(shared: Any, members: Any) -> Any:
-        candidates, batch = shared
+    several = mesh.shape["pop"] > 1
+
+    def local(shared: Any, here: Any) -> Any:
+        (candidates, whole), (part, *members) = shared, here
+        batch = jax.tree.map(lambda x: x[0], part) if several else whole
 
         def member(x: Any) -> Any:
             return rollout.run(model, candidates.model(*x, slots), batch, layout, dtype=dtype)
 
-        return _each(member, members, candidates.batched and not rollout.many_passes)
+        return _each(member, tuple(members), candidates.batched and not rollout.many_passes)
 
-    results = spread(mesh, local)((candidates, batch), (made, genomes))
+    whole, part = (None, batch) if several else (batch, None)
+    results = spread(mesh, local)((candidates, whole), (part, made, genomes))
     # Every device has all that became of its members; the compiler might split it over `model`.
     return jax.lax.with_sharding_constraint(results, by_member(mesh))
 
@@ -98,13 +103,13 @@ def ask(
 ) -> tuple[list[Any], Tokens]:
     """What one model makes of examples, one item of `rollout.read` for each, and what that took."""
     layouts = rollout.layouts(examples, [], tokens_per_batch)
-    members = put(no_genes(mesh), by_member(mesh))
+    members, place = put(no_genes(mesh), by_member(mesh)), Placing(mesh)
     found: list[Any] = [None] * len(examples)
     tokens = np.zeros(len(Tokens._fields), int)
 
     def start(layout: Layout, batch: Any) -> Any:
         static = {"mesh": mesh, "slots": None, "model": model, "rollout": rollout, "layout": layout, "dtype": dtype}
-        return run_members(Whole(params), None, members, batch, **static)
+        return run_members(Whole(params), None, members, place([batch]), **static)
 
     batches = make_batches(rollout, model, examples, layouts)
     for index, batch, output in one_ahead((index, batch, start(layout, batch)) for layout, index, batch in batches):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jevomerge.devices.hosts import collect, together
+from jevomerge.devices.hosts import from_all, together
 from jevomerge.fitness.outcome import Found
 
 
@@ -16,25 +16,28 @@ def several(mesh: Mesh) -> bool:
     return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
-def share(found: Sequence[Found], tokens: np.ndarray, mine: Iterable[int], failure: Exception | None) -> None:
-    """Let every process know of every member; each has read what its own wrote.
+def share(found: Sequence[Found], tokens: np.ndarray, failure: Exception | None) -> np.ndarray:
+    """Let every process know of every member and document; each has read what was written here.
 
     Args:
         found: what is known of M members, by task; filled in.
-        tokens: (M, k) what they took; filled in.
-        mine: the members of this process.
+        tokens: (S, k) what was taken where members lie; NaN where that is not here.
         failure: what went wrong here; all processes raise it.
+
+    Returns:
+        (S, k) what was taken, wherever that is.
     """
 
-    def known() -> dict[int, np.ndarray]:
+    def known() -> np.ndarray:
         if failure is not None:
             raise failure
-        return {m: np.concatenate([tokens[m], *(f.pairs[:, m].ravel() for f in found)]) for m in mine}
+        return np.concatenate([tokens.ravel(), *(f.pairs.ravel() for f in found)])
 
-    rows = collect(together(known), len(tokens))
-    start = tokens.shape[1]
-    tokens[:] = rows[:, :start]
+    rows = from_all(together(known))
+    # Who knows it first says it: several do where a member's weights are split over them.
+    values = np.take_along_axis(rows, np.isnan(rows).argmin(axis=0)[None], axis=0)[0]
+    start = tokens.size
     for f in found:
-        stop = start + 2 * len(f.documents)
-        f.pairs[:] = rows[:, start:stop].reshape(len(rows), 2, -1).swapaxes(0, 1)
-        start = stop
+        f.pairs[:] = values[start : start + f.pairs.size].reshape(f.pairs.shape)
+        start += f.pairs.size
+    return values[: tokens.size].reshape(tokens.shape)

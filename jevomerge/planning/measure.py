@@ -46,6 +46,7 @@ class Use(NamedTuple):
     unknown: tuple[str, ...] = ()  # loops counted once
     pictures: int = 0  # features or views, of a batch and the next one
     drawn: int = 0  # how many pictures it draws, on all devices
+    needed: float = 0.0  # of `runs`, if no slice of the mesh scored copies
 
     @property
     def bytes(self) -> int:
@@ -116,14 +117,14 @@ class Plan(NamedTuple):
         """The share of the chips' peak arithmetic that useful members' matrix products are."""
         if not self.generation or self.chip is None:
             return None
-        used = sum(u.runs * u.flops for u in self.uses) * self.useful
+        used = sum(u.needed * u.flops for u in self.uses)
         return used / (self.generation * self.chip.flops)
 
     @property
     def useful(self) -> float:
-        """The share of the members scored that are candidates: the last group is filled up with copies."""
-        together = self.mesh.shape["pop"] * self.members_per_device
-        return self.population / (math.ceil(self.population / together) * together)
+        """The share of what is scored in a generation that is of candidates: elsewhere slices score copies."""
+        scored = sum(u.runs * u.flops for u in self.uses if u.needed)
+        return sum(u.needed * u.flops for u in self.uses) / scored if scored else 1.0
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -229,7 +230,7 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
         None if chip is None else moved / chip.bandwidth,
         None if chip is None else network / (chip.interconnect / 2),  # one direction
         estimate if estimate is not None and estimate > 0 else None,
-        tuple(sorted(cost.unknown)), program.pictures, program.drawn,
+        tuple(sorted(cost.unknown)), program.pictures, program.drawn, program.needed,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from jevomerge.fitness.batches import Layout
 from jevomerge.fitness.judge import SPLITS, Judge
 from jevomerge.fitness.members import make_members, run_members
 from jevomerge.fitness.rollouts.rollout import Rollout
+from jevomerge.fitness.sharing import several
 from jevomerge.fitness.task import Ready
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.route import HOPS
@@ -46,6 +47,7 @@ class Program(NamedTuple):
     model: int = 0  # bytes per device of a whole model among its arguments that is no source
     pictures: int = 0  # bytes per device of what it is given of pictures, in this batch and the next
     drawn: int = 0  # pictures that it draws for all members
+    needed: float = 0.0  # of `runs`, if no slice of the mesh scored copies
 
 
 def first_generation(setup: Setup) -> np.ndarray:
@@ -91,8 +93,9 @@ def scoring(
     made = None
     if any(task.rollout.many_passes for task in judge.tasks) or not candidates.lazy:
         traced = make_members.trace(candidates, genomes, mesh=mesh)
-        once = {k: n for k, n in (("search", groups.refined), ("finalists", groups.finalists)) if n}
-        program = Program("merge", "merge", traced, mesh, groups.generation, once, {})
+        merges = [math.ceil(n / judge.group) for n in groups]
+        once = {k: n for k, n in zip(("search", "finalists"), merges[1:], strict=True) if n}
+        program = Program("merge", "merge", traced, mesh, merges[0], once, {})
         made = traced.out_info
         if jax.tree.leaves(made):  # a path alone has nothing to make
             yield program, (executable := compiled(program))
@@ -101,7 +104,7 @@ def scoring(
     whole = whole_models(setup, judge, candidates, found)
     yield from ((p, compiled(p)) for p in likelihoods(setup, whole))
     for task in judge.tasks:
-        for layout, (runs, once, models) in uses_of(setup, judge, task, groups, whole).items():
+        for layout, (runs, needed, once, models) in uses_of(setup, judge, task, groups, whole).items():
             slots, trips = candidates.slots(population), {HOPS: 0.0 if found is None else float(np.mean(found))}
             alike = task.rollout.many_passes and jax.tree.leaves(made) and found is None
             if alike and models:  # a whole model costs what a merged one does
@@ -109,7 +112,7 @@ def scoring(
             given = made if task.rollout.many_passes or not candidates.lazy else None
             if runs or once:
                 program = scores_of(task.name, task.rollout, layout, judge, (candidates, given, genomes), slots, trips)
-                program = program._replace(runs=runs, once=once, made=given is not None)
+                program = program._replace(runs=runs, needed=needed, once=once, made=given is not None)
                 yield program, compiled(program)
             if models and not alike:
                 program = scores_of(task.name, task.rollout, layout, whole.judge, whole.arguments, None, {HOPS: 0.0})
@@ -127,9 +130,10 @@ def scores_of(
     trips: dict[str, float],
 ) -> Program:
     """The scoring of a batch of the task `name`; `arguments`: candidates, what is made of them, genomes."""
-    mesh, where = judge.mesh, everywhere(judge.mesh)
-    slots = slots if rollout.many_passes else None
-    batch = jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=where), rollout.batch(judge.subject, [], layout))
+    mesh = judge.mesh
+    where, over = (by_member(mesh), (mesh.shape["pop"],)) if mesh.shape["pop"] > 1 else (everywhere(mesh), ())
+    slots, batch = slots if rollout.many_passes else None, rollout.batch(judge.subject, [], layout)
+    batch = jax.tree.map(lambda x: Shape((*over, *np.shape(x)), x.dtype, sharding=where), batch)
     static = {"mesh": mesh, "slots": slots, "rollout": rollout, "layout": layout}
     traced = run_members.trace(*arguments, batch, model=judge.subject, dtype=judge.dtype, **static)
     name = rollout.label(name, layout)
@@ -137,15 +141,16 @@ def scores_of(
     cache = rollout.cache(judge.subject, layout, slots)
     program = Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops(layout)), cache, judge.dtype)
     shown = jax.tree.leaves(getattr(batch, "pictures", None))
+    pictures = 2 * sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shown)
     drawn = layout.rows * judge.group if rollout.draws else 0
-    return program._replace(pictures=2 * sum(math.prod(x.shape) * x.dtype.itemsize for x in shown), drawn=drawn)
+    return program._replace(pictures=pictures, drawn=drawn)
 
 
 # --- how often ----------------------------------------------------------------------------------------------
 
 
 class Groups(NamedTuple):
-    """How many groups of members are scored."""
+    """How many members are scored."""
 
     generation: int  # in each
     refined: int  # after the search
@@ -160,10 +165,18 @@ def groups_of(setup: Setup, judge: Judge) -> Groups:
     finalists = 0
     if search.examples_per_generation is not None or search.anchors is not None:
         finalists = min(search.finalists, generations * population + last)
-    return Groups(*(math.ceil(n / judge.group) for n in (population, last, finalists)))
+    return Groups(population, last, finalists)
 
 
-Often = tuple[int, dict[str, int], dict[str, int]]  # in a generation; once, for candidates and for whole models
+def turns(judge: Judge, split: str, members: int, batches: int) -> int:
+    """How often the program runs that scores so many members on so many batches of one layout."""
+    full, rest = divmod(members, judge.group)
+    ways = judge.slices(rest, split).ways if rest else 1
+    return full * batches + (math.ceil(batches / ways) if rest else 0)
+
+
+# In a generation, and if no slice scored copies; once, for candidates and for whole models.
+Often = tuple[int, float, dict[str, int], dict[str, int]]
 
 
 def uses_of(setup: Setup, judge: Judge, task: Ready, groups: Groups, whole: WholeModels) -> dict[Layout, Often]:
@@ -177,10 +190,18 @@ def uses_of(setup: Setup, judge: Judge, task: Ready, groups: Groups, whole: Whol
     everything, heldout = (batches_of(judge, task, split) for split in SPLITS)
     found: dict[Layout, Often] = {}
     for layout in {**seen, **everything, **heldout}:
-        once = {"search": groups.refined * seen[layout], "finalists": groups.finalists * everything[layout]}
-        models = {name: n * (everything[layout] + heldout[layout]) for name, n in whole.counts.items()}
+        once = {
+            "search": turns(judge, "search", groups.refined, seen[layout]),
+            "finalists": turns(judge, "search", groups.finalists, everything[layout]),
+        }
+        both = [
+            counts[layout] if several(judge.mesh) else turns(judge, split, 1, counts[layout])
+            for split, counts in zip(SPLITS, (everything, heldout), strict=True)
+        ]
+        models = {name: n * sum(both) for name, n in whole.counts.items()}
         kept = ({k: n for k, n in counts.items() if n} for counts in (once, models))
-        found[layout] = (groups.generation * seen[layout], *kept)  # type: ignore[assignment]
+        runs, needed = turns(judge, "search", groups.generation, seen[layout]), groups.generation * seen[layout]
+        found[layout] = (runs, needed / judge.group, *kept)  # type: ignore[assignment]
     return found
 
 

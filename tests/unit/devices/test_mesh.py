@@ -1,6 +1,8 @@
 """Populations on a mesh of eight devices: the same scores for every shape, and nothing exchanged between members."""
 
 import functools
+import math
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -20,6 +22,7 @@ from jevomerge.fitness.judge import SPLITS, make_judge
 from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.rollouts.rollout import make_batches
 from jevomerge.fitness.schema import Task
+from jevomerge.fitness.slices import Placing
 from jevomerge.models.specs import shardings
 from jevomerge.search.setup import problem_of
 
@@ -103,6 +106,34 @@ def test_methods_that_look_at_whole_tensors_are_split_too(kind):
     np.testing.assert_allclose(many["likelihood"], one["likelihood"], atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "ways"), [((8, 1), 4), ((8, 1, 2), 8), ((4, 2), 2)])
+def test_members_that_are_few_share_out_their_examples(monkeypatch, shape, ways):
+    config, problem, tokenizer, genomes = setting("task_arithmetic")
+    mesh, runs = mesh_of(*shape[:2]), []
+
+    def counted(*args, **static):
+        runs.append((static["rollout"], static["layout"]))
+        return running.run_members(*args, **static)
+
+    monkeypatch.setattr("jevomerge.fitness.judge.run_members", counted)
+    tasks = make_ready(config.tasks, tokenizer, problem.model)
+
+    def scored(mesh, members_per_device=1):
+        options = {"tokens_per_batch": 32, "mesh": mesh, "members_per_device": members_per_device}
+        judge, before = make_judge(tasks, problem.model, **options), len(runs)
+        groups = judge.members(problem.load(mesh), genomes[:2])
+        return [scores for group in groups for scores in group], Counter(runs[before:])
+
+    one, batches = scored(mesh_of(1, 1), 2)
+    many, turns = scored(mesh, (*shape, 1)[2])
+    assert max(batches.values()) > 3
+    assert turns == {layout: math.ceil(n / ways) for layout, n in batches.items()}
+    for a, b in zip(many, one, strict=True):
+        np.testing.assert_allclose(a.fitness["likelihood"], b.fitness["likelihood"], atol=1e-5)
+        np.testing.assert_array_equal(a.fitness["generation"], b.fitness["generation"])
+        assert (a.tokens, a.texts) == (b.tokens, b.texts)
+
+
 def test_several_members_on_each_device():
     one, many = (scores("task_arithmetic", *shape) for shape in ((1, 1), (2, 1, 2)))
     np.testing.assert_allclose(many["likelihood"], one["likelihood"], atol=1e-5)
@@ -128,7 +159,8 @@ def programs(kind, mesh):
         static = {"mesh": mesh, "model": judge.subject, "rollout": rollout, "layout": layout, "dtype": "float32"}
         given = made if rollout.many_passes or not candidates.lazy else None
         slots = candidates.slots(genomes) if rollout.many_passes else None
-        yield running.run_members.lower(candidates, given, members, batch, slots=slots, **static).compile()
+        placed = Placing(mesh)([batch])
+        yield running.run_members.lower(candidates, given, members, placed, slots=slots, **static).compile()
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("task_arithmetic", (8, 1)), ("path", (2, 4)), ("both", (4, 2))])

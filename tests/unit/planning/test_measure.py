@@ -27,6 +27,7 @@ from jevomerge.fitness.rollouts.beams import BeamSearch
 from jevomerge.fitness.rollouts.generation import Generation, Prompts
 from jevomerge.fitness.rollouts.likelihood import Likelihood
 from jevomerge.fitness.rollouts.rollout import make_batches
+from jevomerge.fitness.slices import Placing
 from jevomerge.methods.bank import Merge, abstract_bank, make_bank
 from jevomerge.methods.registry import MERGEKIT, PAPER
 from jevomerge.models.families import read_model
@@ -131,6 +132,7 @@ def test_the_programs_are_those_that_the_judge_runs(kind):
         (one,) = (t for t in judge.tasks if t.name in program.name)
         examples, layouts = judge.examples["search"][one.name], judge.layouts[one.name]
         (layout, _, batch), *_ = make_batches(one.rollout, judge.subject, examples, layouts)
+        batch = Placing(mesh)([batch])
         if names[-1] == "generate":
             written = executable(candidates, made, members, batch)
             assert written.shape == (2, layout.rows, layout.answer_slots)

@@ -19,6 +19,7 @@ from jevomerge.devices.mesh import by_member, everywhere, put
 from jevomerge.fitness import judge as judging
 from jevomerge.fitness import members as running
 from jevomerge.fitness.rollouts.rollout import make_batches
+from jevomerge.fitness.slices import Placing
 from jevomerge.planning.cost import cost_of
 from jevomerge.planning.measure import plan_on
 from jevomerge.planning.programs import programs, refining, scores_of
@@ -78,8 +79,9 @@ def test_whole_models_are_scored_as_the_plan_says():
     for split in judging.SPLITS:
         rollout, examples = judge.tasks[0].rollout, judge.examples[split]["likelihood"]
         parts = make_batches(rollout, judge.subject, examples, judge.layouts["likelihood"])
+        members, place = put(np.zeros((2, 0), np.float32), by_member(mesh)), Placing(mesh)
         for _, index, batch in parts:
-            likelihood, _ = executable(Whole(params), None, put(np.zeros((2, 0), np.float32), by_member(mesh)), batch)
+            likelihood, _ = executable(Whole(params), None, members, place([batch]))
             scores += list(np.asarray(likelihood)[0][index >= 0])
     expected = [judge.model(params, split).fitness["likelihood"] for split in judging.SPLITS]
     np.testing.assert_array_equal(np.sort(scores), np.sort(np.concatenate(expected).astype(np.float32)))
