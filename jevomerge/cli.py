@@ -77,6 +77,9 @@ def run_evolve(args: argparse.Namespace) -> None:
             raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
     if args.process_id in (None, 0):
         reading(args.resume or args.config)
+    from jevomerge.config import RunConfig, read_config, replaced
+
+    config = read_config(args.folder / "config.yaml" if args.resume else args.config)  # what is wrong costs no JAX
     from jevomerge.devices.hosts import first, join
 
     explicit = (args.coordinator, args.num_processes, args.process_id)
@@ -86,14 +89,12 @@ def run_evolve(args: argparse.Namespace) -> None:
         if not args.distributed and None in explicit:
             raise InputError("evolve: --coordinator, --num-processes and --process-id go together")
         join(*explicit)
-    from jevomerge.config import RunConfig, read_config, replaced
     from jevomerge.fitness.people import PeopleScore
     from jevomerge.observers.observer import SILENT
     from jevomerge.observers.terminal import Terminal
     from jevomerge.reports.writer import PageWriter
     from jevomerge.run.stages import evolve_config  # after joining, for evosax computes when it is imported
 
-    config = read_config(args.folder / "config.yaml" if args.resume else args.config)
     if args.offline and (asked := [task.name for task in config.tasks if isinstance(task.score, PeopleScore)]):
         raise InputError(f"--offline: people judge {asked[0]} in a page, behind a socket; leave one of the two out")
     if args.seed is not None:
@@ -143,6 +144,9 @@ def run_merge(args: argparse.Namespace) -> None:
         raise InputError("merge: give the folder to write, OUT, or --explain")
     shard_bytes = None if args.out_shard_size is None else read_size(args.out_shard_size)
     reading(args.recipe)
+    from jevomerge.recipe.schema import read_stages
+
+    read_stages(args.recipe)  # what is wrong there costs no JAX
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.merge import explain, merge_folder
 
@@ -158,6 +162,9 @@ def run_merge(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """`jevomerge evaluate`."""
     reading(args.model)
+    from jevomerge.fitness.tasks import read_tasks
+
+    read_tasks(args.task)  # what is wrong there costs no JAX
     from jevomerge.observers.terminal import Terminal
     from jevomerge.run.evaluate import evaluate
 
@@ -255,6 +262,9 @@ def run_push(args: argparse.Namespace) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
     reading(args.config)
+    from jevomerge.config import read_config
+
+    read_config(args.config)  # what is wrong there costs no JAX
     from jevomerge.observers.terminal import Terminal
     from jevomerge.planning.chips import assumed_chip
     from jevomerge.run.plan import plan

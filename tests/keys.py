@@ -28,12 +28,12 @@ from jevomerge.fitness.schema import (
 )
 from jevomerge.fitness.tasks import Suite
 from jevomerge.genome.schema import BY, Gene, PathSearch, PathSlice
-from jevomerge.methods.registry import SEMANTICS
-from jevomerge.models.diffusion.table import MERGEABLE
+from jevomerge.methods.schema import SEMANTICS
+from jevomerge.models.diffusion.schema import MERGEABLE
 from jevomerge.recipe.schema import Conditional, Recipe, RecipeModel, RecipeModule, RecipeSlice
 from jevomerge.schema import Strict
 from jevomerge.strategies.schema import Anchors, Refine, Search
-from jevomerge.tokenizers.vocabulary import ModelToken, TokenizerSpec, TokenSource, ZeroToken
+from jevomerge.tokenizers.schema import ModelToken, TokenizerSpec, TokenSource, ZeroToken
 
 FILES: dict[str, tuple[type[Strict], ...]] = {
     "A run": (RunConfig, Gene, PathSearch, PathSlice, Search, Anchors, Refine, MeshShape, KeepFeatures),

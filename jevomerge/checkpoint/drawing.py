@@ -13,8 +13,8 @@ from jevomerge.errors import InputError
 from jevomerge.models.diffusion import pipeline
 from jevomerge.models.diffusion.deduce import deduced
 from jevomerge.models.diffusion.parts import read_config, shapes
-from jevomerge.models.diffusion.scheduler import RULES, Rule
-from jevomerge.models.diffusion.table import MERGEABLE
+from jevomerge.models.diffusion.scheduler import RULES
+from jevomerge.models.diffusion.schema import MERGEABLE, Rule
 from jevomerge.models.layers import Params
 from jevomerge.models.specs import unflatten
 from jevomerge.schema import Notes

@@ -16,7 +16,8 @@ from jevomerge.checkpoint.weights import read_weights
 from jevomerge.errors import InputError
 from jevomerge.models.diffusion.deduce import Shapes, deduced
 from jevomerge.models.diffusion.parts import Config, read_config
-from jevomerge.models.diffusion.table import MERGEABLE, MERGED, PipelineModel
+from jevomerge.models.diffusion.schema import MERGEABLE, MERGED
+from jevomerge.models.diffusion.table import PipelineModel
 
 INDEX = "model_index.json"  # which parts there are, and which classes they have
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # of weights' files; others': model

@@ -12,6 +12,7 @@ from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.model_stock import MODEL_STOCK
 from jevomerge.methods.ram import RAM, RAMPLUS_TL
 from jevomerge.methods.sce import SCE, SCE_PAPER
+from jevomerge.methods.schema import SEMANTICS
 from jevomerge.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
 from jevomerge.methods.task_arithmetic import (
     BREADCRUMBS,
@@ -29,7 +30,6 @@ from jevomerge.methods.task_arithmetic import (
     TIES_PAPER,
 )
 
-SEMANTICS = ("mergekit", "paper")
 _MERGEKIT = (
     *(
         LINEAR,

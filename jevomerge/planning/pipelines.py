@@ -15,7 +15,7 @@ from jevomerge.checkpoint.safetensors_file import DTYPES, Planned, stream_safete
 from jevomerge.checkpoint.weights import write_weights
 from jevomerge.models.clip.clip import Clip
 from jevomerge.models.diffusion.parts import read_config, shapes
-from jevomerge.models.diffusion.table import MERGEABLE
+from jevomerge.models.diffusion.schema import MERGEABLE
 from jevomerge.models.fields import Fields
 from jevomerge.models.specs import tensor_names
 from jevomerge.schema import Dtype, Strict

@@ -11,7 +11,8 @@ from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.recipe.parts import Part
 from jevomerge.recipe.schema import Layered, Recipe, RecipeModel
 from jevomerge.schema import Location, Notes, Problems
-from jevomerge.tokenizers.vocabulary import TokenizerSpec, index_of
+from jevomerge.tokenizers.schema import TokenizerSpec
+from jevomerge.tokenizers.vocabulary import index_of
 
 Opener = Callable[..., Source]  # (reference, parts=, variant=), as `checkpoint.pipeline.open_model`
 

@@ -14,9 +14,9 @@ from pydantic import AliasChoices, BeforeValidator, Field, PlainValidator, Priva
 
 from jevomerge.checkpoint.files import SUFFIX, split_adapter
 from jevomerge.errors import InputError
-from jevomerge.methods.registry import SEMANTICS
+from jevomerge.methods.schema import SEMANTICS
 from jevomerge.models.diffusion.places import read_mbw, write_mbw
-from jevomerge.models.diffusion.table import MERGEABLE, MERGED
+from jevomerge.models.diffusion.schema import MERGEABLE, MERGED
 from jevomerge.schema import (
     Given,
     Location,
@@ -29,7 +29,7 @@ from jevomerge.schema import (
     validate,
     without_torch,
 )
-from jevomerge.tokenizers.vocabulary import TokenizerSpec
+from jevomerge.tokenizers.schema import TokenizerSpec
 
 MODEL_KEYS = (
     "model",

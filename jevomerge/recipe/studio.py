@@ -11,7 +11,8 @@ from jevomerge.checkpoint.safetensors_file import all_finite
 from jevomerge.checkpoint.source import blank_leaf
 from jevomerge.errors import InputError
 from jevomerge.models.diffusion.pipeline import INDEX, SCHEDULER, Pipeline, part_specs
-from jevomerge.models.diffusion.scheduler import RULES, Rule
+from jevomerge.models.diffusion.scheduler import RULES
+from jevomerge.models.diffusion.schema import Rule
 from jevomerge.models.layers import Params
 from jevomerge.models.specs import unflatten
 from jevomerge.recipe.assembly import TOKENIZERS, Assembly

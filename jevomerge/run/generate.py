@@ -14,7 +14,8 @@ from jevomerge.checkpoint.files import expanded
 from jevomerge.devices.signals import safe_point
 from jevomerge.errors import InputError
 from jevomerge.models.diffusion.pipeline import condition, draw, noise_keys, sample, time_ids
-from jevomerge.models.diffusion.scheduler import LCM, Rule, lightning, plan
+from jevomerge.models.diffusion.scheduler import LCM, lightning, plan
+from jevomerge.models.diffusion.schema import Rule
 from jevomerge.models.diffusion.unet import Condition
 from jevomerge.models.vision.pictures import as_png, pillow
 from jevomerge.observers.observer import SILENT, Observer

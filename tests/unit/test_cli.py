@@ -1,6 +1,8 @@
 """How soon the command line speaks: what is imported before it does."""
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -100,6 +102,43 @@ def test_a_misspelt_name_is_refused_before_slow_imports(tmp_path):
         "permissions"
         for name in words
     ]
+
+
+MISSPELT = """
+import json, sys
+from jevomerge.cli import main
+for words in json.loads(sys.stdin.readline()):
+    assert main(words) == 2
+    found = {"jax", "flax", "transformers", "matplotlib"} & set(sys.modules)
+    assert not found, found
+"""
+TASK = {"name": "t", "search": "a.jsonl", "heldout": "b.jsonl", "prompt": "{q}", "answer": "{a}"}
+RECIPE = {"merge_method": "slerp", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"t": 0.5}}
+DRAWN = {"name": "d", "search": "a.jsonl", "heldout": "b.jsonl", "prompts": "{q}", "steps": 1, "guidance": 0}
+
+
+def test_a_misspelt_key_is_refused_before_jax_is_imported(tmp_path):
+    """Wherever it stands, in whatever command reads it."""
+    config = {"name": "x", "recipe": RECIPE, "genome": {"t": [0, 1]}, "tasks": [TASK]}
+    files = {
+        "search": config | {"search": {"evaluatons": 3}},
+        "genome": config | {"genome": {"t": {"layer_per_group": 4}}},
+        "recipe": config | {"recipe": RECIPE | {"tokenizer": {"tokens": {"<s>": {"sorce": "a"}}}}},
+        "judge": config | {"tasks": [TASK | {"score": {"people": {"rater": 2}}}]},
+        "draw": config | {"tasks": [DRAWN | {"score": "clip", "seed": 2}]},
+        "merged": RECIPE | {"models": [{"modle": "a"}]},
+        "task": TASK | {"max_new_token": 3},
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
+    words = [["evolve", f"{name}.yaml"] for name in ("search", "genome", "recipe", "judge", "draw")]
+    words += [["plan", "search.yaml"], ["merge", "merged.yaml", "out"], ["evaluate", "a", "--task", "task.yaml"]]
+    command = [sys.executable, "-c", MISSPELT]
+    done = subprocess.run(command, input=json.dumps(words), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    unknown = [re.search("unknown key `(.*?)`", line)[1] for line in done.stderr.splitlines() if "unknown" in line]
+    keys = ["evaluatons", "layer_per_group", "sorce", "rater", "seed", "evaluatons", "modle", "max_new_token"]
+    assert unknown == keys
 
 
 def test_what_one_may_do_next_is_understood():

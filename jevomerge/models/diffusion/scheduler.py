@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from jevomerge.errors import InputError
+from jevomerge.models.diffusion.schema import Rule
 from jevomerge.models.fields import Fields
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -25,7 +26,6 @@ ZERO_SNR = 2.0**-24  # what is left of a picture in pure noise, so that no sigma
 SIGMA_DATA = 0.5  # of consistency models
 
 EULER, LCM = "EulerDiscreteScheduler", "LCMScheduler"
-Rule = Literal["euler", "lightning", "lcm"]
 RULES: dict[Rule, dict[str, str]] = {  # what they change in a scheduler_config.json
     "euler": {"_class_name": EULER},
     "lightning": {"_class_name": EULER, "timestep_spacing": "trailing"},

@@ -14,8 +14,6 @@ from jevomerge.models.diffusion.places import BASE, VAE, unet_blocks
 from jevomerge.models.model import Stackless
 from jevomerge.models.specs import ParamSpec
 
-MERGEABLE = ("unet", "text_encoder", "text_encoder_2", "vae")
-MERGED = ("unet",)  # unless more are asked for
 INPUTS = {9: "inpainting", 8: "editing"}  # what U-Nets with so many input channels are for
 
 

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.errors import InputError
-from jevomerge.tokenizers.vocabulary import TokenizerSpec, align, special_ids, write_tokenizer
+from jevomerge.tokenizers.schema import TokenizerSpec
+from jevomerge.tokenizers.vocabulary import align, special_ids, write_tokenizer
 
 MODELS = Path(__file__).parents[2] / "data" / "tokenizers" / "models"
 ROWS = {"a": 128, "b": 78, "c": 84}
