@@ -12,9 +12,10 @@ from arguments import known, make_parser, record
 from scipy.special import expit
 from scipy.stats import spearmanr
 
+from jevomerge.fitness.human.output import as_text
 from jevomerge.fitness.human.rating import Strengths, fit, worth
 from jevomerge.fitness.human.round import Round
-from jevomerge.fitness.human.votes import Votes, as_text
+from jevomerge.fitness.human.votes import Votes
 from jevomerge.strategies.registry import make_strategy
 
 CANDIDATES, PROMPTS = 16, 8

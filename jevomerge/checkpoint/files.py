@@ -113,11 +113,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file has either its old content or all of `text`, whenever the machine stops."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file has either its old content or all of `content`, whenever the machine stops."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.chmod(name, 0o644)

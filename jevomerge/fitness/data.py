@@ -15,7 +15,17 @@ from jevomerge.fitness.pictures import MARK, Eyes, Picture, images_of
 from jevomerge.fitness.rows import Row, read_rows
 from jevomerge.fitness.schema import DataSource, Task
 from jevomerge.fitness.task import Document
+from jevomerge.fitness.tasks import AnyTask
 from jevomerge.fitness.template import render, value_of
+
+
+def refuse_cached(task: AnyTask, split: str) -> None:
+    """Raise InputError for private data that is not a file here."""
+    path = getattr(task, split).path
+    if task.private and not os.path.exists(Path(path).expanduser()):
+        raise InputError(
+            f"task {task.name}, {split}: private: {path} is not a file here; one of the hub is kept in a cache on disk"
+        )
 
 
 def load_examples(task: Task, split: str, tokenizer: Any, eyes: Eyes | None = None) -> tuple[list[Row], list[Example]]:
@@ -27,10 +37,7 @@ def load_examples(task: Task, split: str, tokenizer: Any, eyes: Eyes | None = No
     """
     where = f"task {task.name}, {split}"
     source: DataSource = getattr(task, split)
-    if task.private and not os.path.exists(Path(source.path).expanduser()):
-        raise InputError(
-            f"{where}: private: {source.path} is not a file here; one of the hub is kept in a cache on disk"
-        )
+    refuse_cached(task, split)
     rows, examples = read_rows(source, where), []
     folder = Path(source.path).expanduser().parent
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jevomerge.errors import InputError
+from jevomerge.fitness.data import refuse_cached
 from jevomerge.fitness.own import as_scores, check_signature, find_function, with_ties
 from jevomerge.fitness.picture_task import PictureTask
 from jevomerge.fitness.rollouts.drawing import Asked, Drawing, Drawn
@@ -141,25 +142,17 @@ class ByPictures(AsGiven):
     @property
     def notes(self) -> tuple[str, ...]:
         """Also of prompts that are cut."""
-        return (*self.given.notes, *self.rollout.stage.notes)
+        return notes_of(self.given, self.rollout)
 
     def material(self, split: str) -> Material:
         """The rows of a split as documents, which have a picture for each seed."""
-        where, source = f"task {self.name}, {split}", getattr(self.given, split)
-        rows, documents = read_rows(source, where), []
-        for number, row in enumerate(rows, (source.rows or (0,))[0]):
-            try:
-                prompt = render(self.given.prompts, row)
-                documents.append(Document(prompt, render(self.given.judged_by or self.given.prompts, row)))
-            except ValueError as error:
-                raise InputError(f"{where}: {source.path}, row {number} (the first is 0): {error}") from None
-        seeds = self.given.seeds_of(split)
-        asked = [Asked(d.prompt, d.answer, seed) for d in documents for seed in seeds]
+        rows, documents, asked = read_prompts(self.given, split)
 
         def read(numbers: Sequence[int], outputs: Sequence[Sequence[Drawn]]) -> list[tuple[float, float]]:
             return with_ties(self._scores([dict(rows[d]) for d in numbers], outputs))
 
-        return Material(asked, np.arange(len(documents) + 1) * len(seeds), documents, read)
+        first = np.arange(len(documents) + 1) * len(self.given.seeds_of(split))
+        return Material(asked, first, documents, read)
 
     def _scores(self, rows: Sequence[Row], outputs: Sequence[Sequence[Drawn]]) -> np.ndarray:
         """(D,) the mean over each document's pictures."""
@@ -180,11 +173,46 @@ class ByPictures(AsGiven):
         return low if math.isfinite(low) else math.nan
 
 
+def notes_of(task: PictureTask, drawing: Drawing) -> tuple[str, ...]:
+    """What is worth knowing of a task, prompts that are cut among it."""
+    cut = tuple(drawing.stage.notes)
+    if cut and task.private:
+        cut = (f"{task.name}: {len(cut)} times a prompt has more tokens than its text encoder takes, and is cut",)
+    return (*task.notes, *cut)
+
+
+def read_prompts(task: PictureTask, split: str) -> tuple[list[Row], list[Document], list[Asked]]:
+    """The rows of a split, each as a document, and the pictures that are asked for: of each one for each seed."""
+    where, source = f"task {task.name}, {split}", getattr(task, split)
+    refuse_cached(task, split)
+    rows, documents = read_rows(source, where), []
+    for number, row in enumerate(rows, (source.rows or (0,))[0]):
+        try:
+            documents.append(Document(render(task.prompts, row), render(task.judged_by or task.prompts, row)))
+        except ValueError as error:
+            raise InputError(f"{where}: {source.path}, row {number} (the first is 0): {error}") from None
+    return rows, documents, [Asked(d.prompt, d.answer, seed) for d in documents for seed in task.seeds_of(split)]
+
+
 def make_drawn(task: PictureTask, studio: Studio, dtype: str) -> ByPictures:
     """A picture task that is ready; `studio` was opened by its scheduler, `dtype` is that of activations.
 
     Raises:
         InputError: if these models draw no such pictures, or there is nobody to judge them.
+    """
+    if not isinstance(task.score, OwnScore):
+        scorer = open_scorer(str(task.score), task.weights, task.clip)
+        return ByPictures(task, None, make_drawing(task, studio, scorer, dtype))
+    called = find_function(task.score)
+    check_signature(called, "(pictures, rows)")
+    return ByPictures(task, called, make_drawing(task, studio, None, dtype))
+
+
+def make_drawing(task: PictureTask, studio: Studio, scorer: Scorer | None, dtype: str) -> Drawing:
+    """What a picture task asks a model for.
+
+    Raises:
+        InputError: if these models draw no such pictures.
     """
     pillow()  # what has been drawn is kept for people
     model, size = studio.model, task.size
@@ -196,12 +224,5 @@ def make_drawn(task: PictureTask, studio: Studio, dtype: str) -> ByPictures:
     model.latents(height, width)
     scheduler = lightning(model.scheduler, task.steps) if task.scheduler == "lightning" else model.scheduler
     steps = jax.tree.map(np.asarray, plan(scheduler, task.steps))
-    called, scorer = None, None
-    if isinstance(task.score, OwnScore):
-        called = find_function(task.score)
-        check_signature(called, "(pictures, rows)")
-    else:
-        scorer = open_scorer(task.score, task.weights, task.clip)
     stage = Stage(studio, scorer, task, (height, width), dtype)
-    drawing = Drawing(model, (height, width), task.guided, scorer, stage, steps, task.guidance)
-    return ByPictures(task, called, drawing)
+    return Drawing(model, (height, width), task.guided, scorer, stage, steps, task.guidance)

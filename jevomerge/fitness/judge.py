@@ -279,7 +279,8 @@ class Judge:
                 {t.name: found[t.name].texts(m) for t in self.tasks if t.rollout.writes},
                 stopped[m],
                 Tokens(*took[m].tolist()),
-                {t.name: found[t.name].drawn(m) for t in self.tasks if t.rollout.draws},
+                {t.name: found[t.name].drawn(m) for t in self.tasks if t.rollout.draws and not t.private},
+                {t.name: found[t.name].outputs[m] for t in self.tasks if t.compared},
                 {t.name: n for t in self.tasks if t.rollout.draws and (n := found[t.name].broken(m))},
             )
             for m in range(len(genomes))

@@ -38,7 +38,8 @@ class Scores(NamedTuple):
     stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
     tokens: Tokens = Tokens(0, 0)
     drawn: Mapping[str, list[str]] = {}  # of tasks where it draws, the first pictures, JPEGs in base64; as `texts`
-    broken: Mapping[str, int] = {}  # of these tasks how many pictures are not finite or of one colour, if any
+    made: Mapping[str, list[Any]] = {}  # of each document of tasks whose outputs are compared; as `texts`
+    broken: Mapping[str, int] = {}  # of tasks where it draws, how many pictures are not finite or of one colour, if any
 
 
 def over_tasks(weights: Mapping[str, float], values: Mapping[str, Any]) -> Any:

@@ -36,7 +36,7 @@ class People(Strict):
 
 
 class PeopleScore(Strict):
-    """People judge: they are shown what two candidates wrote for a prompt, and say which is better."""
+    """People judge: they are shown what two candidates wrote for a prompt, or drew of it, and say which is better."""
 
     people: People  # `score: people` is {people: {}}
 

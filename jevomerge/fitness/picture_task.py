@@ -7,14 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from jevomerge.fitness.schema import Data, OwnScore, Template, own_score
-from jevomerge.models.diffusion.scheduler import Rule
+from jevomerge.fitness.people import PEOPLE, PeopleScore, of_people
+from jevomerge.fitness.schema import Data, OwnScore, Template, judge_of, own_score, private_note
+from jevomerge.models.diffusion.schema import Rule
 from jevomerge.schema import Count, Strict
 
 SCORERS = ("clip", "aesthetic", "pickscore", "hpsv2")
 PictureScore = Annotated[
-    Annotated[Literal["clip", "aesthetic", "pickscore", "hpsv2"], Tag("scorer")] | Annotated[OwnScore, Tag("OwnScore")],
-    Discriminator(lambda value: "scorer" if isinstance(value, str) else "OwnScore"),
+    Annotated[Literal["clip", "aesthetic", "pickscore", "hpsv2"], Tag("given")]
+    | Annotated[OwnScore, Tag("OwnScore")]
+    | Annotated[PeopleScore, Tag("PeopleScore")],
+    Discriminator(judge_of),
 ]
 Side = Annotated[int, Field(gt=0)]
 
@@ -24,7 +27,8 @@ class PictureTask(Strict):
 
     A document is a prompt, and its score the mean over its pictures, one for each seed. The held-out prompts are drawn
     from as many other seeds, those after the highest of the search. A picture that is not finite, or all of one colour,
-    gets the lowest score, or none where no lowest is known; a candidate without a score is the worst.
+    gets the lowest score, or none where no lowest is known; a candidate without a score is the worst. Where people
+    judge, a document is one picture, and a question about those of two candidates, from the same noise.
     """
 
     name: str  # in tables and figures
@@ -40,25 +44,30 @@ class PictureTask(Strict):
     # By which rule noise becomes a picture, with the numbers of the pipeline's scheduler; None: by that one's own.
     # Lightning's is Euler's from the very end of the noise, for models distilled to few steps.
     scheduler: Rule | None = None
-    score: PictureScore  # or `module:f`: f(pictures, rows) gives a score for each; see `jevomerge.fitness.drawn`
+    # or `module:f`: f(pictures, rows) gives a score for each, see `jevomerge.fitness.drawn`; or `people`
+    score: PictureScore
     weights: str | None = None  # of a scorer: a folder, a file or a hub name; None: those that are published
     clip: str | None = None  # what weights in one file lack: aesthetic's CLIP, others' tokenizer
     weight: float = Field(1.0, gt=0)  # in the mean over tasks
+    private: bool = False  # of its prompts and pictures none is written or shown anywhere: scores alone
 
     kind: ClassVar[str] = "picture tasks"
     harness: ClassVar[None] = None
     answered: ClassVar[bool] = False
     apart: ClassVar[bool] = True
-    private: ClassVar[bool] = False
     searchable: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
     right_or_wrong: ClassVar[None] = None
-    notes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing and needs no change."""
+        return private_note(self)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The lowest and the highest score of a picture, if a function says so; None: not known."""
-        return self.score.bounds if isinstance(self.score, OwnScore) else None
+        return None if isinstance(self.score, str) else self.score.bounds
 
     @property
     def criterion(self) -> str:
@@ -68,6 +77,8 @@ class PictureTask(Strict):
     @property
     def meaning(self) -> str:
         """What a score is, in words."""
+        if isinstance(self.score, PeopleScore):
+            return self.score.meaning
         return f"what {self.score} says of the pictures drawn of a prompt"
 
     @property
@@ -96,10 +107,10 @@ class PictureTask(Strict):
     @classmethod
     def _own(cls, value: Any) -> Any:
         value = own_score(value, SCORERS)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or of_people(value):
             return value
-        if close := difflib.get_close_matches(str(value.get("function")), SCORERS, n=1):
-            raise ValueError(f"`{value['function']}` is none of {', '.join(SCORERS)}; did you mean `{close[0]}`?")
+        if close := difflib.get_close_matches(str(value.get("function")), known := (*SCORERS, PEOPLE), n=1):
+            raise ValueError(f"`{value['function']}` is none of {', '.join(known)}; did you mean `{close[0]}`?")
         return {"of": "pictures", **value}
 
     @field_validator("score")
@@ -111,8 +122,8 @@ class PictureTask(Strict):
 
     @model_validator(mode="after")
     def _judges(self) -> PictureTask:
-        if isinstance(self.score, OwnScore) and (given := [k for k in ("weights", "clip") if getattr(self, k)]):
-            raise ValueError(f"`{given[0]}` is of a scorer, one of {', '.join(SCORERS)}; {self.score} has its own")
+        if not isinstance(self.score, str) and (given := [k for k in ("weights", "clip") if getattr(self, k)]):
+            raise ValueError(f"`{given[0]}` is of a scorer, one of {', '.join(SCORERS)}; {self.score} needs none")
         return self
 
     @model_validator(mode="after")

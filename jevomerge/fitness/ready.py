@@ -10,7 +10,7 @@ from jevomerge.checkpoint.source import Source
 from jevomerge.errors import FitnessError, InputError
 from jevomerge.fitness.answered import make_answered
 from jevomerge.fitness.drawn import make_drawn
-from jevomerge.fitness.human.task import make_people
+from jevomerge.fitness.human.task import make_read, make_viewed
 from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.own import make_own
 from jevomerge.fitness.people import PeopleScore
@@ -72,7 +72,10 @@ def _ready(
         if isinstance(task, PictureTask):
             if assembly is None:
                 raise InputError("`prompts` are drawn by image pipelines, and these models are none; give a `prompt`")
-            return make_drawn(task, Studio(assembly, task.scheduler), dtype)
+            studio = Studio(assembly, task.scheduler)
+            if isinstance(task.score, PeopleScore):
+                return make_viewed(task, task.score, studio, dtype)
+            return make_drawn(task, studio, dtype)
         if assembly is not None:
             raise InputError("image pipelines write no texts; give `prompts`, for which they draw pictures")
         if tokenizer is None:
@@ -82,7 +85,7 @@ def _ready(
 
             return LoadedTask(task, tokenizer, model.max_length, eyes)
         if isinstance(task.score, PeopleScore):
-            return make_people(task, task.score, tokenizer)
+            return make_read(task, task.score, tokenizer)
         sees = eyes() if task.image else None
         if isinstance(task.score, OwnScore):
             return make_own(task, task.score, tokenizer, model, sees)

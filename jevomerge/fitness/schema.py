@@ -114,7 +114,8 @@ def own_score(value: Any, ours: Sequence[str] = SCORES) -> Any:
     return {"function": value} if isinstance(value, str) and value not in ours else value
 
 
-def _judge(score: Any) -> str:
+def judge_of(score: Any) -> str:
+    """The tag of a `score`: one of ours, a function, people."""
     return "given" if isinstance(score, str) else "PeopleScore" if of_people(score) else "OwnScore"
 
 
@@ -122,8 +123,13 @@ Score = Annotated[
     Annotated[Literal["likelihood", "match", "generation"], Tag("given")]
     | Annotated[OwnScore, Tag("OwnScore")]
     | Annotated[PeopleScore, Tag("PeopleScore")],
-    Discriminator(_judge),
+    Discriminator(judge_of),
 ]
+
+
+def private_note(task: Any) -> tuple[str, ...]:
+    """What is said of a task that is private."""
+    return (f"{task.name} is private: it judges, and nothing is kept of what it asks and gets",) if task.private else ()
 
 
 # --- prompts and answers ------------------------------------------------------------------------------------
@@ -192,7 +198,7 @@ class Task(Strict):
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing and needs no change."""
-        return (f"{self.name} is private: it judges, and nothing is kept of its texts",) if self.private else ()
+        return private_note(self)
 
     @property
     def differentiable(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class Ready(Protocol):
         """Whether nobody may read its texts."""
 
     @property
+    def compared(self) -> bool:
+        """Whether what models make is compared, and so kept until it has been."""
+
+    @property
     def answers(self) -> Likelihood | None:
         """What asks for the likelihood of reference answers, if each document is one example that has one."""
 
@@ -89,6 +93,7 @@ class AsGiven:
     """What a task that is ready has of the one that YAML gives."""
 
     given: AnyTask
+    compared: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jevomerge.checkpoint.files import read_json, write_atomically
 from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Scores
@@ -18,11 +20,12 @@ from jevomerge.search.records import DRAWN
 
 def open_gallery(folder: Path, judge: Judge, baselines: Baselines) -> None:
     """Write the first of a run whose candidates draw, unless it is there from before the run was resumed."""
-    if not any(task.rollout.draws for task in judge.tasks) or (folder / DRAWN).exists():
+    if not any(task.rollout.draws and not task.private for task in judge.tasks) or (folder / DRAWN).exists():
         return
     examples = {
         task.name: [{"prompt": d.prompt, "answer": d.answer} for d in judge.material["search"][task.name].documents]
         for task in judge.tasks
+        if not task.private
     }
     found = {name: _shown(scored.search) for name, scored in baselines.named.items()}
     sources = {name: found[name] for name in baselines.sources}
@@ -37,7 +40,8 @@ def hang(folder: Path, scores: Scores, evaluation: int) -> None:
 
 
 def _shown(scores: Scores) -> dict[str, Any]:
-    first = {task: scores.fitness[task][: len(drawn)] for task, drawn in scores.drawn.items()}
+    # Where people judge, all documents have one score.
+    first = {task: np.resize(scores.fitness[task], len(drawn)) for task, drawn in scores.drawn.items()}
     kept = {task: [float(x) if x == x else None for x in values] for task, values in first.items()}
     return {"drawn": dict(scores.drawn), "scores": kept}
 

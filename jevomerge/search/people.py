@@ -22,7 +22,7 @@ from jevomerge.fitness.human.page import Page
 from jevomerge.fitness.human.round import Round
 from jevomerge.fitness.human.tally import Tally
 from jevomerge.fitness.human.task import ByPeople
-from jevomerge.fitness.human.votes import Votes, as_text
+from jevomerge.fitness.human.votes import Votes
 from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Scores
 from jevomerge.fitness.people import PeopleScore
@@ -97,7 +97,7 @@ class People:
             known = Tally(list(itertools.takewhile(lambda vote: vote["round"] != name, votes))).standing
             if known is not None:
                 best.add(known.best)
-            elif self._sources:  # they write the same, so there was nothing to compare
+            elif self._sources:  # they make the same, so there was nothing to compare
                 best.add(next(iter(self._sources)))
         return best
 
@@ -128,11 +128,11 @@ class People:
     ) -> tuple[Scored, Baselines]:
         """An exported model, and the baselines, by what each has won against the others on the held-out prompts.
 
-        `search`: by task the scores of the candidate that it is; its texts are not looked at again.
+        `search`: by task the scores of the candidate that it is; its outputs there are not looked at again.
         """
         models = {**baselines.named, name: scored}
-        texts = {model: own.heldout for model, own in models.items()}
-        shares = {t.name: self._round(t, f"held out, {name}", "heldout", texts).shares() for t in self.tasks}
+        made = {model: own.heldout for model, own in models.items()}
+        shares = {t.name: self._round(t, f"held out, {name}", "heldout", made).shares() for t in self.tasks}
 
         def judged(name: str, scored: Scored) -> Scored:
             fitness = scored.heldout.fitness | {task: share[name] for task, share in shares.items()}
@@ -158,8 +158,8 @@ class People:
         enough: float | None = None,
     ) -> Round:
         """A round that is over: its questions are asked but for those with an answer already."""
-        prompts = [as_text(document.prompt) for document in self.judge.material[split][task.name].documents]
-        made = {player: task.outputs(scores.texts[task.name]) for player, scores in players.items()}
+        prompts = [task.prompt(document) for document in self.judge.material[split][task.name].documents]
+        made = {player: [task.output(own) for own in scores.made[task.name]] for player, scores in players.items()}
         asked = task.judged.people.question
         round = Round(
             name, task.name, split, prompts, made, self.votes,

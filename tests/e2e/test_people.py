@@ -1,15 +1,10 @@
 """People judge a run: raters over HTTP, as a browser would, with a taste that the search then has."""
 
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -18,57 +13,9 @@ import yaml
 
 from jevomerge.cli import main
 from jevomerge.errors import InputError
-from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.observers.observer import SILENT
 from jevomerge.run.evolve import evolve
-
-COMMON = {"the", "a", "was", "and", "to", "there", "she", "he", "named", "girl", "day", "big", "with", "little", "it"}
-
-
-def taste(output):
-    """How many English words it has."""
-    return sum(word.strip(".,!") in COMMON for word in output["text"].lower().split())
-
-
-def call(link, path, body=None):
-    address, _, token = link.partition("#")
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(address + path, data, {"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.read()
-
-
-def answer(link):
-    """Answer a question, if there is one; what was asked."""
-    if asked := json.loads(call(link, "question")):
-        left, right = taste(asked["left"]), taste(asked["right"])
-        choice = "tie" if left == right else "left" if left > right else "right"
-        call(link, "vote", {"id": asked["id"], "choice": choice})
-    return asked
-
-
-class Rater(Observer):
-    """Watches a run for links, and answers what is asked there until the page is gone; stops it `after` so many."""
-
-    def __init__(self, after=10**6):
-        self.asked, self.after = [], after
-
-    def note(self, text):
-        if link := re.search(r"judges at (http\S+)", text):
-            threading.Thread(target=self.judge, args=(link[1],)).start()
-
-    def judge(self, link):
-        while True:
-            try:
-                asked = answer(link)
-            except OSError:
-                return
-            if asked:
-                self.asked.append(asked)
-                if len(self.asked) == self.after:
-                    os.kill(os.getpid(), signal.SIGINT)
-                    return
-            else:
-                time.sleep(0.02)
+from tests.raters import Rater, answer, english, votes_of
 
 
 @pytest.fixture
@@ -82,10 +29,6 @@ def config(siblings, tmp_path):
     task = {"name": "style", "prompt": "{begin}", "score": {"people": {"raters": ["Ann", "Ben"], "votes": 6}}}
     search = {"strategy": "random", "evaluations": 8, "population": 4}
     return {**run, "genome": {"weight": [0, 1]}, "search": search, "tasks": [{**task, **data, "max_new_tokens": 16}]}
-
-
-def votes_of(folder):
-    return [json.loads(line) for line in (folder / "votes.jsonl").read_text().splitlines()]
 
 
 def test_people_are_asked_and_heeded(config, tmp_path):
@@ -109,7 +52,7 @@ def test_people_are_asked_and_heeded(config, tmp_path):
         "front|back|average|generation|member|best", json.dumps([[a["left"], a["right"]] for a in rater.asked])
     )
     for vote in votes:  # what was shown, and the taste
-        difference = taste(vote["left"]) - taste(vote["right"])
+        difference = english(vote["left"]) - english(vote["right"])
         assert vote["choice"] == ("tie", "left", "right")[int(np.sign(difference))]
         assert vote["asked"]["text"]
 

@@ -6,11 +6,13 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from jevomerge.fitness.human.output import as_picture, as_text
 from jevomerge.fitness.human.page import Page
 from jevomerge.fitness.human.round import Round
-from jevomerge.fitness.human.votes import Votes, as_text
+from jevomerge.fitness.human.votes import Votes
 from tests.browser import AXE, MARKS, chromium
 
 selenium = pytest.importorskip("selenium")
@@ -33,10 +35,14 @@ def chrome():
         yield browser
 
 
+PICTURES = [np.full((768, 512, 3), grey, np.uint8) for grey in (40, 200)]
+
+
 @pytest.fixture
-def asked():
-    """A page with three questions about three texts, the votes that come in, and the thread that waits for them."""
-    votes, made = Votes(), {f"candidate {i}": [as_text(text)] for i, text in enumerate(TEXTS)}
+def asked(request):
+    """A page with questions about three texts, or two pictures, the votes that come in, and the thread that waits."""
+    outputs = list(map(as_picture, PICTURES)) if getattr(request, "param", "") == "pictures" else map(as_text, TEXTS)
+    votes, made = Votes(), {f"candidate {i}": [output] for i, output in enumerate(outputs)}
     prompt = as_text("Tell me a story about the sea, in one or two sentences.")
     round = Round("generation 0", "style", "search", [prompt], made, votes, limit=3, asked="Which story is kinder?")
     with Page(["Ann"]) as page:
@@ -95,6 +101,7 @@ def test_a_wrong_link_and_the_end_are_said(chrome):
     wait(chrome, lambda c: "The program has ended" in c.find_element(By.ID, "state").text)
 
 
+@pytest.mark.parametrize("asked", ["texts", "pictures"], indirect=True)
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_it_fits_and_is_accessible(width, scheme, asked, chrome, tmp_path):
     link, _, _ = asked
@@ -103,6 +110,12 @@ def test_it_fits_and_is_accessible(width, scheme, asked, chrome, tmp_path):
     chrome.refresh()  # a link that differs in its token alone is not loaded anew
     wait(chrome, ready)
     time.sleep(0.2)
+    pictures = chrome.find_elements(By.TAG_NAME, "img")
+    assert [p.get_attribute("alt") for p in pictures] == ["Picture A", "Picture B"][: len(pictures)]
+    for picture in pictures:
+        assert picture.get_property("naturalWidth") == 512
+        assert picture.rect["height"] / picture.rect["width"] == pytest.approx(1.5, abs=0.02)
+        assert picture.rect["height"] <= 0.81 * chrome.execute_script("return innerHeight")
     chrome.save_screenshot(str(tmp_path / f"{width}_{scheme}.png"))
     assert chrome.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     for button in chrome.find_elements(By.TAG_NAME, "button"):

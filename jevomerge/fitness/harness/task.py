@@ -96,7 +96,7 @@ class LoadedTask:
     """A task of the harness that scores candidates: the mean over documents of one of its metrics."""
 
     bounds = answers = likelihood = None  # a metric may be anything, and a document several requests
-    apart, private = True, False
+    apart, private, compared = True, False, False
     notes = ()
 
     def __init__(

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jevomerge.fitness.human.output import Output
 from jevomerge.fitness.human.rating import in_order, worth
 from jevomerge.fitness.human.tally import Made, Tally
-from jevomerge.fitness.human.votes import WON, Choice, Output, Vote, Votes
+from jevomerge.fitness.human.votes import WON, Choice, Vote, Votes
 
 
 class Question(NamedTuple):
@@ -50,7 +51,7 @@ class Round:
         asked: str = "",
         private: bool = False,
     ):
-        """`limit` or `enough` None: that does not end it; `asked` of two outputs; `private`: no text goes to a disk."""
+        """`limit` or `enough` None: that does not end it; `asked` of two outputs; `private`: none goes to a disk."""
         self.name, self.task, self.split, self.prompts, self.made, self.asked = name, task, split, prompts, made, asked
         self.limit, self.enough, self.private, self._log = limit, enough, private, votes
         self._pairs = {
@@ -113,14 +114,16 @@ class Round:
     def vote(self, question: Question, choice: Choice, rater: str, seconds: float = 0.0) -> None:
         """Write an answer down, and learn from it."""
 
+        def said(output: Output) -> dict[str, object]:
+            return {"digest": output.digest, **({} if self.private else self._log.keep(output))}
+
         def side(output: Output) -> dict[str, object]:
             by = self._writers[question.prompt, output.digest]
-            return {"by": by, "digest": output.digest, **({} if self.private else output.shown)}
+            return {"by": by, **said(output)}
 
-        prompt = self.prompts[question.prompt]
         vote = {
             **{"task": self.task, "split": self.split, "round": self.name, "prompt": question.prompt},
-            "asked": {"digest": prompt.digest, **({} if self.private else prompt.shown)},
+            "asked": said(self.prompts[question.prompt]),
             "left": side(question.left),
             "right": side(question.right),
             "choice": choice,

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from jevomerge.fitness.human.output import Output
 from jevomerge.fitness.human.rating import Strengths, fit
-from jevomerge.fitness.human.votes import WON, Output, Vote
+from jevomerge.fitness.human.votes import WON, Vote
 
 Made = Mapping[str, Sequence[Output]]  # by candidate, for each prompt
 

@@ -1,19 +1,20 @@
 """Every vote of people, in votes.jsonl: on disk before the next question is asked, and all that ratings are made of.
 
-A vote is about two outputs for one prompt, and so about all candidates that wrote them. Of private tasks a line holds
-digests of what was shown and no texts.
+A vote is about two outputs for one prompt, and so about all candidates that made them. A line holds what was shown, of
+a picture the name of a file; of private tasks digests alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from jevomerge.checkpoint.files import parse_json
 from jevomerge.errors import InputError
+from jevomerge.fitness.human.output import Output
 from jevomerge.schema import Count, Part, check
 
 VOTES_FILE = "votes.jsonl"
@@ -22,23 +23,10 @@ Choice = Literal["left", "right", "tie"]
 WON: dict[str, float] = {"left": 1.0, "right": 0.0, "tie": 0.5}  # by what was on the left
 
 
-class Output(NamedTuple):
-    """What a candidate made of a prompt, or the prompt itself, as a page shows it: {"text": ...}."""
-
-    digest: str  # equal where people see no difference
-    shown: dict[str, str]
-
-
-def as_text(text: str) -> Output:
-    """A text, whose ends nobody sees."""
-    text = text.strip()
-    return Output(hashlib.sha256(text.encode()).hexdigest()[:16], {"text": text})
-
-
 class Side(Part):
     """What was on one side."""
 
-    by: list[str]  # the candidates that had written it by then
+    by: list[str]  # the candidates that had made it by then
     digest: str
 
 
@@ -83,9 +71,10 @@ class Votes:
 
     def __init__(self, path: Path | None = None):
         """Read what is there; a last line cut short by a crash is removed. None: nothing is written."""
-        self.all, self._file = list[Vote](), None
+        self.all, self._file, self._folder = list[Vote](), None, None
         if path is not None:
             self.all, whole = read_votes(path)
+            self._folder = path.parent
             self._file = path.open("ab", buffering=0)
             self._file.truncate(whole)
 
@@ -101,6 +90,10 @@ class Votes:
     def of(self, task: str, split: str) -> list[Vote]:
         """Those about one split of a task."""
         return [vote for vote in self.all if (vote["task"], vote["split"]) == (task, split)]
+
+    def keep(self, output: Output) -> Mapping[str, str]:
+        """What a vote's line says that was shown."""
+        return output.kept(self._folder)
 
     def add(self, vote: Vote) -> None:
         """One more, on disk when this returns."""

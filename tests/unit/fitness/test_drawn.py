@@ -109,6 +109,24 @@ def test_a_score_is_the_mean_over_seeds(folder):
     assert not scores.broken
 
 
+def test_people_see_the_very_pictures_of_each_seed(folder):
+    """A document is a picture; what stands for the prompt is what is shown, and no score is known."""
+    opened = sources(folder)
+    _, pictures = drawn(folder, opened, seeds=2)
+    people = judge(folder, opened, score="people", seeds=2, judged_by="{en}")
+    (ready,), scores = people.tasks, people.model(opened.load()[0][0], "search")
+    shown = [ready.output(made) for made in scores.made["pictures"]]
+    for k, output in enumerate(shown):
+        np.testing.assert_array_equal(output.pixels, pictures[PROMPTS[k // 2]][k % 2])
+    assert len({output.digest for output in shown}) == len(shown) == 6
+    documents = people.material["search"]["pictures"].documents
+    assert [ready.prompt(d).shown["text"] for d in documents] == [f"<{p}>" for p in PROMPTS[:3] for _ in range(2)]
+    assert np.isnan(scores.fitness["pictures"]).all()
+    assert len(scores.drawn["pictures"]) == 6
+    hidden = judge(folder, opened, score="people", seeds=2, private=True).model(opened.load()[0][0], "search")
+    assert (hidden.drawn, len(hidden.made["pictures"])) == ({}, 6)
+
+
 def test_heldout_pictures_have_other_noise(folder):
     assert task(folder, seeds=2).seeds_of("heldout") == (2, 3)
     assert task(folder, seeds=[0, 7]).seeds_of("heldout") == (8, 9)
@@ -181,6 +199,8 @@ def test_what_cannot_be_drawn_or_judged_is_refused(folder, changes, message):
         ({"score": "aestetic"}, "did you mean `aesthetic`"),
         ({"score": {"function": "m:f", "of": "texts"}}, "judges no pictures"),
         ({"weights": "somewhere"}, "`weights` is of a scorer"),
+        ({"score": "people", "clip": "somewhere"}, "`clip` is of a scorer, .*; people needs none"),
+        ({"score": "peopel"}, "did you mean `people`"),
     ],
 )
 def test_what_means_nothing_is_refused(folder, changes, message):

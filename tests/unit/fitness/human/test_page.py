@@ -8,9 +8,10 @@ import urllib.request
 import pytest
 
 from jevomerge.errors import InputError
+from jevomerge.fitness.human.output import as_text
 from jevomerge.fitness.human.page import Page
 from jevomerge.fitness.human.round import Round
-from jevomerge.fitness.human.votes import Votes, as_text
+from jevomerge.fitness.human.votes import Votes
 
 
 def call(link, path="", body=None, **headers):

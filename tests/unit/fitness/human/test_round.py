@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from jevomerge.fitness.human.output import as_text
 from jevomerge.fitness.human.round import Round
-from jevomerge.fitness.human.votes import Votes, as_text
+from jevomerge.fitness.human.votes import Votes
 
 PROMPTS = [as_text(f"prompt {d}") for d in range(8)]
 

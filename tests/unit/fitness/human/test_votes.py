@@ -1,13 +1,17 @@
 """The log of votes."""
 
+import io
 import json
 import resource
 import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jevomerge.errors import InputError
-from jevomerge.fitness.human.votes import Votes, as_text, read_votes
+from jevomerge.fitness.human.output import as_picture, as_text
+from jevomerge.fitness.human.votes import Votes, read_votes
 
 VOTE = {
     "task": "style", "split": "search", "round": "sources", "prompt": 0,
@@ -65,3 +69,19 @@ def test_a_full_disk_leaves_no_half_of_a_vote(tmp_path):
 
 def test_texts_that_look_the_same_are_the_same():
     assert as_text(" yes\n").digest == as_text("yes").digest != as_text("no").digest
+
+
+def test_pictures_are_kept_once_to_the_bit_as_long_as_there_is_room(tmp_path, monkeypatch):
+    one, other = (np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8) for seed in (0, 1))
+    assert as_picture(one).digest == as_picture(one.copy()).digest
+    assert len({as_picture(x).digest for x in (one, other, one.reshape(7, 5, 3))}) == 3
+    with Votes(tmp_path / "votes.jsonl") as votes:
+        kept = votes.keep(as_picture(one))
+        assert kept == votes.keep(as_picture(one)) == {"picture": f"pictures/{as_picture(one).digest}.png"}
+        png = (tmp_path / kept["picture"]).read_bytes()
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), one)
+        monkeypatch.setattr("jevomerge.fitness.human.output.ROOM", len(png) + 10)
+        assert votes.keep(as_picture(other)) == {}
+        assert votes.keep(as_picture(one)) == kept
+    assert [p.name for p in (tmp_path / "pictures").iterdir()] == [f"{as_picture(one).digest}.png"]
+    assert Votes().keep(as_picture(one)) == {}
