@@ -42,9 +42,20 @@ class Chart(NamedTuple):
     @property
     def json(self) -> Markup:
         """The specification for inside a <script>, whatever texts are in it."""
-        spec = {"description": self.label, "width": "container", **self.spec}
+        told = {"description": self.label, "usermeta": {"columns": columns(self.spec)}}
+        spec = {**told, "width": "container", **self.spec}
         text = json.dumps(plain(spec), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return Markup(text.replace("<", "\\u003c"))
+
+
+def columns(spec: Spec) -> dict[str, list[dict[str, str]]]:
+    """Of each dataset what a table of it shows, for those who do not hover: what its first marks say of themselves."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for part in (spec, *spec.get("layer", ())):
+        tooltip = part.get("encoding", {}).get("tooltip")
+        if tooltip is not None:
+            found.setdefault(part.get("data", spec.get("data"))["name"], tooltip)
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -177,7 +188,8 @@ def runs_chart(
     colour = coloured("run", series, [COLOURS[i % len(COLOURS)] for i in range(len(series))])
     y = {"type": "quantitative", "title": "best fitness so far", "scale": {"zero": False}}
     end = hint(("run", "run"), ("n", "evaluations"), ("s", "seconds", ".0f"), ("best", "best so far", ".4f"))
-    middle = hint(("run", "of"), ("mean", "mean", ".4f"), ("low", "lowest", ".4f"), ("high", "highest", ".4f"))
+    where = hint(("axis", "against"), ("x", "at"))
+    middle = where + hint(("run", "of"), ("mean", "mean", ".4f"), ("low", "lowest", ".4f"), ("high", "highest", ".4f"))
     rule = hint(("name", "model"), ("search", "fitness", ".4f"))
     stairs = {"interpolate": "step-after"}
     on_axis: Spec = {"data": {"name": "bands"}, "transform": [{"filter": "datum.axis == axis"}]}

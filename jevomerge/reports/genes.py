@@ -229,8 +229,9 @@ def parallel_chart(record: Run) -> Chart | None:
         "detail": {"field": "number"},
         "color": colour,
         "strokeWidth": {"condition": {"param": "over", "empty": False, "value": 3}, "value": 1},
-        "tooltip": hint(("number", "evaluation"), ("fitness", "fitness", ".4f")),
+        "tooltip": (tooltip := hint(("number", "evaluation"), ("fitness", "fitness", ".4f"))),
     }
+    shares = hint(*((f"g{k}", name, ".3f") for k, name in enumerate(names)))
     spec = {
         "height": {"step": 28},
         "datasets": {"lines": lines, "genes": keys},
@@ -243,6 +244,7 @@ def parallel_chart(record: Run) -> Chart | None:
         "params": [{"name": "least", "value": low, "bind": least}, over],
         "mark": {"type": "line", "opacity": 0.55},
         "encoding": encoding,
+        "usermeta": {"columns": {"lines": [*tooltip, *shares]}},
     }
     return Chart("parallel", f"The best {len(lines)} candidates across {len(genes)} genes", spec)
 

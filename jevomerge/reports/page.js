@@ -12,7 +12,7 @@
     autosize: { type: "fit-x", contains: "padding" },
     font: getComputedStyle(document.body).fontFamily, // by name, for Vega measures texts
     view: { stroke: null },
-    mark: { aria: false }, // a chart is one picture with one label; what is in it is in tables too
+    mark: { aria: false }, // a chart is one picture with one label; what is in it is in the tables beneath, too
     axis: { labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--faint)", domainColor: "var(--line)",
       tickColor: "var(--line)", labelFontSize: 11, titleFontSize: 11, titleFontWeight: "normal", labelLimit: 0.45 * width },
     axisY: { domain: false, ticks: false, labelPadding: 6 },
@@ -46,7 +46,7 @@
     if (known && known.text === text) { // the same chart with more in it: it keeps what one has zoomed and chosen
       element.replaceWith(known.element);
       await feed(known.view, datasets).runAsync();
-      return;
+      return numbers(known.element);
     }
     if (known) known.view.finalize();
     const box = document.createElement("div"), controls = document.createElement("div");
@@ -54,8 +54,45 @@
     const logger = vega.logger(vega.Error); // it warns of every chart that is as wide as its container
     const made = vegaLite.compile(spec, { config: config(element.clientWidth), logger }).spec;
     const view = new vega.View(vega.parse(made), { renderer: "svg", hover: true }).tooltip(hover);
-    views.set(element.id, { text, view, element });
+    views.set(element.id, { text, view, element, columns: spec.usermeta.columns });
     await feed(view.initialize(box, controls), datasets).runAsync();
+    numbers(element);
+  }
+
+  function numbers(element) { // what one can hover over, as tables, made when they are asked for
+    const details = document.createElement("details"), summary = text_("summary", "Numbers");
+    details.dataset.of = element.id;
+    summary.setAttribute("aria-label", `Numbers: ${JSON.parse(element.querySelector("script").textContent).description}`);
+    details.append(summary);
+    details.ontoggle = () => {
+      if (!details.open || details.children.length > 1) return;
+      const { view, columns } = views.get(element.id);
+      for (const [name, shown] of Object.entries(columns)) {
+        const rows = view.data(name);
+        if (!rows.length) continue;
+        const box = Object.assign(document.createElement("div"), { className: "scroll short" });
+        box.append(tabled(name, shown, rows));
+        details.append(box);
+        reachable(box);
+      }
+    };
+    element.after(details);
+  }
+
+  function tabled(name, columns, rows) {
+    const table = document.createElement("table"), kind = (field) => (typeof rows[0][field] === "number" ? "n" : "");
+    const text = (value, format = "") => (value === null || value === undefined ? "–"
+      : format.endsWith("f") ? value.toFixed(+format.slice(1, -1)) : String(value));
+    const cell = (row, tag, field, content) => row.append(Object.assign(text_(tag, content), { className: kind(field) }));
+    table.append(text_("caption", name));
+    const head = table.createTHead().insertRow(), body = table.createTBody();
+    for (const { field, title } of columns) cell(head, "th", field, title);
+    for (const values of rows) {
+      const row = body.insertRow();
+      for (const { field, format } of columns) cell(row, "td", field, text(values[field], format));
+    }
+    sortable(table);
+    return table;
   }
 
   const number = (text) => parseFloat(text.replace("−", "-").replace(/\u202f/g, ""));
@@ -115,7 +152,8 @@
   }
 
   async function show(page) {
-    const opened = (root) => [...root.querySelectorAll("details")].map((d) => [d.firstElementChild.textContent.split(":")[0], d]);
+    const opened = (root) => [...root.querySelectorAll("details")]
+      .map((d) => [d.dataset.of ?? d.firstElementChild.textContent.split(":")[0], d]);
     const were = new Map(opened(document).map(([name, d]) => [name, d.open]));
     const sorted = [...document.querySelectorAll("table.sortable")].map((table) => {
       const column = [...table.tHead.rows[0].cells].findIndex((th) => th.hasAttribute("aria-sort"));
@@ -125,8 +163,10 @@
       const [old, fresh] = [document.querySelector(part), page.querySelector(part)];
       if (old && fresh) old.replaceWith(fresh);
     }
-    for (const [name, d] of opened(document)) if (were.has(name)) d.open = were.get(name);
+    const reopen = () => { for (const [name, d] of opened(document)) if (were.has(name)) d.open = were.get(name); };
+    reopen();
     await enliven();
+    reopen(); // what is made by scripts
     for (const [id, column, descending] of sorted) {
       const table = document.getElementById(id);
       if (table && column >= 0) sort(table, column, descending);

@@ -166,6 +166,36 @@ def test_marks_say_what_they_are(chrome, pages, width):
     assert 0 <= box[0] < box[1] <= width
 
 
+def test_all_that_is_drawn_is_read_by_keyboard(chrome, pages):
+    """Beneath each chart its numbers, which a key opens and another one scrolls."""
+    open_page(chrome, pages["run"])
+    records = read_archive(pages["run"].parent / "evaluations.jsonl")
+    summary = chrome.find_element(By.CSS_SELECTOR, "#fitness + details summary")
+    assert summary.accessible_name.startswith("Numbers: Fitness of every candidate")
+    chrome.find_element(By.CSS_SELECTOR, "#fitness input").send_keys(Keys.TAB)
+    assert chrome.switch_to.active_element == summary
+    summary.send_keys(Keys.ENTER)
+    tables = until(lambda: chrome.find_elements(By.CSS_SELECTOR, "#fitness + details table"))
+    assert [t.find_element(By.TAG_NAME, "caption").text for t in tables] == ["candidates", "means", "references"]
+    rows = chrome.execute_script(
+        "return [...arguments[0].tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.textContent))",
+        tables[0],
+    )
+    assert [row[2] for row in rows] == ["–" if r["fitness"] is None else f"{r['fitness']:.4f}" for r in records]
+    summary.send_keys(Keys.TAB)
+    assert chrome.switch_to.active_element == chrome.find_element(By.CSS_SELECTOR, "#fitness + details .scroll")
+    for name, page in pages.items():  # each chart, of its marks all
+        open_page(chrome, page, 390)
+        for details in chrome.find_elements(By.CSS_SELECTOR, ".chart + details"):
+            details.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+            until(lambda own=details: own.find_elements(By.CSS_SELECTOR, "tbody td"))
+        charts = chrome.find_elements(By.CSS_SELECTOR, ".chart")
+        assert len(chrome.find_elements(By.CSS_SELECTOR, ".chart + details")) == len(charts) > 0, name
+        assert chrome.execute_script("return document.documentElement.scrollWidth") == 390, name
+        if RULES:
+            assert [f for f in chrome.execute_async_script(RULES) if f[0] in ("serious", "critical")] == [], name
+
+
 def test_charts_are_zoomed_and_filtered(chrome, pages):
     open_page(chrome, pages["run"])
     ticks = lambda: sorted(  # noqa: E731
@@ -256,6 +286,7 @@ def test_a_live_page_follows_its_run_and_keeps_what_one_has_done(chrome, tmp_pat
         assert rows() == 6
         chrome.find_element(By.CSS_SELECTOR, "#table-candidates th button").send_keys(Keys.ENTER)
         chrome.find_element(By.CSS_SELECTOR, "#fitness input[value=tokens]").send_keys(Keys.SPACE)
+        chrome.find_element(By.CSS_SELECTOR, "#fitness + details summary").send_keys(Keys.ENTER)
         with Archive(tmp_path / "run" / "evaluations.jsonl") as archive:
             archive.append([archive.records[-1] | {"member": 3, "fitness": 0.5}])
         until(
@@ -266,6 +297,8 @@ def test_a_live_page_follows_its_run_and_keeps_what_one_has_done(chrome, tmp_pat
         assert chrome.find_element(By.CSS_SELECTOR, "#fitness input[value=tokens]").is_selected()
         dots = "#fitness .mark-symbol.role-mark path"
         until(lambda: len(chrome.find_elements(By.CSS_SELECTOR, dots)) >= 7)
+        numbers = "#fitness + details table:first-of-type tbody tr"
+        until(lambda: len(chrome.find_elements(By.CSS_SELECTOR, numbers)) >= 7)
         assert all(url.startswith(f"http://127.0.0.1:{server.server_port}/") for url in reached(chrome))
     finally:
         server.shutdown()

@@ -12,7 +12,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
 from jevomerge.genome.route import Hop, PathSpace, encode, hops_of
-from jevomerge.reports.charts import Chart, band, spread, visible
+from jevomerge.reports.charts import Chart, band, columns, spread, visible
 from jevomerge.reports.genes import History, coefficient_charts, coefficient_panels, history_charts, strongest
 from jevomerge.reports.importance import importance
 from jevomerge.reports.path_history import changes, shorten
@@ -119,7 +119,18 @@ def test_json_of_any_text_stands_in_a_page():
     assert "<" not in text
     assert json.loads(text) == {
         "description": "<b>", "width": "container", "title": spec["title"], "x": [0.1, None, None, 3, [True, None]],
+        "usermeta": {"columns": {}},
     }  # fmt: skip
+
+
+def test_a_table_has_of_each_dataset_what_its_first_marks_say():
+    one, other = [{"field": "a", "title": "A"}], [{"field": "b", "title": "B"}]
+    layers = [
+        {"data": {"name": "dots"}, "encoding": {"tooltip": one}}, {"data": {"name": "lines"}, "encoding": {"x": {}}},
+        {"encoding": {"tooltip": other}}, {"data": {"name": "dots"}, "encoding": {"tooltip": other}},
+    ]  # fmt: skip
+    assert columns({"data": {"name": "cells"}, "layer": layers}) == {"dots": one, "cells": other}
+    assert columns({"data": {"name": "cells"}, "encoding": {"tooltip": one}}) == {"cells": one}
 
 
 def test_the_visible_range_is_that_of_what_matters():
