@@ -77,10 +77,10 @@ def reader(siblings, tmp_path, monkeypatch):
     """A folder such as the guides speak of."""
     for name, model in (("base", "base"), ("one", "front"), ("two", "back"), ("three", "front")):
         shutil.copytree(siblings / model, tmp_path / name)
-    rows = [json.loads(line) for line in (siblings / "search.jsonl").read_text().splitlines()]
-    questions = "".join(json.dumps({"question": r["begin"], "answer": r["end"]}) + "\n" for r in rows)
     (tmp_path / "data").mkdir()
-    for name in ("questions", "data/search", "data/heldout"):
+    for name, split in (("questions", "search"), ("data/search", "search"), ("data/heldout", "heldout")):
+        rows = [json.loads(line) for line in (siblings / f"{split}.jsonl").read_text().splitlines()]
+        questions = "".join(json.dumps({"question": r["begin"], "answer": r["end"]}) + "\n" for r in rows)
         (tmp_path / f"{name}.jsonl").write_text(questions)
     task = {"name": "my_task", "search": "../data/search.jsonl", "heldout": "../data/heldout.jsonl"}
     (tmp_path / "tasks").mkdir()
