@@ -34,7 +34,7 @@ def call(link, path, body=None):
     address, _, token = link.partition("#")
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address + path, data, {"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:  # of a busy machine
         return answer.read()
 
 

@@ -58,17 +58,19 @@ def order(rule: str, rater: str, seed: int) -> dict:
     truth = (outputs[:, None] > outputs[None]).sum((1, 2))  # comparisons won without an error
     wins, left = np.zeros((CANDIDATES,) * 2), np.ones((CANDIDATES, CANDIDATES, PROMPTS), bool)
     found = {}
-    for votes in range(1, max(BUDGETS) + 1):
-        worth = np.where(left.any(-1), RULES[rule](fit(wins, np.zeros(CANDIDATES, int)), rng), -1)
+    for votes in range(1, (FULL if rule == "random" else max(BUDGETS)) + 1):
+        # Rounded, so that of pairs that are worth the same every machine takes the same one.
+        worth = np.round(RULES[rule](fit(wins, np.zeros(CANDIDATES, int)), rng), 9)
+        worth = np.where(left.any(-1), worth, -1)
         i, j = np.unravel_index(np.triu(worth, 1).argmax(), worth.shape)
         d = rng.choice(np.flatnonzero(left[i, j]))
         left[i, j, d] = left[j, i, d] = False
         gap = outputs[i, d] - outputs[j, d]
         won = (gap > 0) != wrong(gap, rng)
         wins[(i, j) if won else (j, i)] += 1
-        if votes in BUDGETS:
+        if votes in (*BUDGETS, FULL):
             mean = fit(wins, np.zeros(CANDIDATES, int)).mean
-            found[str(votes)] = [round(float(spearmanr(mean, truth)[0]), 3), bool(mean.argmax() == truth.argmax())]
+            found[str(votes)] = [round(float(spearmanr(mean, truth)[0]), 3), bool(truth[mean.argmax()] == truth.max())]
     return found
 
 
@@ -139,13 +141,16 @@ def main() -> None:
 def table(results: dict) -> str:
     """As in the README."""
     lines = [
-        f"| {FULL} comparisons in all | rule | " + " | ".join(f"{b} votes" for b in BUDGETS) + " |",
-        "|---|---|" + "---:|" * len(BUDGETS),
+        f"| {FULL} comparisons in all | rule | " + " | ".join(f"{b} votes" for b in (*BUDGETS, FULL)) + " |",
+        "|---|---|" + "---:|" * (len(BUDGETS) + 1),
     ]
     for rater, rules in results.get("order", {}).items():
         for rule, seeds in rules.items():
             cells = []
-            for budget in map(str, BUDGETS):
+            for budget in map(str, (*BUDGETS, FULL)):
+                if budget not in next(iter(seeds.values())):
+                    cells.append("–")  # all votes come to the same whatever the rule; measured with `random`
+                    continue
                 correlations, best = zip(*(row[budget] for row in seeds.values()), strict=True)
                 cells.append(f"{np.median(correlations):.2f} ({min(correlations):.2f}), {sum(best)} of {len(best)}")
             lines.append(f"| {rater} | {rule} | {' | '.join(cells)} |")
