@@ -28,7 +28,11 @@ DELTA = {  # of one layer
     "layer_types": ["linear_attention"], "max_position_embeddings": 8192,
 }  # fmt: skip
 HYBRID = {"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}  # 48 layers: the rest are defaults
-FORWARD = {"mixture": ("qwen3_moe", MIXTURE, 256), "delta": ("qwen3_5_text", DELTA, 4096)}  # and how many tokens
+FORWARD = {  # and how many tokens
+    "mixture": ("qwen3_moe", MIXTURE, 256),
+    "stacked": ("qwen3_moe", MIXTURE, 256),
+    "delta": ("qwen3_5_text", DELTA, 4096),
+}
 PRODUCT = (32, 32, 1024, 512)  # of 32 rows by a matrix, as many times as a layer of the mixture has experts
 PARTS = (*FORWARD, "product")
 COMPILED = {"rows": 8, "prompt": 128, "new": 64}
@@ -38,7 +42,10 @@ COMPILED = {"rows": 8, "prompt": 128, "new": 64}
 
 
 def ways(part: str) -> dict[str, Callable[[], np.ndarray]]:
-    """The same forward pass of one random model, in float32: both give its logits, of a delta net its last layer's."""
+    """The same forward pass of one random model, in float32: both give its logits.
+
+    Of the mixture our blocks lie apart as those of transformers do; as *stacked* a scan leads through one array of all.
+    """
     import jax
     import torch
     from transformers import AutoModelForCausalLM
@@ -53,14 +60,16 @@ def ways(part: str) -> dict[str, Callable[[], np.ndarray]]:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         source = Checkpoint(folder)
-        params = source.load()
+        model, params = source.model, source.load()
+    if part == "mixture":
+        model, params = model.taken_apart(params)
     tokens = np.random.default_rng(0).integers(0, config["vocab_size"], (1, length), dtype=np.int32)
     given = torch.from_numpy(tokens).long()
 
     @jax.jit
     def forward(params: Any, tokens: Any) -> Any:
-        hidden, _ = apply(params, source.model, tokens, np.ones(tokens.shape, bool))
-        return unembed(params, source.model, hidden)
+        hidden, _ = apply(params, model, tokens, np.ones(tokens.shape, bool))
+        return unembed(params, model, hidden)
 
     def torch_forward() -> np.ndarray:
         with torch.inference_mode():

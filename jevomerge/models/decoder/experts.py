@@ -5,7 +5,6 @@ Dimensions in comments: T tokens, D hidden, E experts, k of them active, F insid
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jevomerge.devices.mesh import summed
+from jevomerge.devices.mesh import platform, summed
 from jevomerge.models.decoder.config import DecoderConfig, Mixture
 from jevomerge.models.decoder.mlp import Mlp
 from jevomerge.models.layers import ACTIVATIONS, Linear, declare, rms_norm
@@ -132,13 +131,14 @@ class Experts(nn.Module):
                 Matrices((n, f, width), ("expert", "expert_ff", "embed"), True, name="down_proj")(),
             )  # fmt: skip
 
-            def run(own: Any, x: Array, e: Array) -> Array:
+            def run(own: Any, x: Array) -> Array:
                 (inward, first), (outward, last) = own
-                both = x @ inward[e].astype(x.dtype) + first[e].astype(x.dtype)[None]
-                gate = jnp.minimum(both[:, 0::2], m.limit)
-                up = jnp.clip(both[:, 1::2], -m.limit, m.limit)
+                rows = jnp.swapaxes(x, -1, -2)
+                both = rows @ inward.astype(x.dtype) + first.astype(x.dtype)[..., None, :]
+                gate = jnp.minimum(both[..., 0::2], m.limit)
+                up = jnp.clip(both[..., 1::2], -m.limit, m.limit)
                 y = (up + 1) * gate * jax.nn.sigmoid(m.alpha * gate)
-                return y @ outward[e].astype(x.dtype) + last[e].astype(x.dtype)[None]
+                return jnp.swapaxes(y @ outward.astype(x.dtype) + last.astype(x.dtype)[..., None, :], -1, -2)
         else:
             one = "experts" if m.stored == "each" else "expert"  # a tensor of each expert's own, or one of all
             inward = {"gate_proj": f, "up_proj": f} if m.stored == "each" else {"gate_up_proj": 2 * f}
@@ -147,63 +147,76 @@ class Experts(nn.Module):
                 *(Matrices((n, k, width), (one, "expert_ff", "embed"), name=name)() for name, k in inward.items()),
             )  # fmt: skip
 
-            def run(own: Any, x: Array, e: Array) -> Array:
+            def run(own: Any, x: Array) -> Array:
                 (outward, _), *inward = own
-                inside = [_linear(x, weight[e]) for weight, _ in inward]
-                gate, up = inside if len(inside) == 2 else jnp.split(inside[0], 2, axis=-1)
-                return _linear(act(gate) * up, outward[e])
+                inside = [weight.astype(x.dtype) @ x for weight, _ in inward]
+                gate, up = inside if len(inside) == 2 else jnp.split(inside[0], 2, axis=-2)
+                return outward.astype(x.dtype) @ (act(gate) * up)
 
         def some(own: Any, shared: tuple[Array, Array, Array], first: Any) -> Array:
             x, chosen, shares = shared
-            return grouped(functools.partial(run, own), x, chosen - first, shares, len(own[0][0]), n)
+            return grouped(run, own, x, chosen - first, shares, n)
 
         found: Array = summed(some, matrices, (x, chosen, shares), n)
         return found
 
 
-def _linear(x: Array, weight: Array) -> Array:
-    return jnp.einsum("ti,oi->to", x, weight.astype(x.dtype))
-
-
-def grouped(
-    run: Callable[[Array, Any], Array], x: Array, chosen: Array, shares: Array, experts: int, in_all: int
-) -> Array:
+def grouped(run: Callable[[Any, Array], Array], own: Any, x: Array, chosen: Array, shares: Array, in_all: int) -> Array:
     """The sum over a token's experts of share x what the expert makes of it; of those that are here.
 
     The tokens of each expert are laid into blocks of equal size, filled up with others, and computed block by block:
-    with E experts at most E blocks more than there are full ones. (`jax.lax.ragged_dot` multiplies all tokens by all
-    experts on a CPU, and cannot be vmapped over members in jax 0.10.)
+    with E experts at most E blocks more than there are full ones. On a CPU the first blocks of all experts are one
+    product, for there an expert is copied when it is taken out of all. (`jax.lax.ragged_dot` multiplies all tokens by
+    all experts on a CPU, and cannot be vmapped over members in jax 0.10.)
 
     Args:
-        run: (rows, D) and an expert's number -> (rows, D).
+        run: weights of one expert, or of several along the first axis, and (..., D, rows) -> (..., D, rows). Tokens are
+            columns: a CPU multiplies weights by them as they lie, and turns weights round where tokens are rows.
+        own: the weights of E experts, along the first axis.
         x: (T, D).
         chosen: (T, k) int32, from 0 to E - 1 or, of experts that are elsewhere, another number.
         shares: (T, k).
-        experts: E.
         in_all: how many there are, those elsewhere included.
     """
-    tokens, active = chosen.shape
+    (tokens, active), experts = chosen.shape, len(jax.tree.leaves(own)[0])
     pairs = tokens * active
     size = min(LARGEST, 1 << max(0, round(np.log2(max(1, pairs / in_all)))))
-    most = min(pairs, pairs // size + experts)  # blocks
+    at_once = 1 if platform() == "cpu" and pairs >= in_all else 0  # blocks of each expert
+    first = at_once * experts
+    others = pairs // size if at_once else min(pairs, pairs // size + experts)  # at most: each has a full one before it
     flat = chosen.reshape(-1)
     here = (flat >= 0) & (flat < experts)
     mine = (flat[:, None] == jnp.arange(experts, dtype=flat.dtype)[None]).astype(jnp.int32)  # (T k, E)
-    own = jnp.where(here, flat, 0)
-    before = jnp.take_along_axis(jnp.cumsum(mine, axis=0), own[:, None], axis=1)[:, 0] - 1
-    blocks = -(-jnp.sum(mine, axis=0) // size)
-    ends = jnp.cumsum(blocks)
-    place = (ends - blocks)[own] * size + before  # of each pair among all rows of all blocks
-    place = jnp.where(here, place, most * size)  # behind them
-    rows = jnp.zeros(most * size, jnp.int32)
-    rows = rows.at[place].set(jnp.arange(pairs, dtype=jnp.int32) // active, mode="drop")
-    numbers = jnp.arange(most, dtype=ends.dtype)
+    owner = jnp.where(here, flat, 0)
+    before = jnp.take_along_axis(jnp.cumsum(mine, axis=0), owner[:, None], axis=1)[:, 0] - 1
+    turn, column = before // size - at_once, before % size  # the block among its expert's others, and where in it
+    counts = jnp.maximum(-(-jnp.sum(mine, axis=0) // size) - at_once, 0)
+    ends = jnp.cumsum(counts)
+    block = jnp.where(turn < 0, owner, first + (ends - counts)[owner] + turn)  # of each pair, among all blocks
+    block = jnp.where(here, block, first + others)  # behind them
+    rows = jnp.zeros((first + others, size), jnp.int32)
+    rows = rows.at[block, column].set(jnp.arange(pairs, dtype=jnp.int32) // active, mode="drop")
+    numbers = jnp.arange(others, dtype=ends.dtype)
     owners = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), experts - 1)
 
-    def block(given: tuple[Array, Array, Array]) -> Array:
-        x, owner, filled = given
-        return jax.lax.cond(filled, run, lambda x, _: jnp.zeros_like(x), x, owner)
+    def laid(rows: Array) -> Array:
+        """(blocks, size) -> (blocks, D, size)."""
+        return jnp.swapaxes(x[rows], 1, 2)
 
-    y = jax.lax.map(block, (x[rows].reshape(most, size, -1), owners, numbers < ends[-1]))
-    y = y.reshape(most * size, -1).at[place].get(mode="fill", fill_value=0).reshape(tokens, active, -1)
+    def alone(x: Array, owner: Array) -> Array:
+        return run(jax.tree.map(lambda w: w[owner], own), x)
+
+    def one(given: tuple[Array, Array, Array]) -> Array:
+        x, owner, filled = given
+        return jax.lax.cond(filled, alone, lambda x, _: jnp.zeros_like(x), x, owner)
+
+    def found(y: Array, block: Array) -> Array:
+        """(blocks, D, size) -> (T k, D), 0 for what is in another block."""
+        return y.at[block, :, column].get(mode="fill", fill_value=0)
+
+    y = jax.lax.map(one, (laid(rows[first:]), owners, numbers < ends[-1]))
+    y = found(y, jnp.where(block < first, others, block - first))
+    if at_once:
+        y = y + found(run(own, laid(rows[:first])), block)
+    y = y.reshape(tokens, active, -1)
     return jnp.sum(y * shares[:, :, None].astype(y.dtype), axis=1)

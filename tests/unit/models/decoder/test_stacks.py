@@ -214,8 +214,7 @@ def test_grouped_tokens_are_computed_by_their_experts(tokens):
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def some(first, stop, x, s):
-        here = w[first:stop]
-        return grouped(lambda x, e: x @ here[e], x, jnp.asarray(chosen) - first, s, stop - first, 5)
+        return grouped(lambda w, x: jnp.swapaxes(w, -1, -2) @ x, w[first:stop], x, jnp.asarray(chosen) - first, s, 5)
 
     expected = sum(shares[:, i, None] * np.einsum("td,tde->te", x, weights[chosen[:, i]]) for i in range(2))
     np.testing.assert_allclose(some(0, 5, *rest), expected, atol=1e-4)
