@@ -28,11 +28,7 @@ DELTA = {  # of one layer
     "layer_types": ["linear_attention"], "max_position_embeddings": 8192,
 }  # fmt: skip
 HYBRID = {"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}  # 48 layers: the rest are defaults
-FORWARD = {  # and how many tokens
-    "mixture": ("qwen3_moe", MIXTURE, 256),
-    "stacked": ("qwen3_moe", MIXTURE, 256),
-    "delta": ("qwen3_5_text", DELTA, 4096),
-}
+FORWARD = {"mixture": ("qwen3_moe", MIXTURE, 256), "delta": ("qwen3_5_text", DELTA, 4096)}  # and how many tokens
 PRODUCT = (32, 32, 1024, 512)  # of 32 rows by a matrix, as many times as a layer of the mixture has experts
 PARTS = (*FORWARD, "product")
 COMPILED = {"rows": 8, "prompt": 128, "new": 64}
@@ -44,7 +40,7 @@ COMPILED = {"rows": 8, "prompt": 128, "new": 64}
 def ways(part: str) -> dict[str, Callable[[], np.ndarray]]:
     """The same forward pass of one random model, in float32: both give its logits.
 
-    Of the mixture our blocks lie apart as those of transformers do; as *stacked* a scan leads through one array of all.
+    Of the mixture our blocks lie apart, as those of transformers do, and not in one array through which a scan leads.
     """
     import jax
     import torch

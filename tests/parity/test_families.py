@@ -44,7 +44,7 @@ def logits(checkpoint, tokens, valid=None, cache=None):
 
 
 # A component that others have, too, is proved once in CI.
-ONCE = ("gemma2", "gpt_neox", "glm4_moe", "gpt_oss", "gemma4", "qwen3_next")
+ONCE = ("gemma2", "gpt_neox", "glm4_moe", "gpt_oss", "gemma4", "qwen3_next", "ministral3")
 IN_FULL = [*FAMILIES, *(pytest.param(name, marks=[] if name in ONCE else pytest.mark.slow) for name in MORE)]
 in_full = pytest.mark.parametrize("family", IN_FULL, indirect=True)
 
@@ -99,16 +99,24 @@ GREEDY = ("qwen3_next", "gpt_oss", "gemma4")
     indirect=True,
 )
 def test_greedy_texts_are_those_of_transformers(family):
-    """Of a batch that is padded on the left; and one by one, behind what they share, of blocks that are taken apart."""
+    """Of a batch that is padded on the left; and one by one, behind what they share, of blocks that are taken apart.
+
+    There each alone: in a batch the longest decides by which angles all of them turn (longrope, dynamic).
+    """
     model, checkpoint = family
     valid, new = np.arange(8) >= np.array([[0], [3]]), 6
     batch = Prompts(TOKENS[:2, :8], valid, np.int32(new), np.array([-1], np.int32), beginning=TOKENS[2, :4])
     whole = jax.jit(Prompts.whole)(batch)
     model.generation_config.eos_token_id = None
     with torch.no_grad():
-        tokens, mask = (torch.tensor(np.array(x, int)) for x in (whole.tokens, whole.valid))
-        found = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=new)
-    expected = found[:, tokens.shape[1] :].numpy()
+        texts = [
+            torch.tensor(np.asarray(row)[np.asarray(valid)][None].astype(int))
+            for row, valid in zip(whole.tokens, whole.valid, strict=True)
+        ]
+        found = [
+            model.generate(x, attention_mask=torch.ones_like(x), do_sample=False, max_new_tokens=new) for x in texts
+        ]
+    expected = np.concatenate([x[:, -new:] for x in found])
     write = jax.jit(lambda m, params, b, rows: generate(Instance(params), m, b, new, rows), static_argnums=(0, 3))
     params = checkpoint.load()
     np.testing.assert_array_equal(write(checkpoint.model, params, whole, None), expected)

@@ -44,7 +44,8 @@ class Attention(nn.Module):
         q = q * jnp.asarray(scale, x.dtype)
         if c.query_growth is not None:
             share, period = c.query_growth
-            growth = 1.0 + share * jnp.log1p(jnp.floor(seen.positions.astype(jnp.float32) / period))
+            place = jnp.maximum(seen.positions, 0).astype(jnp.float32)  # padding in front is at -1: log 0
+            growth = 1.0 + share * jnp.log1p(jnp.floor(place / period))
             q = q * growth[:, :, None, None].astype(x.dtype)
         sinks = declare(self, "sinks", nn.initializers.zeros, (heads,), ("heads",)) if c.sinks else None
         y = attend(q, k, v, seen.mask, c.attention_softcap, sinks, seen.memory.before)
