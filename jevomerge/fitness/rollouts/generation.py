@@ -27,6 +27,9 @@ from jevomerge.tokenizers.stops import ENDED, START, ended_by, stop_table
 # Names of the loops over new tokens and over fillings, by which a plan knows them.
 DECODE, REFILL = "decode", "refill"
 APART = 1 << 18  # numbers of a block from which a model is taken apart on a CPU: a guess, experiments/bench_engine asks
+DEEPEST = (
+    32  # blocks up to which it is: each is compiled by itself, a hybrid of 48 for minutes (experiments/bench_families)
+)
 PART = 8  # rows are filled again when this part of them is free
 FILLINGS = 8  # of all rows, in one program: then signals are looked at
 BEGINNING = 32  # tokens that all prompts must begin with for these to be read by themselves
@@ -203,7 +206,7 @@ def for_many_passes(instance: Instance, model: Language) -> tuple[Params, Langua
     """
     blocks = [s for s in model.specs if s.block]
     size = sum(math.prod(s.leaf_shape) for s in blocks) / max(1, len(model.kinds))
-    if platform() != "cpu" or instance.route is not None or size < APART:
+    if platform() != "cpu" or instance.route is not None or size < APART or len(model.kinds) > DEEPEST:
         return instance.params, model
     model, params = model.taken_apart(instance.params)
     return params, model

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.fitness.batches import Batch
 from jevomerge.fitness.rollouts import generation, likelihood
-from jevomerge.fitness.rollouts.generation import APART, for_many_passes
+from jevomerge.fitness.rollouts.generation import APART, DEEPEST, for_many_passes
 from jevomerge.models.decoder.decoder import Decoder
 from jevomerge.models.route import Route
 from jevomerge.models.specs import unflatten
@@ -169,12 +169,16 @@ def test_only_large_blocks_are_taken_apart(story):
     checkpoint, params, *_ = story
     assert for_many_passes(Instance(params), checkpoint.model) == (params, checkpoint.model)
     large = Decoder(dataclasses.replace(checkpoint.model.config, intermediate_size=APART))
+    deep = large.resized([large.kinds[0]] * (DEEPEST + 1))
     abstract = unflatten({s.path: jax.ShapeDtypeStruct(s.leaf_shape, np.float32) for s in large.specs})
     route = Route.of([0, 1])
     laid_out = jax.eval_shape(lambda tree: for_many_passes(Instance(tree), large)[0], abstract)
     routed = jax.eval_shape(lambda tree: for_many_passes(Instance(tree, route=route), large)[0], abstract)
     assert isinstance(laid_out["layers"], tuple)
     assert not isinstance(routed["layers"], tuple)
+    blocks = {s.path: jax.ShapeDtypeStruct(s.leaf_shape, np.float32) for s in deep.specs}
+    together = jax.eval_shape(lambda tree: for_many_passes(Instance(tree), deep)[0], unflatten(blocks))
+    assert not isinstance(together["layers"], tuple)
 
 
 def test_rows_that_have_ended_stop_the_loop(story):
