@@ -106,7 +106,7 @@ def scoring(
     for task in judge.tasks:
         for layout, (runs, needed, once, models) in uses_of(setup, judge, task, groups, whole).items():
             slots, trips = candidates.slots(population), {HOPS: 0.0 if found is None else float(np.mean(found))}
-            alike = task.rollout.many_passes and jax.tree.leaves(made) and found is None
+            alike = task.rollout.many_passes and jax.tree.leaves(made) and found is None and not candidates.together
             if alike and models:  # a whole model costs what a merged one does
                 once |= {k: math.ceil(n * mesh.shape["pop"] / judge.group) for k, n in models.items()}
             given = made if task.rollout.many_passes or not candidates.lazy else None
