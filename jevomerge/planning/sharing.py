@@ -14,7 +14,6 @@ from typing import NamedTuple
 from jevomerge.models.members import balance
 from jevomerge.planning.chips import Chip
 from jevomerge.planning.programs import count_batches
-from jevomerge.problems.problem import Shared
 from jevomerge.search.setup import Setup
 
 MOST = 16  # candidates in a group: more hardly lessen what is read for each
@@ -26,7 +25,6 @@ class Costs(NamedTuple):
     members: int  # that would be run together
     merged: float
     together: float
-    flops: float  # of arithmetic that count as one byte
 
 
 def settled_sharing(setup: Setup, chip: Chip | None = None) -> Setup:
@@ -52,27 +50,20 @@ def costs_of(setup: Setup, chip: Chip | None = None) -> Costs | str:
     flops = balance() if chip is None else chip.flops / chip.bandwidth
     count = math.ceil(setup.strategy.population_size / judge.mesh.shape["pop"])
     members = setup.config.members_per_device or math.ceil(count / math.ceil(count / MOST))
-    merging = (shared.read + shared.size) * shared.itemsize
-    merged, together = float(merging if any(task.rollout.many_passes for task in judge.tasks) else 0), 0.0
+    read, made = shared.read * shared.stored, shared.size * shared.made
+    merged, together = float(read + made if any(task.rollout.many_passes for task in judge.tasks) else 0), 0.0
+    one, all_ = 2 * shared.size / flops, 2 * shared.read / flops  # the arithmetic for a token
     for task in judge.tasks:
         batches = count_batches(task.rollout, judge.chosen(task, "search"), judge.layouts[task.name])
         for layout, often in batches.items():
             tokens = layout.rows * layout.length + layout.shared
             steps = math.prod(task.rollout.loops(layout).values()) if task.rollout.many_passes else 0.0
-            first = 0 if task.rollout.many_passes else merging
-            merged += often * (
-                first + _products(shared.size, shared, 1 + steps, tokens + steps * layout.running, flops)
-            )
-            prompts = _products(shared.size, shared, 0, tokens, flops) + merging
-            prompts = min(prompts, _products(shared.read, shared, 0, tokens, flops))
-            written = _products(shared.read, shared, (1 + steps) / members, steps * layout.running, flops)
-            together += often * (prompts + written)
-    return Costs(members, merged, together, flops)
-
-
-def _products(size: float, shared: Shared, reads: float, rows: float, flops: float) -> float:
-    """Matrices of so many numbers, read so often and multiplied by so many rows in all."""
-    return size * (shared.itemsize * reads + 2 * rows / flops)
+            written = steps * layout.running
+            first = made if task.rollout.many_passes else read + made
+            merged += often * (first + steps * made + (tokens + written) * one)
+            prompts = min(read / members + tokens * all_, read + made + tokens * one)  # see `Unmerged.product`
+            together += often * (prompts + steps * read / members + written * all_)
+    return Costs(members, merged, together)
 
 
 def line(setup: Setup, chip: Chip | None = None) -> str:

@@ -120,7 +120,8 @@ class Shared(NamedTuple):
 
     size: int  # how many numbers those of one model have
     read: int  # how many there are in the sources, with adapters in their two matrices
-    itemsize: int  # bytes of each
+    stored: int  # bytes of each of them
+    made: int  # of each of one that is merged
 
 
 class Baseline(NamedTuple):

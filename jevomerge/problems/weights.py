@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jevomerge.checkpoint.memory import InMemory
 from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
+from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Source, with_eyes
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
@@ -112,7 +113,8 @@ class WeightProblem:
         part = self.sources.parts[0]
         whole = 1 if is_pool(self.sources) else len(part.inputs) + (part.base is not None)
         beside = adapted(self.sources) if is_pool(self.sources) else 0
-        return Shared(size, whole * size + beside, np.dtype(part.checkpoints[0].dtype()).itemsize)
+        stored, made = (NUMPY[DTYPES[name]].itemsize for name in (part.checkpoints[0].dtype(), self.merge.dtype))
+        return Shared(size, whole * size + beside, stored, made)
 
     def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Merged:
         """Read the sources and prepare the method, or only find shapes."""
