@@ -17,6 +17,7 @@ from jevomerge.planning.programs import count_batches
 from jevomerge.search.setup import Setup
 
 MOST = 16  # candidates in a group: more hardly lessen what is read for each
+WORTH = 0.8  # of what merging takes: what is not counted, such as attention, is the same either way
 
 
 class Costs(NamedTuple):
@@ -30,7 +31,9 @@ class Costs(NamedTuple):
 def settled_sharing(setup: Setup, chip: Chip | None = None) -> Setup:
     """The setup as its candidates are best run, on a `chip` or on this machine."""
     costs, share = costs_of(setup, chip), setup.config.search.share
-    if isinstance(costs, str) or not share or (share == "auto" and (rounds(setup) or costs.together >= costs.merged)):
+    if isinstance(costs, str) or not share:
+        return setup
+    if share == "auto" and (setup.judge.racing or rounds(setup) or costs.together > WORTH * costs.merged):
         return setup
     return dataclasses.replace(setup, together=True, judge=setup.judge.on(setup.mesh, costs.members))
 
@@ -41,7 +44,10 @@ def rounds(setup: Setup) -> bool:
 
 
 def costs_of(setup: Setup, chip: Chip | None = None) -> Costs | str:
-    """Of the matrices alone, on the whole search split; or why they cannot share."""
+    """Of the matrices alone, on the whole search split; or why they cannot share.
+
+    Candidates that run together take no more tokens at a time than a batch of one may.
+    """
     shared, judge = setup.problem.shared, setup.judge
     if isinstance(shared, str):
         return shared
@@ -49,7 +55,9 @@ def costs_of(setup: Setup, chip: Chip | None = None) -> Costs | str:
         return f"{other} is given all parameters"
     flops = balance() if chip is None else chip.flops / chip.bandwidth
     count = math.ceil(setup.strategy.population_size / judge.mesh.shape["pop"])
-    members = setup.config.members_per_device or math.ceil(count / math.ceil(count / MOST))
+    most = max(n.running * (n.length + n.answer_slots) for task in judge.tasks for n in judge.layouts[task.name])
+    room = max(1, min(MOST, setup.config.tokens_per_batch // most))
+    members = setup.config.members_per_device or math.ceil(count / math.ceil(count / room))
     read, made = shared.read * shared.stored, shared.size * shared.made
     merged, together = float(read + made if any(task.rollout.many_passes for task in judge.tasks) else 0), 0.0
     one, all_ = 2 * shared.size / flops, 2 * shared.read / flops  # the arithmetic for a token
@@ -74,5 +82,10 @@ def line(setup: Setup, chip: Chip | None = None) -> str:
     ratio = f"{costs.together / costs.merged:.2g} times what merging each takes"
     if setup.together:
         return f"candidates share what they read, {costs.members} at a time, not merged: {ratio}"
-    why = "search.share is false" if not share else "rounded to half precision" if rounds(setup) else "cheaper"
-    return f"each candidate is merged ({why}); sharing what {costs.members} read would take {ratio}"
+    reasons = {
+        "search.share is false": not share,
+        "and raced": setup.judge.racing is not None,
+        "and rounded to half precision": rounds(setup),
+    }
+    why = next((why for why, so in reasons.items() if so), "as that is cheaper")
+    return f"each candidate is merged, {why}; sharing what {costs.members} read would take {ratio}"

@@ -212,9 +212,9 @@ def test_an_adapter_with_nan_is_refused(tmp_path):
 # --- whether --------------------------------------------------------------------------------------------
 
 
-def setup_of(kind, share="auto", scores=("generation",), **recipe):
-    values = {"name": kind, "tasks": [task(s) for s in scores], **KINDS[kind], "search": {"share": share}}
-    values["recipe"] = {**values["recipe"], **recipe}
+def setup_of(kind, share="auto", more=None, search=None, **recipe):
+    values = {"name": kind, "tasks": [task("generation")], **KINDS[kind], **(more or {})}
+    values |= {"recipe": {**values["recipe"], **recipe}, "search": {"share": share, **(search or {})}}
     return set_up(RunConfig.model_validate(values), jax.devices()[:1])
 
 
@@ -229,7 +229,7 @@ def test_what_is_cheaper_is_done():
     assert (free.together, dear.together) == (True, False)
     assert free.judge.members_per_device == setup.strategy.population_size
     assert "share what they read" in line(free, chip(1e6))
-    assert "each candidate is merged (cheaper)" in line(dear, chip(1e-3))
+    assert "each candidate is merged, as that is cheaper" in line(dear, chip(1e-3))
     costs = costs_of(setup, chip(1e6))
     # One batch of 8 prompts, 5 more steps. Three of 2 bytes are read, one of 4 written and read 6 times; or the three
     # are read 6 times for all.
@@ -244,6 +244,11 @@ def test_share_is_a_wish():
     free = chip(1e6)
     assert not settled_sharing(setup_of("task_arithmetic", False), free).together
     assert settled_sharing(setup_of("task_arithmetic", True), chip(1e-3)).together
+    raced = setup_of("task_arithmetic", search={"racing": "exact", "strategy": "sep_cma_es"})  # a group at a time
+    assert not settled_sharing(raced, free).together
+    assert "and raced" in line(raced, free)
+    little = setup_of("task_arithmetic", more={"tokens_per_batch": 300})
+    assert costs_of(little, free).members < setup_of("task_arithmetic").strategy.population_size
     half = {"dtype": "bfloat16"}
     assert not settled_sharing(setup_of("task_arithmetic", **half), free).together
     assert settled_sharing(setup_of("task_arithmetic", True, **half), free).together
