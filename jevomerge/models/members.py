@@ -16,7 +16,8 @@ from jax import Array
 
 from jevomerge.devices.mesh import platform
 
-BALANCE, ELSEWHERE = {"cpu": 16.0}, 200.0  # see `balance`: a CPU's by experiments/bench_engine, a guess for others
+# See `balance`. A CPU: from the times of products of 8 and of 128 rows with the matrices of a 135M model; others: a guess.
+BALANCE, ELSEWHERE = {"cpu": 16.0}, 200.0
 
 
 @flax.struct.dataclass

@@ -89,6 +89,11 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         refuse_refine(config.refine, config.tasks, strategy, problem)
     if search.share is True and isinstance(why := problem.shared, str):
         raise InputError(f"search.share: candidates cannot share what they read: {why}; leave it out")
+    if search.share is True and (dtype := problem.exported()[1]) != "float32":
+        problem.notes.add(
+            f"search.share: candidates are scored without the rounding of their weights to {dtype}; the model that is "
+            "exported has it, and its scores are those of its files"
+        )
     if 0 < search.evaluations < size:
         raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
     starts = problem.starts(search.start) if search.start else np.zeros((0, len(problem.names)))

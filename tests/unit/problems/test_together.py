@@ -251,7 +251,9 @@ def test_share_is_a_wish():
     assert costs_of(little, free).members < setup_of("task_arithmetic").strategy.population_size
     half = {"dtype": "bfloat16"}
     assert not settled_sharing(setup_of("task_arithmetic", **half), free).together
-    assert settled_sharing(setup_of("task_arithmetic", True, **half), free).together
+    wished = setup_of("task_arithmetic", True, **half)
+    assert settled_sharing(wished, free).together
+    assert any("without the rounding of their weights to bfloat16" in note for note in wished.problem.notes)
     with pytest.raises(InputError, match=r"search\.share: .* ties is not linear in its models"):
         setup_of("ties", True)
     assert "ties is not linear" in line(setup_of("ties"))
