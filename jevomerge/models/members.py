@@ -16,7 +16,7 @@ from jax import Array
 
 from jevomerge.devices.mesh import platform
 
-# See `balance`. A CPU: from the times of products of 8 and of 128 rows with the matrices of a 135M model; others: a guess.
+# See `balance`; of a CPU from products of 8 and of 128 rows with matrices of a 135M model, of others a guess.
 BALANCE, ELSEWHERE = {"cpu": 16.0}, 200.0
 
 
