@@ -244,21 +244,21 @@ def cache_on_device(program: Program, text: str | None) -> int:
     """Bytes of what is remembered on each device: their shapes, as the compiler has split them (or, unread, evenly)."""
     itemsize = np.dtype(program.dtype).itemsize
     if text is None:
-        return itemsize * sum(map(math.prod, program.cache)) // program.mesh.shape["model"]
-    total = 0
+        return itemsize * program.members * sum(map(math.prod, program.cache)) // program.mesh.shape["model"]
+    total, each = 0, "" if program.members == 1 else f"{program.members},"
     for depth, rows, heads, *inside, size in program.cache:  # of which heads and size may be split
         shape = "".join(f"{n}," for n in inside)
         stacked, alone = (
             [
                 int(n) * int(m)
-                for n, m in re.findall(rf"(?:bf16|f16|f32)\[{before},(\d+),{shape}(\d+)\]", text)
+                for n, m in re.findall(rf"(?:bf16|f16|f32)\[{each}{before},(\d+),{shape}(\d+)\]", text)
                 if heads % int(n) == size % int(m) == 0
             ]
             for before in (f"{depth},{rows}", f"{rows}")
         )
         # Where blocks are taken apart, other arrays may have the shape of a smaller part.
         part = min(stacked, default=max(alone, default=0))
-        total += itemsize * math.prod((depth, rows, *inside)) * part
+        total += itemsize * program.members * math.prod((depth, rows, *inside)) * part
     return total
 
 

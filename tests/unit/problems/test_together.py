@@ -20,7 +20,8 @@ from jevomerge.fitness.rollouts.generation import Prompts, generate
 from jevomerge.fitness.rollouts.likelihood import answer_likelihood
 from jevomerge.genome.schema import Gene
 from jevomerge.planning.chips import Chip
-from jevomerge.planning.measure import bytes_per_device
+from jevomerge.planning.measure import bytes_per_device, use_of
+from jevomerge.planning.programs import programs
 from jevomerge.planning.sharing import costs_of, line, settled_sharing
 from jevomerge.problems.weights import WeightProblem
 from jevomerge.recipe.schema import Recipe
@@ -238,6 +239,20 @@ def test_what_is_cheaper_is_done():
     assert costs.merged == pytest.approx(shared.size * (3 * 2 + 4 + 6 * 4), rel=1e-3)
     assert costs.together == pytest.approx(shared.size * 6 * 3 * 2 / members, rel=1e-3)
     assert costs_of(setup, chip(1e-3)).together / costs_of(setup, chip(1e-3)).merged > 1
+
+
+def test_a_plan_knows_the_caches_of_all_that_run_together():
+    setup = settled_sharing(setup_of("task_arithmetic", True))
+    judge, candidates = (
+        setup.judge.on(mesh_of(1, 1), 3),
+        setup.problem.load(mesh_of(1, 1), abstract=True, together=True),
+    )
+    made = programs(setup, judge, candidates, lambda program: program.traced.lower().compile())
+    (merge, first), (generate, second) = next(made), next(made)
+    uses = [use_of(merge, first, None, [])]
+    uses.append(use_of(generate, second, None, uses))
+    assert uses[1].cache == 3 * 4 * sum(map(math.prod, generate.cache))
+    assert not uses[1].unknown  # how often its loops turn
 
 
 def test_share_is_a_wish():
