@@ -17,6 +17,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import population
 import torch
 from arguments import known, make_parser, record
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -193,8 +194,13 @@ def apart_or_not(width: int, rounds: int) -> tuple[str, dict[str, Any]]:
     return str(size), row
 
 
+def several(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+    """16 candidates, 8 prompts of 64 tokens each, 64 new ones, nobody stops."""
+    return population.table(in_turns(work, rounds), compared, medians)
+
+
 def main() -> None:
-    parser = make_parser(__doc__, __file__, work=True, parts=("batches", "few_shot", "apart"))
+    parser = make_parser(__doc__, __file__, work=True, parts=("batches", "few_shot", "apart", "sources", "adapters"))
     parser.add_argument("--smollm2", type=Path, metavar="FOLDER", help="folder of SmolLM2-135M-Instruct in float32")
     parser.add_argument("--gsm8k", type=Path, metavar="FILE", help="questions of GSM8K, as JSON Lines")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that are timed (default: 3)")
@@ -205,6 +211,8 @@ def main() -> None:
         "batches": lambda: batches(folder, args.rounds),
         "few_shot": lambda: few_shot(folder, args.gsm8k, args.rounds),
         "apart": lambda: apart(args.rounds),
+        "sources": lambda: several(population.sources_part(folder, args.work), args.rounds),
+        "adapters": lambda: several(population.adapters_part(folder, args.work), args.rounds),
     }
     if known(args.output) is None:
         weights = "SmolLM2-135M-Instruct" if args.smollm2 else "random"

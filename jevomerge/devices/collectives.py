@@ -87,8 +87,8 @@ def executions(text: str, trips: Mapping[str, float]) -> dict[str, float]:
         bounds = constants.get(condition, [])
         if known:
             count = float(known[1])
-        elif scope and scope[1] in trips:
-            count = trips[scope[1]]
+        elif scope and bare(scope[1]) in trips:
+            count = trips[bare(scope[1])]
         else:
             count = float(bounds[0]) if len(bounds) == 1 else 1.0
         calls.setdefault(body, []).append((caller, count))
@@ -98,6 +98,15 @@ def executions(text: str, trips: Mapping[str, float]) -> dict[str, float]:
         return 1.0 if name == entry else sum(runs(caller) * count for caller, count in calls.get(name, ()))
 
     return {name: runs(name) for name in (entry, *calls)}
+
+
+def bare(scope: str) -> str:
+    """The name of a scope without what it is transformed by.
+
+    >>> bare("vmap(decode)")
+    'decode'
+    """
+    return scope.rpartition("(")[2].rstrip(")")
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:

@@ -71,7 +71,8 @@ def run_members(
         def member(x: Any) -> Any:
             return rollout.run(model, candidates.model(*x, slots), batch, layout, dtype=dtype)
 
-        return _each(member, tuple(members), candidates.batched and not rollout.many_passes)
+        batched = candidates.together or (candidates.batched and not rollout.many_passes)
+        return _each(member, tuple(members), batched)
 
     whole, part = (None, batch) if several else (batch, None)
     results = spread(mesh, local)((candidates, whole), (part, made, genomes))

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jevomerge.devices.mesh import apart, everywhere
 from jevomerge.methods.field import merge_keys
 from jevomerge.methods.method import MergeMethod
+from jevomerge.models.members import LowRank, Unmerged
 from jevomerge.models.model import Layer
 from jevomerge.models.specs import ParamSpec, flatten, unflatten
 
@@ -39,6 +40,39 @@ class Bank:
     keys: Leaves  # (..., N, 2) uint32, behind the leading axes of the leaf
     specs: tuple[ParamSpec, ...] = flax.struct.field(pytree_node=False)  # of these leaves
     kept: Leaves = flax.struct.field(default_factory=dict)  # {path: ((K,) rows, (K, ...) what stands there unmerged)}
+    # {path: Adapters} of leaves that are the same array in all sources and the base but for these.
+    adapters: Leaves = flax.struct.field(default_factory=dict)
+
+    def source(self, i: int, path: str) -> Array:
+        """A leaf of a source."""
+        leaf: Array = self.sources[i][path]
+        return self.adapters[path].source(i, leaf).whole() if path in self.adapters else leaf
+
+
+class Adapted(NamedTuple):
+    """A tensor of a source that is another model's, and what an adapter adds to it."""
+
+    weight: Array  # (..., O, I)
+    down: Array  # (..., R, I) float32
+    up: Array  # (..., O, R) float32
+
+    def whole(self) -> Array:
+        """(..., O, I) the sum, in float32 and rounded once, as adapters are folded when files are read."""
+        return (self.weight.astype(jnp.float32) + self.up @ self.down).astype(self.weight.dtype)
+
+
+@flax.struct.dataclass
+class Adapters:
+    """What the adapters of N sources, which are one model otherwise, add to a leaf: side by side along R."""
+
+    down: Array  # (..., R, I) float32
+    up: Array  # (..., O, R) float32
+    ranks: tuple[int, ...] = flax.struct.field(pytree_node=False)  # R of each source; 0: it has none there
+
+    def source(self, i: int, weight: Array) -> Adapted:
+        """The leaf of a source."""
+        ranks = slice(sum(self.ranks[:i]), sum(self.ranks[: i + 1]))
+        return Adapted(weight, self.down[..., ranks, :], self.up[..., ranks])
 
 
 class Merge(NamedTuple):
@@ -49,10 +83,16 @@ class Merge(NamedTuple):
 
 
 def merge_tensor(
-    merge: Merge, sources: Sequence[Array], base: Array | None, coefficients: Leaves, prepared: Any, keys: Array
+    merge: Merge,
+    sources: Sequence[Array | Adapted],
+    base: Array | None,
+    coefficients: Leaves,
+    prepared: Any,
+    keys: Array,
 ) -> Array:
     """One tensor of the merged model, rounded once to the dtype in which it will be scored and exported."""
-    return merge.method.merge(sources, base, coefficients, prepared, keys).astype(merge.dtype)
+    whole = [x.whole() if isinstance(x, Adapted) else x for x in sources]
+    return merge.method.merge(whole, base, coefficients, prepared, keys).astype(merge.dtype)
 
 
 def tensor_keys(spec: ParamSpec, names: Sequence[Sequence[str]], seed: int) -> np.ndarray:
@@ -70,10 +110,12 @@ def make_bank(
     keys: Mapping[str, Any],
     mesh: Mesh | None = None,
     kept: Leaves | None = None,
+    adapters: Leaves | None = None,
 ) -> Bank:
     """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once.
 
-    `mesh` is the one that they were loaded to; what is prepared, and `kept`, is on every device.
+    `mesh` is the one that they were loaded to; what is prepared, and `kept`, is on every device. With `adapters` the
+    method must be linear: it prepares nothing that they would change.
     """
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []  # (prepared, size) of every tensor, so that methods may pool over the model
@@ -92,7 +134,7 @@ def make_bank(
     fields, rows_kept = jax.tree.map(jnp.asarray, (dict(keys), kept or {}))
     if mesh is not None:
         prepared, fields, rows_kept = jax.device_put((prepared, fields, rows_kept), everywhere(mesh))
-    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept)
+    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {})
 
 
 def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
@@ -113,6 +155,7 @@ def abstract_bank(
     keys: Mapping[str, Any],
     mesh: Mesh,
     kept: Leaves | None = None,
+    adapters: Leaves | None = None,
 ) -> Bank:
     """Shapes, dtypes and shardings of `make_bank`'s result, from those of the sources (`Sources.load(abstract=True)`).
 
@@ -137,7 +180,7 @@ def abstract_bank(
     fields, rows_kept = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), (dict(keys), kept or {})
     )
-    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept)
+    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {})
 
 
 def build(merge: Merge, bank: Bank, coefficients: Leaves) -> dict[str, Any]:
@@ -169,6 +212,61 @@ def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, A
     return unflatten({**params, **stacked}), layer
 
 
+def unmerged(merge: Merge, bank: Bank, coefficients: Leaves) -> Leaves:
+    """What differs between members of a method that is linear, {path: ...}, for `together`.
+
+    Of a matrix that is multiplied by, or whose rows are looked up, that is the factors of the sources and of the base,
+    (..., N [+ 1]) float32; of all else, which is small or read in other ways, what is merged.
+    """
+    assert merge.method.linear
+    return {
+        s.path: _factors(merge, bank, coefficients, s) if stays(bank, s) else _merge_leaf(merge, bank, coefficients, s)
+        for s in bank.specs
+    }
+
+
+def together(bank: Bank, own: Leaves) -> dict[str, Any]:
+    """The model of a member as a nested pytree, whose matrices are `Unmerged`; `own` is what `unmerged` gave."""
+
+    def leaf(spec: ParamSpec) -> Any:
+        if not stays(bank, spec):
+            return own[spec.path]
+        inputs, base = _of_leaf(bank.sources, bank.base, spec.path)
+        factors = own[spec.path]
+        if (found := bank.adapters.get(spec.path)) is None:
+            return Unmerged((*inputs, *([] if base is None else [base])), factors)
+        each = jnp.repeat(
+            factors[..., : len(inputs)], np.asarray(found.ranks), axis=-1, total_repeat_length=sum(found.ranks)
+        )
+        return Unmerged((inputs[0],), jnp.sum(factors, axis=-1, keepdims=True), LowRank(found.down, found.up, each))
+
+    return unflatten({spec.path: leaf(spec) for spec in bank.specs})
+
+
+def stays(bank: Bank, spec: ParamSpec) -> bool:
+    """Whether a leaf is of matrices that are not merged."""
+    return is_product(spec) and spec.path not in bank.kept
+
+
+def is_product(spec: ParamSpec) -> bool:
+    """Whether a leaf is of matrices that tokens are multiplied by, all by all; those of experts are for few each."""
+    return len(spec.shape) == 2 and all(name == "layer" for name, _ in spec.stack)
+
+
+def _factors(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
+    """The method says itself how much of each it takes: it merges unit vectors."""
+    inputs, base = _of_leaf(bank.sources, bank.base, spec.path)
+    units = list(jnp.eye(len(inputs) + (base is not None), dtype=jnp.float32))
+
+    def factors(coefficients: Leaves, prepared: Any, keys: Array) -> Array:
+        own = None if base is None else units[-1]
+        return merge.method.merge(units[: len(inputs)], own, coefficients, prepared, keys)
+
+    for _ in spec.stack:
+        factors = jax.vmap(factors)
+    return factors(coefficients[spec.path], bank.prepared[spec.path], bank.keys[spec.path])
+
+
 def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
     merged = _each(merge, spec.stack)(_arguments(bank, coefficients, spec.path))
     if spec.path not in bank.kept:
@@ -180,6 +278,8 @@ def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec)
 def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
     """Of `merge_tensor` for a leaf, behind its leading axes."""
     inputs, base = _of_leaf(bank.sources, bank.base, path)
+    if path in bank.adapters:
+        inputs = [bank.adapters[path].source(i, x) for i, x in enumerate(inputs)]
     return inputs, base, coefficients[path], bank.prepared[path], bank.keys[path]
 
 

@@ -30,6 +30,7 @@ LINEAR = MergeMethod(
     name="linear",
     parameters=(Parameter("weight", None, per_model=True), Parameter("normalize", 1.0, kind="bool")),
     merge=merge_linear,
+    linear=True,
 )
 
 

@@ -97,6 +97,8 @@ class MergeMethod(NamedTuple):
             then comes first; "none": nothing, it only lends its configuration and tokenizer.
         num_sources: the fewest and the most sources (None: no limit), not counting the base.
         stochastic: whether `merge` draws from the random field.
+        linear: whether the merged tensor is the sum of sources and base, each times a number that depends on
+            coefficients alone, which are one for each source or for all.
     """
 
     name: str
@@ -107,6 +109,7 @@ class MergeMethod(NamedTuple):
     base: Literal["none", "first", "optional", "required"] = "none"
     num_sources: tuple[int, int | None] = (1, None)
     stochastic: bool = False
+    linear: bool = False
 
 
 def weighted_sum(weights: Sequence[Array], arrays: Sequence[Array]) -> Array:

@@ -94,7 +94,7 @@ def _method(
     return MergeMethod(name, parameters, merge, base="required", **extra)
 
 
-TASK_ARITHMETIC = _method("task_arithmetic", elect_sign=False, normalize=False)
+TASK_ARITHMETIC = _method("task_arithmetic", elect_sign=False, normalize=False, linear=True)
 
 # The paper trims over the whole parameter vector, mergekit tensor by tensor.
 TIES = _method("ties", trim, elect_sign=True, normalize=True, prepare=prepare_magnitudes)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jevomerge.models.members import Unmerged, product
+
 Params = dict[str, Any]
 
 
@@ -31,8 +33,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., in) -> (..., out)."""
-        weight = declare(self, "weight", nn.initializers.normal(0.02), (self.features, x.shape[-1]), self.axes)
-        y = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+        weight: Any = self.get_variable("params", "weight")
+        if not isinstance(weight, Unmerged):
+            weight = declare(self, "weight", nn.initializers.normal(0.02), (self.features, x.shape[-1]), self.axes)
+        y = product(x, weight)
         if self.use_bias:
             bias = declare(self, "bias", nn.initializers.zeros, (self.features,), self.axes[:1])
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
@@ -41,6 +45,9 @@ class Linear(nn.Module):
 
 def declare(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
     """A parameter of a module, boxed with its logical axes when it is initialised."""
+    found: Any = module.get_variable("params", name)
+    if isinstance(found, Unmerged):
+        return found.merged()
     return nn.unbox(module.param(name, nn.with_partitioning(init, axes), shape))
 
 

@@ -101,6 +101,10 @@ class Language(Model, Protocol):
         """How many tokens a text may have; None: not known."""
 
     @property
+    def unmerged(self) -> bool:
+        """Whether matrices among its parameters may be `models.members.Unmerged`."""
+
+    @property
     def follows(self) -> bool:
         """Whether rows may go on `after` what one row has read (`hidden`), with padding between."""
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
+from jevomerge.devices.collectives import bare
+
 Reads = dict[int, int]  # {a stored value: bytes of it that are needed}
 
 # Move or rename values; free inside a fusion.
@@ -177,7 +179,7 @@ class _Walk:
 
     def loop(self, eqn: Any, env: _Env, inputs: Sequence[_Value]) -> Cost:
         jaxpr, first = eqn.params["body_jaxpr"].jaxpr, eqn.params["cond_nconsts"]
-        scope_name = str(eqn.source_info.name_stack).rpartition("/")[2]
+        scope_name = bare(str(eqn.source_info.name_stack).rpartition("/")[2])
         n = self.trips.get(scope_name)
         total = Cost(unknown=frozenset() if n is not None else frozenset({scope_name or "while"}))
         for var, value in zip(eqn.invars, inputs, strict=True):

@@ -128,9 +128,9 @@ class Plan(NamedTuple):
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of the arrays (or shapes) of a pytree, on one device."""
+    """Of the arrays (or shapes) of a pytree, on one device; what several leaves are is there once."""
     total = 0
-    for x in jax.tree.leaves(tree):
+    for x in {id(x): x for x in jax.tree.leaves(tree)}.values():
         sharding = getattr(x, "sharding", None)
         shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
         total += math.prod(shape) * x.dtype.itemsize
@@ -160,7 +160,7 @@ def plan_on(
     device = mesh.devices.flat[0]
     limit = memory_limit(device) if chip is None else chip.memory
     chip = chip or chip_of(device)
-    candidates = setup.problem.load(mesh, abstract=True)
+    candidates = setup.problem.load(mesh, abstract=True, together=setup.together)
     sources, prepared = map(bytes_per_device, candidates.held())
     plan = Plan(
         mesh, members_per_device, setup.strategy.population_size,
@@ -244,21 +244,21 @@ def cache_on_device(program: Program, text: str | None) -> int:
     """Bytes of what is remembered on each device: their shapes, as the compiler has split them (or, unread, evenly)."""
     itemsize = np.dtype(program.dtype).itemsize
     if text is None:
-        return itemsize * sum(map(math.prod, program.cache)) // program.mesh.shape["model"]
-    total = 0
+        return itemsize * program.members * sum(map(math.prod, program.cache)) // program.mesh.shape["model"]
+    total, each = 0, "" if program.members == 1 else f"{program.members},"
     for depth, rows, heads, *inside, size in program.cache:  # of which heads and size may be split
         shape = "".join(f"{n}," for n in inside)
         stacked, alone = (
             [
                 int(n) * int(m)
-                for n, m in re.findall(rf"(?:bf16|f16|f32)\[{before},(\d+),{shape}(\d+)\]", text)
+                for n, m in re.findall(rf"(?:bf16|f16|f32)\[{each}{before},(\d+),{shape}(\d+)\]", text)
                 if heads % int(n) == size % int(m) == 0
             ]
             for before in (f"{depth},{rows}", f"{rows}")
         )
         # Where blocks are taken apart, other arrays may have the shape of a smaller part.
         part = min(stacked, default=max(alone, default=0))
-        total += itemsize * math.prod((depth, rows, *inside)) * part
+        total += itemsize * program.members * math.prod((depth, rows, *inside)) * part
     return total
 
 
@@ -269,27 +269,28 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
 
     As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
     do), then as many members at once as memory allows and the population has, unless they generate, which they do one
-    after another anyway. Where devices do not say how much memory they have, 1 and 1, which is fastest on a CPU.
+    after another anyway; of those that share what they read as many as the setup says, or fewer that fit. Where devices
+    do not say how much memory they have, 1 and what the setup says, which is fastest on a CPU.
     If nothing fits, the plan with the most devices per member says so.
     """
-    config = setup.config
-    members = config.members_per_device or 1
+    config, members = setup.config, setup.judge.members_per_device
     if config.mesh.model or config.mesh.pop or (chip is None and memory_limit(devices[0]) is None):
         mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)
         return more_members(setup, plan_on(setup, mesh, members, chip=chip))
     heads = heads_of(setup.problem.model.specs)
     ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == 0]
     for model in sorted(ways, key=lambda n: (heads % n != 0, n)):  # last those that cut inside of heads
-        plan = plan_on(setup, make_mesh(None, model, devices), members, chip=chip)
-        if plan.fits:
-            return more_members(setup, plan)
+        for some in {members: None, members // 4: None, 1: None} if setup.together else (members,):
+            plan = plan_on(setup, make_mesh(None, model, devices), max(1, some), chip=chip)
+            if plan.fits:
+                return more_members(setup, plan)
     return plan
 
 
 def more_members(setup: Setup, plan: Plan) -> Plan:
     """The plan with as many members on each device as fit, up to eight, if the config leaves it open."""
     generating = any(task.rollout.many_passes for task in setup.judge.tasks)
-    if setup.config.members_per_device or generating or not plan.fits or plan.limit is None:
+    if setup.config.members_per_device or setup.together or generating or not plan.fits or plan.limit is None:
         return plan
     wanted = math.ceil(plan.population / plan.mesh.shape["pop"])
     for members in (8, 4, 2):

@@ -41,7 +41,8 @@ class Program(NamedTuple):
     runs: int  # in one generation
     once: Mapping[str, int]  # beside the generations, in the whole run: how often, and for what
     trips: dict[str, float]  # of its loops of dynamic length, by their names
-    cache: tuple[tuple[int, ...], ...] = ()  # shapes of what it remembers
+    cache: tuple[tuple[int, ...], ...] = ()  # shapes of what it remembers of a member
+    members: int = 1  # of which it remembers that at a time, on each device
     dtype: str = "float32"  # of the cache
     made: bool = False  # whether merged members are among its arguments
     model: int = 0  # bytes per device of a whole model among its arguments that is no source
@@ -106,7 +107,7 @@ def scoring(
     for task in judge.tasks:
         for layout, (runs, needed, once, models) in uses_of(setup, judge, task, groups, whole).items():
             slots, trips = candidates.slots(population), {HOPS: 0.0 if found is None else float(np.mean(found))}
-            alike = task.rollout.many_passes and jax.tree.leaves(made) and found is None
+            alike = task.rollout.many_passes and jax.tree.leaves(made) and found is None and not candidates.together
             if alike and models:  # a whole model costs what a merged one does
                 once |= {k: math.ceil(n * mesh.shape["pop"] / judge.group) for k, n in models.items()}
             given = made if task.rollout.many_passes or not candidates.lazy else None
@@ -139,7 +140,9 @@ def scores_of(
     name = rollout.label(name, layout)
     name += "" if slots is None else f", {slots} hops"  # the longest path of the first generation
     cache = rollout.cache(judge.subject, layout, slots)
-    program = Program("score", name, traced, mesh, 0, {}, trips | dict(rollout.loops(layout)), cache, judge.dtype)
+    members = judge.members_per_device if arguments[0].together else 1
+    trips = trips | dict(rollout.loops(layout))
+    program = Program("score", name, traced, mesh, 0, {}, trips, cache, members, judge.dtype)
     shown = jax.tree.leaves(getattr(batch, "pictures", None))
     pictures = 2 * sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shown)
     drawn = layout.rows * judge.group if rollout.draws else 0

@@ -47,7 +47,7 @@ MERGED = "merged"  # what model A is called in a joint search
 class JointProblem:
     """Both spaces at once: a merge, which is model A, and a path through its blocks and those of other models."""
 
-    scores_sources, no_gradient = True, PathProblem.no_gradient
+    scores_sources, no_gradient, shared = True, PathProblem.no_gradient, PathProblem.shared
 
     def __init__(self, weights: WeightProblem, path: PathSearch, sigma: float = 1 / 6):
         """Open the other models and build the search space; no weight is read."""
@@ -97,7 +97,7 @@ class JointProblem:
         weights, paths = self._split(genomes)
         return np.concatenate([self.weights.distinct(weights), distinct(self.space, paths)], axis=1)
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> MergedAndRouted:
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> MergedAndRouted:
         """Read the other models' blocks and what is merged, or only find shapes."""
         leaves = flatten(self.stack.load(mesh, abstract=abstract))
         blocks = {spec.path: leaves[spec.path] for spec in self.stack.specs if spec.block}

@@ -45,6 +45,7 @@ class PathProblem:
 
     sources = None
     scores_sources = True
+    shared = "paths lead candidates through different blocks"
     no_gradient = "there is no gradient through a path; give it to a stage with a `recipe` alone, or leave it out"
 
     def __init__(self, path: PathSearch, sigma: float = 1 / 6):
@@ -81,7 +82,7 @@ class PathProblem:
         """(P, n) -> (P, k) float32, equal where candidates are."""
         return distinct(self.space, genomes)
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Routed:
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Routed:
         """Read the stack of blocks, or only find shapes."""
         return Routed(self.stack.load(mesh, abstract=abstract), self.space, self.path.scale)
 

@@ -45,6 +45,10 @@ class Problem(Protocol):
     no_gradient: str  # why no gene has one, if that is so, and the remedy
 
     @property
+    def shared(self) -> Shared | str:
+        """What candidates read if they share it, or why they cannot."""
+
+    @property
     def checkpoints(self) -> Sequence[Source]:
         """All models that are read."""
 
@@ -64,8 +68,10 @@ class Problem(Protocol):
     def distinct(self, genomes: np.ndarray) -> np.ndarray:
         """(P, n) -> (P, k) float32, equal where candidates are."""
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Candidates:
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Candidates:
         """Read the weights; `abstract`, which needs a mesh: only shapes, dtypes and shardings of all, nothing is read.
+
+        `together`: of candidates that share what they read.
 
         Raises:
             InputError: for weights that are broken.
@@ -109,6 +115,15 @@ class Problem(Protocol):
         """Write the exported model with holes for weights, if it is known before the search; whether it is."""
 
 
+class Shared(NamedTuple):
+    """The matrices of candidates that are merged, or not."""
+
+    size: int  # how many numbers those of one model have
+    read: int  # how many there are in the sources, with adapters in their two matrices
+    stored: int  # bytes of each of them
+    made: int  # of each of one that is merged
+
+
 class Baseline(NamedTuple):
     """A model that candidates are compared with."""
 
@@ -130,6 +145,7 @@ class Candidates:
     """What the candidates of all kinds have in common."""
 
     batched = False  # whether members may be vmapped
+    together = False  # whether members share what they read, and so are always vmapped
     lazy = True  # whether one forward pass needs nothing made (a merge then happens in it, block by block)
 
     def make(self, genome: Array) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,18 +20,30 @@ from jax.sharding import Mesh
 from jevomerge.checkpoint.memory import InMemory
 from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
+from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Source, with_eyes
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
-from jevomerge.methods.bank import Bank, Merge, abstract_bank, build, in_scan, make_bank
+from jevomerge.methods.bank import (
+    Bank,
+    Merge,
+    abstract_bank,
+    build,
+    in_scan,
+    is_product,
+    make_bank,
+    together,
+    unmerged,
+)
 from jevomerge.methods.registry import get_method
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, flatten, shardings, unflatten
 from jevomerge.models.vision.sighted import Sighted, language_of
-from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance
+from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance, Shared
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.parts import Part
+from jevomerge.recipe.pool import adapted, is_pool, load_pool
 from jevomerge.recipe.resolve import Coefficients
 from jevomerge.recipe.schema import EYES, TEXT, Recipe, RecipeModel, RecipeModule
 from jevomerge.recipe.sources import Sources
@@ -89,16 +102,33 @@ class WeightProblem:
         """The recipe's coefficients for a genome, as the search itself expresses it."""
         return jax.tree.map(np.asarray, jax.jit(express)(self.space, jnp.asarray(genome, jnp.float32)))
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Merged:
+    @property
+    def shared(self) -> Shared | str:
+        """Whole models, or one and its adapters, of a language model that is merged by a linear method."""
+        if not self.merge.method.linear:
+            return f"{self.merge.method.name} is not linear in its models"
+        if not getattr(self.model, "unmerged", False):
+            return "only plain language models can be left unmerged"
+        size = sum(spec.count * math.prod(spec.shape) for spec in self.sources.specs if is_product(spec))
+        part = self.sources.parts[0]
+        whole = 1 if is_pool(self.sources) else len(part.inputs) + (part.base is not None)
+        beside = adapted(self.sources) if is_pool(self.sources) else 0
+        stored, made = (NUMPY[DTYPES[name]].itemsize for name in (part.checkpoints[0].dtype(), self.merge.dtype))
+        return Shared(size, whole * size + beside, stored, made)
+
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Merged:
         """Read the sources and prepare the method, or only find shapes."""
-        trees = self.sources.load(mesh, abstract=abstract)
-        arguments = (self.merge, self.sources.specs, *trees, self.sources.keys())
+        pool = load_pool(self.sources, mesh, abstract=abstract) if together and is_pool(self.sources) else None
+        trees, base, adapters = pool or (*self.sources.load(mesh, abstract=abstract), {})
+        arguments = (self.merge, self.sources.specs, trees, base, self.sources.keys())
         kept = self.sources.kept_leaves(abstract=abstract)
         carried = self.sources.load_carried(mesh, abstract=abstract)
+        kind = Together if together else Merged
         if not abstract:
-            return Merged(make_bank(*arguments, mesh, kept), self.space, self.merge, carried)
+            return kind(make_bank(*arguments, mesh, kept, adapters), self.space, self.merge, carried)
         assert mesh is not None
-        return Merged(abstract_bank(*arguments, mesh, kept), jax.eval_shape(lambda: self.space), self.merge, carried)
+        space = jax.eval_shape(lambda: self.space)
+        return kind(abstract_bank(*arguments, mesh, kept, adapters), space, self.merge, carried)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Of whole models their average, and each as it lies in the bank; slices are no models.
@@ -111,13 +141,13 @@ class WeightProblem:
             return
         bank = candidates.bank
         yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
-        for name, leaves in zip(self.sources.names, bank.sources, strict=False):  # the rest is but eyes
-            yield Baseline(name, self.model, functools.partial(self.source, name, leaves, bank.kept))
+        for i, name in enumerate(self.sources.names):
+            yield Baseline(name, self.model, functools.partial(self.source, name, i, bank))
 
-    def source(self, name: str, leaves: Mapping[str, Array], kept: Mapping[str, Any], mesh: Mesh) -> Params:
+    def source(self, name: str, number: int, bank: Bank, mesh: Mesh) -> Params:
         """A source as it lies in the bank, with rows that are kept; with its own eyes, where these are merged."""
-        found = {s.path: leaves[s.path] for s in self.language}
-        for path, (rows, values) in kept.items():
+        found = {s.path: bank.source(number, s.path) for s in self.language}
+        for path, (rows, values) in bank.kept.items():
             found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
         return unflatten(found | self.eyes_of(name, mesh))
 
@@ -135,7 +165,8 @@ class WeightProblem:
         merge = Merge(get_method("linear"), self.merge.dtype)
         where = unflatten(shardings(mesh, self.language))
         make = jax.jit(build, static_argnums=0, out_shardings=where)
-        averaged = make(merge, Bank(bank.sources, None, nothing, bank.keys, self.language, bank.kept), equal)
+        plain = Bank(bank.sources, None, nothing, bank.keys, self.language, bank.kept, bank.adapters)
+        averaged = make(merge, plain, equal)
         return averaged | unflatten(self.eyes_of(AVERAGE, mesh))
 
     @property
@@ -242,8 +273,26 @@ class Merged(Candidates):
 
     def held(self) -> tuple[Any, Any]:
         """The bank: models and base, and what the method prepares."""
-        return (self.bank.sources, self.bank.base, self.carried), (self.bank.prepared, self.bank.keys)
+        bank = self.bank
+        return (bank.sources, bank.base, bank.adapters, self.carried), (bank.prepared, bank.keys)
 
     def unrounded(self) -> Merged:
         """The same in float32."""
         return Merged(self.bank, self.space, self.merge._replace(dtype="float32"), self.carried)
+
+
+@flax.struct.dataclass
+class Together(Merged):
+    """The same of a method that is linear, where nothing is merged that members can share."""
+
+    together = True
+    lazy = False
+
+    def make(self, genome: Array) -> Params:
+        """(n,) -> what is the member's own."""
+        return unmerged(self.merge, self.bank, express(self.space, genome))
+
+    def model(self, made: Params | None, genome: Array, slots: int | None = None) -> Instance:
+        """The model."""
+        assert made is not None
+        return Instance(self._whole(together(self.bank, made)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -331,12 +331,12 @@ class Sources:
         return inputs, part.base.tensor(tensor.base_name) if part.base else None
 
     def load(
-        self, mesh: Mesh | None = None, *, abstract: bool = False
+        self, mesh: Mesh | None = None, *, abstract: bool = False, but: Collection[str] = ()
     ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """All weights in memory, shaped like the merged model: a nested tree per input, and one for the base.
 
         Of what has fewer inputs than other parts the last trees have nothing. `abstract`: nothing is read, and the
-        leaves are their `jax.ShapeDtypeStruct`.
+        leaves are their `jax.ShapeDtypeStruct`. `but`: the paths of leaves that are left out.
 
         Raises:
             InputError: if the slices merge different numbers of models, or for broken weights.
@@ -349,6 +349,8 @@ class Sources:
         make = abstract_leaf if abstract else read_leaf
         places = shardings(mesh, self.specs)
         for spec, tensors in by_leaf(self.tensors).items():
+            if spec.path in but:
+                continue
             where = places[spec.path]
             if self.alignment is not None and spec.vocabulary and not abstract:
                 inputs, own = self.read(tensors[0])

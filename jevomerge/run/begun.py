@@ -29,7 +29,7 @@ PACKAGES = ("jevomerge", "jax", "jaxlib", "flax", "evosax", "orbax-checkpoint", 
 # What neither candidates nor their scores depend on, but for rounding.
 FREE = (
     "name", "trackers", "mesh", "members_per_device", "tokens_per_batch", "features", "search.evaluations",
-    "search.finalists", "search.checkpoint_every", "search.time_limit",
+    "search.finalists", "search.checkpoint_every", "search.time_limit", "search.share",
 )  # fmt: skip
 SINCE = "since {} began; put back what it was, or start a new run"
 

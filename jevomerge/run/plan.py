@@ -13,9 +13,11 @@ import jax
 from jevomerge.config import RunConfig, StagedConfig, read_config
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
-from jevomerge.planning.chips import GIB, Chip, larger_slices, slice_devices
+from jevomerge.planning.chips import GIB, Chip, chip_of, larger_slices, slice_devices
 from jevomerge.planning.measure import best_plan
 from jevomerge.planning.report import advice, lines_of, summary
+from jevomerge.planning.sharing import line as sharing_line
+from jevomerge.planning.sharing import settled_sharing
 from jevomerge.planning.standins import shapes_beside, stand_in
 from jevomerge.planning.timing import in_words, time_candidates
 from jevomerge.schema import Given
@@ -80,7 +82,9 @@ def plans(
     for setup in set_up_stages(config, devices):
         yield f"{setup.config.name}: {setup.problem.title}, {len(setup.problem.names)} genes"
         if not sweep:
+            setup = settled_sharing(setup, chip or chip_of(devices[0]))
             found = best_plan(setup, devices, chip)
+            yield f"  {sharing_line(setup, chip or chip_of(devices[0]))}"
             yield from lines_of(found, topology or (chip and chip.name) or f"{len(devices)} x {devices[0].device_kind}")
             if not found.fits:
                 yield f"  to make it fit: {advice(setup, found, devices)}"
@@ -96,8 +100,11 @@ def plans(
             continue
         for name in larger_slices(topology) if topology else [None]:
             for members in (1, 2, 4, 8):
-                tried = setup.config.model_copy(update={"members_per_device": members})
-                found = best_plan(dataclasses.replace(setup, config=tried), devices_of(name))
+                tried = dataclasses.replace(setup, judge=setup.judge.on(setup.mesh, members))
+                tried = dataclasses.replace(
+                    tried, config=setup.config.model_copy(update={"members_per_device": members})
+                )
+                found = best_plan(tried, devices_of(name))
                 yield f"  {name or 'this machine':12}{summary(found)}"
                 if not found.fits or members * 2 > math.ceil(found.population / found.mesh.shape["pop"]):
                     break

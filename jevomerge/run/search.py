@@ -30,7 +30,9 @@ from jevomerge.fitness.human.votes import VOTES_FILE, Votes, read_votes
 from jevomerge.fitness.outcome import Tokens, total
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers, tracked
+from jevomerge.planning.chips import chip_of
 from jevomerge.planning.measure import best_plan, memory_limit
+from jevomerge.planning.sharing import settled_sharing
 from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.to_folder import merge_to_folder
@@ -84,7 +86,7 @@ def run_search(
     with ExitStack() as stack:
         ask = stack.enter_context(asking(setup.judge, observer))
         observer.stage("loading models")
-        candidates = together(lambda: setup.problem.load(setup.mesh))  # broken ones (NaN, truncated) are refused here
+        candidates = together(setup.load)  # broken ones (NaN, truncated) are refused here
         if not resume:
             on_first(lambda: begin(setup, folder))
         archive = together(lambda: open_archive(folder, stack))
@@ -196,6 +198,7 @@ def open_archive(folder: Path, stack: ExitStack) -> Archive:
 def choose_mesh(setup: Setup, observer: Observer) -> Setup:
     """Where devices say how much memory they have: as the plan for them says, what the config leaves open."""
     config, devices = setup.config, jax.devices()
+    setup = settled_sharing(setup, chip_of(devices[0]))
     given = config.mesh.model or config.mesh.pop
     if memory_limit(devices[0]) is None or (given and config.members_per_device):
         return setup

@@ -40,11 +40,16 @@ class Setup:
     starts: np.ndarray  # (k, n) the last members of the first generation
     anchors: Anchored | None = None  # known when the sources have been scored
     people: People | None = None  # who judge, as soon as they may
+    together: bool = False  # whether candidates share what they read
 
     @property
     def mesh(self) -> Mesh:
         """The devices that candidates are scored on."""
         return self.judge.mesh
+
+    def load(self) -> Candidates:
+        """Read the weights; see `Problem.load`."""
+        return self.problem.load(self.mesh, together=self.together)
 
 
 def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opener: Opener = open_model) -> Setup:
@@ -82,6 +87,13 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         refuse_anchors(search.anchors, config.tasks, strategy, problem)
     if config.refine is not None:
         refuse_refine(config.refine, config.tasks, strategy, problem)
+    if search.share is True and isinstance(why := problem.shared, str):
+        raise InputError(f"search.share: candidates cannot share what they read: {why}; leave it out")
+    if search.share is True and (dtype := problem.exported()[1]) != "float32":
+        problem.notes.add(
+            f"search.share: candidates are scored without the rounding of their weights to {dtype}; the model that is "
+            "exported has it, and its scores are those of its files"
+        )
     if 0 < search.evaluations < size:
         raise InputError(f"search.evaluations: {search.evaluations} is less than one generation of {size}")
     starts = problem.starts(search.start) if search.start else np.zeros((0, len(problem.names)))

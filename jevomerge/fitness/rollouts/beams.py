@@ -29,6 +29,7 @@ from jevomerge.fitness.rollouts.generation import (
     said_by,
 )
 from jevomerge.fitness.schema import Task
+from jevomerge.models.members import highest
 from jevomerge.models.model import Language, unembed
 from jevomerge.problems.problem import Instance
 
@@ -113,7 +114,7 @@ def beam_search(
         return Search(step, running, parents, ended, hopeful, state.said, state.cache)
 
     def unfinished(state: Search) -> Array:
-        return (state.step < batch.max_new_tokens) & jnp.any(state.hopeful)
+        return (state.step < batch.max_new_tokens) & highest(jnp.any(state.hopeful))
 
     def body(state: Search) -> Search:
         parents = (beams * jnp.arange(rows, dtype=jnp.int32)[:, None] + state.parents).reshape(-1)

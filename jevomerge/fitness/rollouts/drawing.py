@@ -81,6 +81,7 @@ class Drawing:
     guidance: float = field(compare=False)
 
     many_passes = True
+    unmerged = False
     writes = False
     draws = True
 

@@ -22,6 +22,7 @@ class Folder:
     """Asks for the model itself, as an export writes it; nothing is computed on the device."""
 
     many_passes = False
+    unmerged = False
     writes = False
     draws = False
 

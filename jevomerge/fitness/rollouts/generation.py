@@ -19,6 +19,7 @@ from jevomerge.devices.mesh import platform
 from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest, shown
 from jevomerge.fitness.rollouts.likelihood import check_lengths, check_tokens
 from jevomerge.models.layers import Params
+from jevomerge.models.members import highest
 from jevomerge.models.model import Language, Shown, apply, unembed
 from jevomerge.problems.problem import Instance
 from jevomerge.tokenizers.load import ends_of_text, padding
@@ -164,7 +165,7 @@ def generate(
         busy = jnp.sum(state.texts.number < count, dtype=jnp.int32)
         left = wanted - state.waiting
         due = (left > 0) & (rows - busy >= jnp.minimum(part, left))
-        return (busy > 0) & ~due & (state.cache.length < slots)
+        return highest(busy > 0) & ~highest(due) & (state.cache.length < slots)
 
     def decode(state: Decoding) -> Decoding:
         filled = fill(state)
@@ -172,7 +173,7 @@ def generate(
             return jax.lax.while_loop(going, step, filled)
 
     def unfinished(state: Decoding) -> Array:
-        return (state.waiting < wanted) | jnp.any(state.texts.number < count)
+        return highest((state.waiting < wanted) | jnp.any(state.texts.number < count))
 
     none = jnp.zeros((rows,), jnp.int32)
     said = None if batch.penalty is None else jnp.zeros((rows, model.vocab_size), bool)
@@ -247,6 +248,7 @@ class Generation:
     eyes: Any = field(default=None, compare=False)  # as of `Likelihood`
 
     many_passes = True
+    unmerged = True
     writes = True
     draws = False
     refills = True  # whether other prompts may take the rows of texts that have ended

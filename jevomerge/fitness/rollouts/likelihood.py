@@ -73,6 +73,7 @@ class Likelihood:
     eyes: Any = field(default=None, compare=False)  # `fitness.pictures.Eyes`, where examples have pictures
 
     many_passes = False
+    unmerged = True
     writes = False
     draws = False
 

@@ -139,6 +139,7 @@ class OfParams:
     count: int  # N
 
     many_passes = False
+    unmerged = False
     writes = False
     draws = False
 
@@ -196,6 +197,8 @@ class OfBatch(Likelihood):
     """Asks for the scores of a function of parameters and a batch, which is laid out as for likelihoods."""
 
     function: Called = field(kw_only=True)
+
+    unmerged = False
 
     def run(self, model: Language, instance: Instance, batch: Batch, layout: Layout, *, dtype: str) -> Array:  # type: ignore[override]
         """(B,) one score for each row."""

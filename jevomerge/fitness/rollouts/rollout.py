@@ -45,6 +45,10 @@ class Rollout(Protocol):
     def draws(self) -> bool:
         """Whether what is read are pictures, `rollouts.drawing.Drawn`, which they want to see, too."""
 
+    @property
+    def unmerged(self) -> bool:
+        """Whether the model may have matrices that are not merged (`models.members`); what others are given may not."""
+
     def check(self, model: Language, examples: Sequence[Any]) -> None:
         """Raise InputError for examples that such a model cannot take."""
 

@@ -39,6 +39,7 @@ from jevomerge.models.decoder.norms import Norm
 from jevomerge.models.decoder.specs import BLOCKS, block_of, param_specs
 from jevomerge.models.decoder.stacks import one_by_one, through
 from jevomerge.models.layers import Params
+from jevomerge.models.members import highest, look_up, product
 from jevomerge.models.model import Layer, as_stored
 from jevomerge.models.route import HOPS, Route, Scaling
 from jevomerge.models.specs import ParamSpec
@@ -80,7 +81,7 @@ class Cache:
         All end together, where the longest of them has to.
         """
         valid, length = self.valid & kept[:, None], new.valid.shape[1]
-        end = jnp.maximum(jnp.max(jnp.sum(valid, axis=1, dtype=jnp.int32)), length)
+        end = highest(jnp.maximum(jnp.max(jnp.sum(valid, axis=1, dtype=jnp.int32)), length))
         at = (rows, self.length - end, end)
         memory = self._each(lambda old, other: old.joined(other, *at), new)
         valid = joined(valid[:, None, :, None], new.valid[:, None, :, None], *at)[:, 0, :, 0]
@@ -128,6 +129,11 @@ class Decoder:
         return self.config.vocab_size
 
     @property
+    def unmerged(self) -> bool:
+        """They may."""
+        return True
+
+    @property
     def follows(self) -> bool:
         """All but those whose state is of the tokens between, too."""
         return all(self.config.kinds[kind].mixer == "attention" for kind in self.config.layer_kinds)
@@ -169,7 +175,7 @@ class Decoder:
     def embed(self, params: Params, tokens: Array, dtype: Any) -> Array:
         """(B, T) int32 -> (B, T, D) in `dtype`."""
         embedding = params["embed_tokens"]["weight"]
-        return jnp.take(embedding, tokens, axis=0).astype(dtype) * jnp.asarray(self.config.embed_scale, dtype)
+        return look_up(embedding, tokens).astype(dtype) * jnp.asarray(self.config.embed_scale, dtype)
 
     def hidden(
         self,
@@ -286,7 +292,7 @@ class Decoder:
     def logits(self, params: Params, hidden: Array) -> Array:
         """(..., D) hidden states -> (..., V) logits in float32."""
         head = params["embed_tokens"] if self.config.tie_word_embeddings else params["lm_head"]
-        logits = jnp.einsum("...d,vd->...v", hidden, head["weight"].astype(hidden.dtype)).astype(jnp.float32)
+        logits = product(hidden, head["weight"]).astype(jnp.float32)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

@@ -98,6 +98,11 @@ class Sighted:
         return tree
 
     @property
+    def unmerged(self) -> bool:
+        """Its eyes multiply in ways of their own."""
+        return False
+
+    @property
     def follows(self) -> bool:
         """As of the language part."""
         return self.text.follows
