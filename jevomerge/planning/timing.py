@@ -29,7 +29,7 @@ def time_candidates(setup: Setup, at_least: float = 2.0) -> Timing:
         FitnessError: if a candidate cannot be scored.
     """
     started = time.perf_counter()
-    candidates = setup.problem.load(setup.mesh)
+    candidates = setup.problem.load(setup.mesh, setup.memory)
     mean = np.broadcast_to(setup.problem.mean, (len(setup.problem.names),))
     genomes = np.repeat(mean[None], setup.judge.group, axis=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -20,6 +21,7 @@ from jevomerge.checkpoint.memory import InMemory
 from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.source import Source, with_eyes
+from jevomerge.devices.schema import Memory
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
 from jevomerge.methods.bank import Bank, Merge, abstract_bank, build, in_scan, make_bank
@@ -89,16 +91,18 @@ class WeightProblem:
         """The recipe's coefficients for a genome, as the search itself expresses it."""
         return jax.tree.map(np.asarray, jax.jit(express)(self.space, jnp.asarray(genome, jnp.float32)))
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Merged:
+    def load(self, mesh: Mesh | None = None, memory: Memory = "device", *, abstract: bool = False) -> Merged:
         """Read the sources and prepare the method, or only find shapes."""
-        trees = self.sources.load(mesh, abstract=abstract)
+        trees = self.sources.load(mesh, memory, abstract=abstract)
         arguments = (self.merge, self.sources.specs, *trees, self.sources.keys())
         kept = self.sources.kept_leaves(abstract=abstract)
         carried = self.sources.load_carried(mesh, abstract=abstract)
+        lazy = memory == "device"  # from elsewhere a candidate's models are fetched once, not for every pass
         if not abstract:
-            return Merged(make_bank(*arguments, mesh, kept), self.space, self.merge, carried)
+            return Merged(make_bank(*arguments, mesh, kept), self.space, self.merge, carried, lazy)
         assert mesh is not None
-        return Merged(abstract_bank(*arguments, mesh, kept), jax.eval_shape(lambda: self.space), self.merge, carried)
+        space = jax.eval_shape(lambda: self.space)
+        return Merged(abstract_bank(*arguments, mesh, kept), space, self.merge, carried, lazy)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Of whole models their average, and each as it lies in the bank; slices are no models.
@@ -112,10 +116,12 @@ class WeightProblem:
         bank = candidates.bank
         yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
         for name, leaves in zip(self.sources.names, bank.sources, strict=False):  # the rest is but eyes
-            yield Baseline(name, self.model, functools.partial(self.source, name, leaves, bank.kept))
+            own = leaves if candidates.lazy else None
+            yield Baseline(name, self.model, functools.partial(self.source, name, own, bank.kept))
 
-    def source(self, name: str, leaves: Mapping[str, Array], kept: Mapping[str, Any], mesh: Mesh) -> Params:
-        """A source as it lies in the bank, with rows that are kept; with its own eyes, where these are merged."""
+    def source(self, name: str, leaves: Mapping[str, Array] | None, kept: Mapping[str, Any], mesh: Mesh) -> Params:
+        """A source as it lies in the bank (None: read again), with rows that are kept; with its own eyes, if merged."""
+        leaves = self.sources.load_one(name, mesh) if leaves is None else leaves
         found = {s.path: leaves[s.path] for s in self.language}
         for path, (rows, values) in kept.items():
             found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
@@ -135,7 +141,7 @@ class WeightProblem:
         merge = Merge(get_method("linear"), self.merge.dtype)
         where = unflatten(shardings(mesh, self.language))
         make = jax.jit(build, static_argnums=0, out_shardings=where)
-        averaged = make(merge, Bank(bank.sources, None, nothing, bank.keys, self.language, bank.kept), equal)
+        averaged = make(merge, Bank(bank.sources, bank.base, nothing, bank.keys, self.language, bank.kept), equal)
         return averaged | unflatten(self.eyes_of(AVERAGE, mesh))
 
     @property
@@ -224,6 +230,7 @@ class Merged(Candidates):
     space: Space
     merge: Merge = flax.struct.field(pytree_node=False)
     carried: dict[str, Array] = flax.struct.field(default_factory=dict)  # leaves of eyes that are not merged
+    lazy: bool = flax.struct.field(pytree_node=False, default=True)
     batched = True
 
     def make(self, genome: Array) -> Params:
@@ -246,4 +253,4 @@ class Merged(Candidates):
 
     def unrounded(self) -> Merged:
         """The same in float32."""
-        return Merged(self.bank, self.space, self.merge._replace(dtype="float32"), self.carried)
+        return dataclasses.replace(self, merge=self.merge._replace(dtype="float32"))

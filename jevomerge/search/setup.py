@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.devices.mesh import make_mesh
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import Judge, make_judge
 from jevomerge.fitness.ready import make_ready
@@ -40,6 +41,8 @@ class Setup:
     starts: np.ndarray  # (k, n) the last members of the first generation
     anchors: Anchored | None = None  # known when the sources have been scored
     people: People | None = None  # who judge, as soon as they may
+    memory: Memory = "device"  # where the models of the recipe lie
+    new_tokens: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of texts, for plans: `planning.lengths`
 
     @property
     def mesh(self) -> Mesh:
@@ -117,7 +120,21 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     if kept := judge.kept:
         what = "views of all pictures" if isinstance(problem.model, Sighted) else "features of all pictures"
         problem.notes.add(f"{what} are {kept / 1e9:.3g} GB; {config.features.says(kept)}")
-    return Setup(config, problem, strategy, judge, starts)
+    memory = "device" if config.memory == "auto" else config.memory
+    if memory != "device" and memory not in memories_of(config):
+        raise InputError(
+            f"memory: {memory} is for recipes, whose models wait for merges, and not with `refine`, for gradients "
+            "through the memory of the host are not sure to be right in XLA; leave it out"
+        )
+    return Setup(config, problem, strategy, judge, starts, memory=memory)
+
+
+def memories_of(config: RunConfig) -> tuple[Memory, ...]:
+    """Where the models of a run's recipe may lie, in the order in which `memory: auto` tries it."""
+    possible: tuple[Memory, ...] = ("device", "host", "int8")
+    if config.recipe is None or config.refine is not None:
+        possible = ("device",)
+    return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
 
 
 def budget_notes(config: RunConfig, genes: int, size: int) -> list[str]:
