@@ -62,7 +62,7 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
     work = sum(plan.work.values())
     shares = ", ".join(f"{name} {100 * flops / work:.3g} %" for name, flops in plan.work.items())
     yield f"  in the whole run: {work / 1e12:.4g} TFLOP per device ({shares})"
-    yield f"  useful: {100 * plan.useful:.0f} % (members scored that are candidates)"
+    yield f"  useful: {100 * plan.useful:.0f} % (of what is scored, what is of candidates)"
     if plan.generation is None or plan.rest is None or plan.utilisation is None:
         yield "  no estimate of the time: the peaks of this device are not in the table (jevomerge/planning/chips.py)"
         return
