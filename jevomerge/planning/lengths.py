@@ -42,10 +42,10 @@ def expected_lengths(setup: Setup, asked: int | None, folder: Path) -> dict[str,
     return found
 
 
-def loops_of(rollout: Rollout, layout: Layout, expected: tuple[float, ...] | None) -> Mapping[str, float]:
-    """`Rollout.loops` for texts that are (mean, longest, ...) new tokens long; None: as long as may be."""
+def loops_of(rollout: Rollout, layout: Layout, expected: Expected | None) -> Mapping[str, float]:
+    """`Rollout.loops` for texts that are so long; None: as long as may be."""
     if expected is None:
         return rollout.loops(layout)
-    length = expected[0] if layout.running < layout.rows else expected[1]
+    length = expected.mean if layout.running < layout.rows else expected.longest
     changed: Rollout = dataclasses.replace(rollout, max_new_tokens=length)  # type: ignore[type-var]
     return changed.loops(layout)

@@ -22,7 +22,7 @@ from jevomerge.fitness.task import Ready
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.route import HOPS
 from jevomerge.models.specs import shardings, unflatten
-from jevomerge.planning.lengths import loops_of
+from jevomerge.planning.lengths import Expected, loops_of
 from jevomerge.problems.problem import Candidates, Whole
 from jevomerge.recipe.sources import Sources
 from jevomerge.search.anchored import laid_out
@@ -132,7 +132,7 @@ def scores_of(
     arguments: tuple[Any, ...],
     slots: int | None,
     trips: dict[str, float],
-    expected: tuple[float, ...] | None = None,
+    expected: Expected | None = None,
 ) -> Program:
     """The scoring of a batch of the task `name`; `arguments`: candidates, what is made of them, genomes.
 

@@ -370,6 +370,7 @@ class Sources:
             for i, tree in enumerate(trees[: len(places)]):
                 origin = bases or (places[0] if i else [])
                 if memory == "int8" and origin and packs(spec):
+                    assert where is not None
                     tree[spec.path] = packed_leaf(spec, places[i], origin, where, None if abstract else error)
                 else:
                     tree[spec.path] = make(spec, places[i], where)

@@ -192,9 +192,8 @@ def lengths_of(judge: Judge, baselines: Baselines) -> dict[str, dict[str, float]
         tokenizer = getattr(task.rollout, "tokenizer", None)
         texts = [text for s in baselines.sources.values() for text in s.heldout.texts.get(task.name, ())]
         if tokenizer is not None and texts and not task.private:
-            lengths = [len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
             limit = getattr(task.rollout, "max_new_tokens", math.inf)
-            lengths = [min(length, limit) for length in lengths]
+            lengths = [min(len(ids) + 1, limit) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
             found[task.name] = {"mean": round(float(np.mean(lengths)), 2), "longest": max(lengths)}
     return found
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ class Setup:
     anchors: Anchored | None = None  # known when the sources have been scored
     people: People | None = None  # who judge, as soon as they may
     memory: Memory = "device"  # where the models of the recipe lie
-    new_tokens: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of texts, for plans: `planning.lengths`
+    new_tokens: Mapping[str, Any] = field(default_factory=dict)  # of texts, for plans: `planning.lengths`
 
     @property
     def mesh(self) -> Mesh:

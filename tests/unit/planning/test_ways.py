@@ -13,7 +13,7 @@ from jevomerge.cli import main
 from jevomerge.config import RunConfig
 from jevomerge.fitness.batches import Layout
 from jevomerge.planning.chips import assumed_chip
-from jevomerge.planning.lengths import expected_lengths, loops_of
+from jevomerge.planning.lengths import Expected, expected_lengths, loops_of
 from jevomerge.planning.measure import best_plan, plan_on
 from jevomerge.planning.report import lines_of
 from jevomerge.run.search import choose_mesh
@@ -45,8 +45,8 @@ def test_who_says_how_long_texts_are(tmp_path):
     assert lengths(own, 3) == ((3, 3), "as asked for")
     assert lengths(own, 100)[0] == (6, 6)  # there is no more room
     rollout = setup.judge.tasks[0].rollout
-    assert loops_of(rollout, Layout(8, 16, 6), (2.5, 5)) == {"decode": 4.0}  # all wait for the longest
-    refilled = loops_of(rollout, Layout(16, 16, 6, together=8), (2.5, 5))
+    assert loops_of(rollout, Layout(8, 16, 6), Expected(2.5, 5, "")) == {"decode": 4.0}  # all wait for the longest
+    refilled = loops_of(rollout, Layout(16, 16, 6, together=8), Expected(2.5, 5, ""))
     assert refilled["refill"] * refilled["decode"] == pytest.approx(2 * 1.5)
     assert expected_lengths(setup_of("task_arithmetic", ("likelihood",)), 3, tmp_path) == {}
 
