@@ -39,8 +39,8 @@ def packed_leaf(
     halved[lies.axis] //= 2
     shape, one = tuple(halved), (*spec.leaf_shape[:-1], 1)
     if error is None:
-        words = jax.ShapeDtypeStruct(shape, WORD, sharding=lies.words)
-        return Packed(words, jax.ShapeDtypeStruct(one, np.float32, sharding=lies.step), lies.axis)
+        shapes = jax.ShapeDtypeStruct(shape, WORD, sharding=lies.words)
+        return Packed(shapes, jax.ShapeDtypeStruct(one, np.float32, sharding=lies.step), lies.axis)
     known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # what several devices hold is read once
 
     def read(index: Any) -> tuple[np.ndarray, np.ndarray]:
