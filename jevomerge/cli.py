@@ -269,9 +269,10 @@ def run_plan(args: argparse.Namespace) -> None:
     from jevomerge.planning.chips import assumed_chip
     from jevomerge.run.plan import plan
 
-    known = args.device_memory, args.device_bandwidth, args.device_flops
+    known = args.device_memory, args.device_bandwidth, args.device_flops, args.host_bandwidth
     chip = None if args.device_memory is None else assumed_chip(*known)
-    plan(args.config, args.topology, args.sweep, args.measure, chip=chip, observer=Terminal())
+    more = {"new_tokens": args.new_tokens, "numbers": args.json}
+    plan(args.config, args.topology, args.sweep, args.measure, chip=chip, observer=Terminal(), **more)
 
 
 def run_translate(args: argparse.Namespace) -> None:

@@ -13,7 +13,9 @@ device. What a device makes of its experts is added up by `summed`, in one excha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jevomerge.errors import InputError
+
+HOST = "pinned_host"  # the kind of memory that arrays lie in which wait in that of the host
 
 
 def make_mesh(pop: int | None = None, model: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -67,8 +71,23 @@ def put(array: np.ndarray, where: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
+_taken_for = contextvars.ContextVar[str | None]("taken_for", default=None)
+
+
+@contextlib.contextmanager
+def taken_for(name: str | None) -> Iterator[None]:
+    """Devices are taken for others of this platform, in plans; None: for what they are."""
+    before = _taken_for.set(name)
+    try:
+        yield
+    finally:
+        _taken_for.reset(before)
+
+
 def platform() -> str:
     """What the program that is being traced will run on ("cpu", "tpu"): the devices of its mesh, or those there are."""
+    if (name := _taken_for.get()) is not None:
+        return name
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from jevomerge.schema import Strict
+
+Memory = Literal["device", "host", "int8"]  # where the models lie that are merged; see `methods.packed`
 
 
 class MeshShape(Strict):

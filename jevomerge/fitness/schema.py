@@ -177,6 +177,7 @@ class Task(Strict):
     also: tuple[Extractor, ...] = ()  # by what else the held-out texts are judged and reported; never the fitness
     decode: Decode = Decode()  # how texts are generated, if not greedily
     max_new_tokens: int = Field(256, gt=0)  # of generated text
+    expected_new_tokens: int | None = Field(None, gt=0)  # that texts have, for plans
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # generated text ends before the first of these
     weight: float = Field(1.0, gt=0)  # in the mean over tasks
     private: bool = False  # of its texts, prompts, answers and outputs, none is written or shown anywhere: scores alone

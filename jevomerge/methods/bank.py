@@ -5,6 +5,10 @@ In memory (`build`), inside the layer scan of a forward pass (`in_scan`), and te
 
 Leaves are addressed by path ("layers.self_attn.q_proj.weight"), so everything here is a flat dict; the
 nested form that the forward pass takes is made at the very end.
+
+Sources may lie in the memory of the host, and packed (`methods.packed`). Then what comes first in the scan over a
+leaf's layers, before anything is computed, is that one layer moves to the device: so the device never holds more of
+them, and the compiler need not copy on the host.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from jax.sharding import Mesh
 from jevomerge.devices.mesh import apart, everywhere
 from jevomerge.methods.field import merge_keys
 from jevomerge.methods.method import MergeMethod
+from jevomerge.methods.packed import unpacked
 from jevomerge.models.members import LowRank, Unmerged
 from jevomerge.models.model import Layer
 from jevomerge.models.specs import ParamSpec, flatten, unflatten
@@ -34,7 +39,7 @@ Leaves = dict[str, Any]
 class Bank:
     """Everything a merge reads that no genome changes; a pytree, always an argument of a jitted function."""
 
-    sources: tuple[Leaves, ...]  # N flat trees; a leaf that has fewer sources is in the first ones
+    sources: tuple[Leaves, ...]  # N flat trees; a leaf that has fewer sources is in the first ones; some `Packed`
     base: Leaves | None  # of the leaves that have one
     prepared: Leaves
     keys: Leaves  # (..., N, 2) uint32, behind the leading axes of the leaf
@@ -122,8 +127,8 @@ def make_bank(
     for spec in specs:
         inputs, own = _of_leaf(flat, flat_base, spec.path)
         for at in spec.indices():
-            arrays = [x[at] if at else x for x in inputs]
-            prepared = merge.method.prepare(arrays, own if own is None or not at else own[at])
+            arrays, origin = jax.tree.map(lambda x, at=at: _taken(x, at), (inputs, own))
+            prepared = merge.method.prepare(unpacked(arrays, origin), origin)
             rows.append((prepared, int(np.prod(spec.shape))))
     values = merge.method.pool(rows) if merge.method.pool else [prepared for prepared, _ in rows]
     prepared, start = {}, 0
@@ -135,6 +140,27 @@ def make_bank(
     if mesh is not None:
         prepared, fields, rows_kept = jax.device_put((prepared, fields, rows_kept), everywhere(mesh))
     return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {})
+
+
+def _taken(x: Array, at: tuple[int, ...]) -> Array:
+    """`x[at]` in the memory of the device, to which no more than one layer moves."""
+    if at and _on_host(x):
+        x, at = _layer(x, at[0]), at[1:]
+    return _moved(x)[at] if at else _moved(x)
+
+
+@jax.jit
+def _layer(x: Array, i: int) -> Array:
+    return _moved(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
+
+
+def _on_host(x: Array) -> bool:
+    return bool(jax.typeof(x).memory_space == jax.memory.Space.Host)
+
+
+def _moved(x: Array) -> Array:
+    """The same in the memory of the device."""
+    return jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x
 
 
 def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
@@ -165,8 +191,9 @@ def abstract_bank(
     rows: list[Any] = []
     for spec in specs:
         sides = _of_leaf(flat, flat_base, spec.path)
-        tensors = jax.tree.map(lambda x, shape=spec.shape: jax.ShapeDtypeStruct(shape, x.dtype), sides)
-        prepared = jax.eval_shape(merge.method.prepare, *tensors)
+        depth = len(spec.stack)
+        tensors = jax.tree.map(lambda x, n=depth: jax.ShapeDtypeStruct(x.shape[n:], x.dtype), sides)
+        prepared = jax.eval_shape(lambda x, own: merge.method.prepare(unpacked(x, own), own), *tensors)
         rows += [(prepared, int(np.prod(spec.shape)))] * spec.count
     values = [prepared for prepared, _ in rows]
     if merge.method.pool:
@@ -200,7 +227,7 @@ def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, A
 
     def layer(block: str, xs: Any) -> dict[str, Any]:
         leaves = {
-            spec.path.removeprefix(f"{block}."): _each(merge, spec.stack[1:])(xs[spec.path]) for spec in blocks[block]
+            spec.path.removeprefix(f"{block}."): _row(merge, spec.stack[1:])(xs[spec.path]) for spec in blocks[block]
         }
         return unflatten(leaves)
 
@@ -268,7 +295,9 @@ def _factors(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) ->
 
 
 def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
-    merged = _each(merge, spec.stack)(_arguments(bank, coefficients, spec.path))
+    arguments = _arguments(bank, coefficients, spec.path)
+    first = spec.stack[:1]
+    merged = _over(first, _row(merge, spec.stack[1:]))(arguments)
     if spec.path not in bank.kept:
         return merged
     rows, values = bank.kept[spec.path]
@@ -283,15 +312,22 @@ def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
     return inputs, base, coefficients[path], bank.prepared[path], bank.keys[path]
 
 
-def _each(merge: Merge, stack: Sequence[tuple[str, int]]) -> Callable[[tuple[Any, ...]], Array]:
-    """`merge_tensor` over these leading axes, one tensor after another: the working set is that of one.
+def _row(merge: Merge, stack: Sequence[tuple[str, int]]) -> Callable[[tuple[Any, ...]], Array]:
+    """`merge_tensor` of a layer over the leading axes that are left; what lies in the host's memory moves first."""
+
+    def f(arguments: tuple[Any, ...]) -> Array:
+        inputs, base, *rest = arguments
+        return merge_tensor(merge, unpacked(inputs, base), base, *rest)
+
+    each = _over(stack, f)
+    return lambda arguments: each((*jax.tree.map(_moved, arguments[:2]), *arguments[2:]))
+
+
+def _over(stack: Sequence[tuple[str, int]], f: Callable[[tuple[Any, ...]], Array]) -> Callable[[Any], Array]:
+    """`f` over these leading axes, one tensor after another: the working set is that of one.
 
     Experts that lie on different devices are merged where they are.
     """
-
-    def f(arguments: tuple[Any, ...]) -> Array:
-        return merge_tensor(merge, *arguments)
-
     for name, size in reversed(stack):
         f = functools.partial(jax.lax.map, f)
         if name == "expert":

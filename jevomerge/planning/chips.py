@@ -1,7 +1,9 @@
 """TPU slices: their devices without having them, and what a chip can do.
 
 Published peaks per chip, https://docs.cloud.google.com/tpu/docs (system architecture of v4, v5e, v5p and v6e, as of
-2026): bf16 FLOP/s, HBM bytes and bytes/s, and the bidirectional bandwidth of the inter-chip interconnect.
+2026): bf16 FLOP/s, HBM bytes and bytes/s, and the bidirectional bandwidth of the inter-chip interconnect. Memory of the
+hosts: of the machine types with the fewest bytes for each chip (ct4p-hightpu-4t, ct5lp-hightpu-1t, ct5p-hightpu-4t,
+ct6e-standard-1t).
 """
 
 from __future__ import annotations
@@ -28,13 +30,15 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes per second, of its memory
     interconnect: float  # bytes per second, all links, both directions
     memory: float  # bytes that a program can use: a little is the system's
+    host: float | None = None  # bytes of the memory of its host, for each of the host's chips; None: not known
+    link: float = 25e9  # bytes per second from there: an assumption, PCI Express 4 x16 as it is measured elsewhere
 
 
 CHIPS = (
-    Chip("v4", "TPU v4", 275e12, 1228e9, 300e9, 31.75 * GIB),
-    Chip("v5e", "TPU v5 lite", 197e12, 819e9, 400e9, 15.75 * GIB),
-    Chip("v5p", "TPU v5", 459e12, 2765e9, 1200e9, 94.75 * GIB),
-    Chip("v6e", "TPU v6 lite", 918e12, 1640e9, 800e9, 31.25 * GIB),
+    Chip("v4", "TPU v4", 275e12, 1228e9, 300e9, 31.75 * GIB, 101e9),
+    Chip("v5e", "TPU v5 lite", 197e12, 819e9, 400e9, 15.75 * GIB, 48e9),
+    Chip("v5p", "TPU v5", 459e12, 2765e9, 1200e9, 94.75 * GIB, 112e9),
+    Chip("v6e", "TPU v6 lite", 918e12, 1640e9, 800e9, 31.25 * GIB, 176e9),
 )
 
 
@@ -47,21 +51,23 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([GT]i?B)")
 BYTES = {"GB": 10**9, "GiB": 1 << 30, "TB": 10**12, "TiB": 1 << 40}
 
 
-def assumed_chip(memory: str, bandwidth: float = 1.0, flops: float = 150.0) -> Chip:
+def assumed_chip(memory: str, bandwidth: float = 1.0, flops: float = 150.0, link: float = 25.0) -> Chip:
     """A device of which one knows how much memory it has, "24GiB".
 
     Args:
         memory: all of which programs can use.
         bandwidth: TB/s of the memory.
         flops: TFLOP/s in bfloat16.
+        link: GB/s from the memory of the host.
 
     Raises:
         InputError: for what is no size, or no speed.
     """
-    if (found := SIZE.fullmatch(memory)) is None or min(bandwidth, flops, float(found[1])) <= 0:
+    if (found := SIZE.fullmatch(memory)) is None or min(bandwidth, flops, link, float(found[1])) <= 0:
         raise InputError(f"--device-memory: `{memory}` is not a size such as 24GiB, or a speed is not above 0")
     size = float(found[1]) * BYTES[found[2]]
-    return Chip(f"a device with {memory}", "", flops * 1e12, bandwidth * 1e12, math.inf, size)
+    peaks = flops * 1e12, bandwidth * 1e12, math.inf
+    return Chip(f"a device with {memory}", "", *peaks, size, link=link * 1e9)
 
 
 def larger_slices(topology: str) -> list[str]:

@@ -24,8 +24,8 @@ Reads = dict[int, int]  # {a stored value: bytes of it that are needed}
 # Move or rename values; free inside a fusion.
 LAYOUT = {
     "bitcast_convert_type", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p",
-    "dynamic_slice", "expand_dims", "gather", "iota", "optimization_barrier", "pad", "pvary", "reshape", "rev",
-    "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose",
+    "device_put", "dynamic_slice", "expand_dims", "gather", "iota", "optimization_barrier", "pad", "pvary", "reshape",
+    "rev", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose",
 }  # fmt: skip
 SLICES = {"slice", "dynamic_slice", "gather", "split"}
 REDUCTIONS = {"reduce", "argmax", "argmin", *(f"reduce_{kind}" for kind in ("sum", "max", "min", "prod", "and", "or"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,16 +13,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jevomerge.devices.collectives import collectives
-from jevomerge.devices.mesh import make_mesh
+from jevomerge.devices.mesh import HOST, make_mesh, taken_for
+from jevomerge.devices.schema import Memory
 from jevomerge.devices.signals import safe_point
 from jevomerge.models.specs import heads_of
-from jevomerge.planning.chips import Chip, chip_of
+from jevomerge.planning.chips import GIB, Chip, chip_of
 from jevomerge.planning.cost import cost_of
 from jevomerge.planning.programs import Kind, Program, export_program, programs
-from jevomerge.search.setup import Setup
+from jevomerge.search.setup import Setup, memories_of
 
 # How the TPU compiler says that a program does not fit.
 TOO_LARGE = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of ")
+# Of the compiler for CPUs, which compute in float32: it must not keep all weights in it through the loop over tokens.
+AS_ELSEWHERE = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -46,6 +50,8 @@ class Use(NamedTuple):
     unknown: tuple[str, ...] = ()  # loops counted once
     pictures: int = 0  # features or views, of a batch and the next one
     drawn: int = 0  # how many pictures it draws, on all devices
+    fetched: int = 0  # bytes from the memory of the host
+    link: float | None = None  # seconds of that
     needed: float = 0.0  # of `runs`, if no slice of the mesh scored copies
 
     @property
@@ -55,10 +61,10 @@ class Use(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """The longer of computing and moving, and then exchanging."""
+        """The longer of computing and moving, and then exchanging and fetching."""
         if self.compute is None or self.memory is None or self.network is None:
             return None
-        return max(self.compute, self.memory) + self.network
+        return max(self.compute, self.memory) + self.network + (self.link or 0.0)
 
 
 class Plan(NamedTuple):
@@ -75,6 +81,9 @@ class Plan(NamedTuple):
     chip: Chip | None
     failed: str | None = None  # why a program could not be compiled
     kept: int = 0  # bytes of the host, or of a folder, that features of pictures take
+    memory: Memory = "device"  # where the models of the recipe lie,
+    host: int = 0  # of which so many bytes, for each device, in the memory of the host,
+    host_limit: float | None = None  # which has so many for each; None: not known
 
     @property
     def peak(self) -> int:
@@ -85,7 +94,12 @@ class Plan(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether memory is enough."""
-        return self.failed is None and (self.limit is None or self.peak <= self.limit)
+        return self.failed is None and self.roomy and (self.limit is None or self.peak <= self.limit)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether the memory of the host is enough."""
+        return self.host_limit is None or self.host <= self.host_limit
 
     @property
     def generation(self) -> float | None:
@@ -121,17 +135,28 @@ class Plan(NamedTuple):
         return used / (self.generation * self.chip.flops)
 
     @property
+    def beside_scoring(self) -> float | None:
+        """The share of a generation's time in which nothing is scored, but made."""
+        seconds = [(u.seconds or 0.0) * u.runs for u in self.uses if u.kind != "score"]
+        return sum(seconds) / self.generation if self.generation else None
+
+    @property
     def useful(self) -> float:
         """The share of what is scored in a generation that is of candidates: elsewhere slices score copies."""
         scored = sum(u.runs * u.flops for u in self.uses if u.needed)
         return sum(u.needed * u.flops for u in self.uses) / scored if scored else 1.0
 
 
-def bytes_per_device(tree: Any) -> int:
-    """Of the arrays (or shapes) of a pytree, on one device; what several leaves are is there once."""
+def bytes_per_device(tree: Any, host: bool = False) -> int:
+    """Of the arrays (or shapes) of a pytree, on one device; what several leaves are is there once.
+
+    `host`: for one device, in the memory of the host.
+    """
     total = 0
     for x in {id(x): x for x in jax.tree.leaves(tree)}.values():
         sharding = getattr(x, "sharding", None)
+        if (getattr(sharding, "memory_kind", None) == HOST) != host:
+            continue
         shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
         total += math.prod(shape) * x.dtype.itemsize
     return total
@@ -143,6 +168,14 @@ def memory_limit(device: jax.Device) -> float | None:
         return chip.memory
     stats = device.memory_stats() if device.platform != "cpu" else None
     return None if stats is None else stats.get("bytes_limit")
+
+
+def host_limit(device: jax.Device, chip: Chip | None) -> float | None:
+    """Bytes of the memory of the host for each device; None: not known."""
+    if chip is not None:
+        return chip.host
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages / sum(d.process_index == device.process_index for d in device.client.devices())
 
 
 def plan_on(
@@ -160,25 +193,33 @@ def plan_on(
     device = mesh.devices.flat[0]
     limit = memory_limit(device) if chip is None else chip.memory
     chip = chip or chip_of(device)
-    candidates = setup.problem.load(mesh, abstract=True, together=setup.together)
+    candidates = setup.load(mesh, abstract=True)
     sources, prepared = map(bytes_per_device, candidates.held())
+    waiting = bytes_per_device(candidates.held(), host=True)
     plan = Plan(
         mesh, members_per_device, setup.strategy.population_size,
         setup.config.search.evaluations // setup.strategy.population_size, sources, prepared, [], limit, chip,
-        kept=kept_of(setup),
+        kept=kept_of(setup), memory=setup.memory, host=waiting, host_limit=host_limit(device, chip),
     )  # fmt: skip
-    if limit is not None and sources + prepared > limit:
+    if not plan.fits:
         return plan  # nothing more needs to be known
     judge, current = setup.judge.on(mesh, members_per_device), list[Program]()
+    # Not for a CPU, where a model may be taken apart; but what was traced before for one, JAX does not trace again.
+    elsewhere = "gpu" if chip is not None and chip != chip_of(device) else None
+    options = AS_ELSEWHERE if elsewhere and device.platform == "cpu" else None
 
     def compiled(program: Program) -> Any:
         safe_point()
         current.append(program)
-        return program.traced.lower().compile()
+        return program.traced.lower().compile(compiler_options=options)
 
     try:
-        for program, executable in which(setup, judge, candidates, compiled):
-            plan.uses.append(use_of(program, executable, chip, plan.uses))
+        with taken_for(elsewhere):
+            for program, executable in which(setup, judge, candidates, compiled):
+                plan.uses.append(use_of(program, executable, chip, plan.uses, waiting * members_per_device))
+                if (copied := executable.memory_analysis().host_temp_size_in_bytes) > max(waiting, GIB) / 100:
+                    told = f"`{program.name}` would copy {copied / GIB:.2f} GiB within the memory of the host"
+                    return plan._replace(failed=told)
         if setup.problem.sources is not None:  # a path is exported by NumPy
             export = export_program(setup.problem.sources, device)
             plan.uses.append(use_of(export, compiled(export), chip, plan.uses))
@@ -193,8 +234,8 @@ def plan_on(
     return plan
 
 
-def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]) -> Use:
-    """What a compiled program takes of each device."""
+def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use], waiting: int = 0) -> Use:
+    """What a compiled program takes of each device; `waiting`: bytes that a merge fetches from the host's memory."""
     memory, mesh = compiled.memory_analysis(), program.mesh
     try:
         text = compiled.as_text()
@@ -230,7 +271,8 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
         None if chip is None else moved / chip.bandwidth,
         None if chip is None else network / (chip.interconnect / 2),  # one direction
         estimate if estimate is not None and estimate > 0 else None,
-        tuple(sorted(cost.unknown)), program.pictures, program.drawn, program.needed,
+        tuple(sorted(cost.unknown)), program.pictures, program.drawn, waiting if merges else 0,
+        None if chip is None else (waiting if merges else 0) / chip.link, program.needed,
     )  # fmt: skip
 
 
@@ -267,12 +309,25 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
 
     `chip` as for `plan_on`.
 
+    The models of the recipe where the config says, or in the first place where they fit; where devices do not say how
+    much memory they have, on these.
     As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
     do), then as many members at once as memory allows and the population has, unless they generate, which they do one
     after another anyway; of those that share what they read as many as the setup says, or fewer that fit. Where devices
     do not say how much memory they have, 1 and what the setup says, which is fastest on a CPU.
     If nothing fits, the plan with the most devices per member says so.
     """
+    known = chip is not None or memory_limit(devices[0]) is not None
+    plans = list[Plan]()
+    for memory in memories_of(setup.config)[: None if known else 1]:
+        plans.append(_best_mesh(setup.at(memory), devices, chip))
+        if plans[-1].fits or (memory == "host" and plans[-1].roomy):  # eight bits would spare the host alone
+            break
+    return next((p for p in plans if p.fits), min(plans, key=lambda p: (not p.roomy, p.peak)))
+
+
+def _best_mesh(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -> Plan:
+    """The same with the models where `setup` has them."""
     config, members = setup.config, setup.judge.members_per_device
     if config.mesh.model or config.mesh.pop or (chip is None and memory_limit(devices[0]) is None):
         mesh = make_mesh(config.mesh.pop, config.mesh.model, devices)

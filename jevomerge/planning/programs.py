@@ -22,6 +22,7 @@ from jevomerge.fitness.task import Ready
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.route import HOPS
 from jevomerge.models.specs import shardings, unflatten
+from jevomerge.planning.lengths import Expected, loops_of
 from jevomerge.problems.problem import Candidates, Whole
 from jevomerge.recipe.sources import Sources
 from jevomerge.search.anchored import laid_out
@@ -105,18 +106,21 @@ def scoring(
     whole = whole_models(setup, judge, candidates, found)
     yield from ((p, compiled(p)) for p in likelihoods(setup, whole))
     for task in judge.tasks:
+        expected = setup.new_tokens.get(task.name)
         for layout, (runs, needed, once, models) in uses_of(setup, judge, task, groups, whole).items():
             slots, trips = candidates.slots(population), {HOPS: 0.0 if found is None else float(np.mean(found))}
             alike = task.rollout.many_passes and jax.tree.leaves(made) and found is None and not candidates.together
+            task_of = (task.name, task.rollout, layout)
             if alike and models:  # a whole model costs what a merged one does
                 once |= {k: math.ceil(n * mesh.shape["pop"] / judge.group) for k, n in models.items()}
             given = made if task.rollout.many_passes or not candidates.lazy else None
             if runs or once:
-                program = scores_of(task.name, task.rollout, layout, judge, (candidates, given, genomes), slots, trips)
+                arguments = (candidates, given, genomes)
+                program = scores_of(*task_of, judge, arguments, slots, trips, expected)
                 program = program._replace(runs=runs, needed=needed, once=once, made=given is not None)
                 yield program, compiled(program)
             if models and not alike:
-                program = scores_of(task.name, task.rollout, layout, whole.judge, whole.arguments, None, {HOPS: 0.0})
+                program = scores_of(*task_of, whole.judge, whole.arguments, None, {HOPS: 0.0}, expected)
                 program = program._replace(name=f"{program.name}, whole", once=models, model=whole.bytes)
                 yield program, compiled(program)
 
@@ -129,8 +133,12 @@ def scores_of(
     arguments: tuple[Any, ...],
     slots: int | None,
     trips: dict[str, float],
+    expected: Expected | None = None,
 ) -> Program:
-    """The scoring of a batch of the task `name`; `arguments`: candidates, what is made of them, genomes."""
+    """The scoring of a batch of the task `name`; `arguments`: candidates, what is made of them, genomes.
+
+    `expected`: how long its texts are taken to be, as for `loops_of`.
+    """
     mesh = judge.mesh
     where, over = (by_member(mesh), (mesh.shape["pop"],)) if mesh.shape["pop"] > 1 else (everywhere(mesh), ())
     slots, batch = slots if rollout.many_passes else None, rollout.batch(judge.subject, [], layout)
@@ -139,9 +147,8 @@ def scores_of(
     traced = run_members.trace(*arguments, batch, model=judge.subject, dtype=judge.dtype, **static)
     name = rollout.label(name, layout)
     name += "" if slots is None else f", {slots} hops"  # the longest path of the first generation
-    cache = rollout.cache(judge.subject, layout, slots)
+    cache, trips = rollout.cache(judge.subject, layout, slots), trips | dict(loops_of(rollout, layout, expected))
     members = judge.members_per_device if arguments[0].together else 1
-    trips = trips | dict(rollout.loops(layout))
     program = Program("score", name, traced, mesh, 0, {}, trips, cache, members, judge.dtype)
     shown = jax.tree.leaves(getattr(batch, "pictures", None))
     pictures = 2 * sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shown)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -35,6 +37,10 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
         kinds |= {"merged": worst.merged, "cache": worst.cache, "temporaries": worst.temporaries}
         kinds |= {"pictures": worst.pictures} if worst.pictures else {}
     yield from (f"    {name:24}{size / GIB:9.3f} GiB" for name, size in kinds.items())
+    if plan.host:
+        room = "" if plan.host_limit is None else f" of {plan.host_limit / GIB:.2f}"
+        eighth = ", their task vectors in eight bits" if plan.memory == "int8" else ""
+        yield f"  memory: {plan.memory}: the models wait in that of the host{eighth}: {plan.host / GIB:.2f}{room} GiB"
     if plan.kept:
         yield f"  kept of pictures, not on devices: {plan.kept / GIB:.3f} GiB"
     if not plan.uses:
@@ -56,6 +62,7 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
     work = sum(plan.work.values())
     shares = ", ".join(f"{name} {100 * flops / work:.3g} %" for name, flops in plan.work.items())
     yield f"  in the whole run: {work / 1e12:.4g} TFLOP per device ({shares})"
+    yield f"  useful: {100 * plan.useful:.0f} % (of what is scored, what is of candidates)"
     if plan.generation is None or plan.rest is None or plan.utilisation is None:
         yield "  no estimate of the time: the peaks of this device are not in the table (jevomerge/planning/chips.py)"
         return
@@ -64,16 +71,43 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
         f"the run, {plan.generations} generations and what is done once: "
         f"{_duration(plan.generation * plan.generations + plan.rest)}"
     )
-    yield (
-        f"  utilisation: {100 * plan.utilisation:.1f} % of the peak in bfloat16; "
-        f"{100 * plan.useful:.0f} % of the members scored are candidates"
-    )
+    if plan.beside_scoring:
+        yield f"  not scoring, but merging: {100 * plan.beside_scoring:.2g} % of a generation"
+    yield f"  utilisation: {100 * plan.utilisation:.1f} % of the peak in bfloat16"
     for use in (u for u in plan.uses if u.drawn and u.seconds and u.runs):
         rate = use.drawn / (use.seconds or 1)
         yield f"  `{use.name}`: {rate:.3g} pictures per second, {rate / mesh.size:.3g} for each device"
     estimates = [u.estimate for u in plan.uses if u.estimate is not None]
     if estimates:
         yield f"  the compiler's own estimates, which count a loop's body once: {sum(estimates):.3g} s"
+
+
+def numbers_of(plan: Plan) -> dict[str, Any]:
+    """The same for programs: bytes, FLOPs and seconds; of a program as in `Use`."""
+    seconds = None if plan.generation is None or plan.rest is None else plan.generation * plan.generations + plan.rest
+    return {
+        "fits": plan.fits,
+        "failed": plan.failed,
+        "mesh": dict(plan.mesh.shape),
+        "members_per_device": plan.members_per_device,
+        "population": plan.population,
+        "generations": plan.generations,
+        "peak": plan.peak,
+        "limit": plan.limit,
+        "sources": plan.sources,
+        "prepared": plan.prepared,
+        "kept_of_pictures": plan.kept,
+        "memory": plan.memory,
+        "host": plan.host,
+        "host_limit": plan.host_limit,
+        "programs": [use._asdict() | {"seconds": use.seconds} for use in plan.uses],
+        "flops": plan.work,
+        "seconds_per_generation": plan.generation,
+        "seconds": seconds,
+        "utilisation": plan.utilisation,
+        "useful": plan.useful,
+        "beside_scoring": plan.beside_scoring,
+    }
 
 
 def _row(use: Use) -> str:
@@ -101,32 +135,46 @@ def summary(plan: Plan) -> str:
     )
 
 
-def advice(setup: Setup, plan: Plan, devices: Sequence[jax.Device]) -> str:
-    """Which setting to change, and to what, so that a plan that does not fit does; found by trying."""
+def advice(setup: Setup, plan: Plan, devices: Sequence[jax.Device]) -> tuple[str, Plan | None]:
+    """Which setting to change, and to what, so that a plan that does not fit does; found by trying.
+
+    Behind it the plan that fits then, if one does.
+    """
+    setup = setup.at(plan.memory)
     config, now = setup.config, plan.mesh.shape["model"]
-    if plan.members_per_device > 1 and plan_on(setup, plan.mesh, 1, chip=plan.chip).fits:
-        return "set `members_per_device: 1`"
+    if plan.members_per_device > 1 and (changed := plan_on(setup, plan.mesh, 1, chip=plan.chip)).fits:
+        return "set `members_per_device: 1`", changed
     if config.refine is not None and (remedy := fewer_examples(setup, plan)):
-        return remedy
+        return remedy, None
     heads = heads_of(setup.problem.model.specs)
     ways = [n for n in (now << i for i in range(1, 9)) if n <= len(devices) and len(devices) % n == heads % n == 0]
     for model in ways:
-        if plan_on(setup, make_mesh(None, model, devices), 1, chip=plan.chip).fits:
-            return f"set `mesh: {{model: {model}}}`: so many devices then share the weights of a candidate"
+        if (changed := plan_on(setup, make_mesh(None, model, devices), 1, chip=plan.chip)).fits:
+            return f"set `mesh: {{model: {model}}}`: so many devices then share the weights of a candidate", changed
     widest = make_mesh(None, max([now, *ways]), devices)
     wide = f" and `mesh: {{model: {widest.shape['model']}}}`" if widest.shape["model"] != now else ""
     size = config.tokens_per_batch
     while (size := size // 2) >= 256:
+        if _at_least(plan, size / config.tokens_per_batch) > (plan.limit or math.inf) and not ways:
+            continue
         smaller = set_up(config.model_copy(update={"tokens_per_batch": size}), devices)
+        smaller = dataclasses.replace(smaller, memory=setup.memory, new_tokens=setup.new_tokens)
         changed = plan_on(smaller, widest, 1, chip=plan.chip)
         if changed.fits:
-            return f"set `tokens_per_batch: {size}`{wide}: fewer examples are then scored together"
+            return f"set `tokens_per_batch: {size}`{wide}: fewer examples are then scored together", changed
         if config.refine is not None and (remedy := fewer_examples(smaller, changed)):
-            return f"set `tokens_per_batch: {size}`{wide}; {remedy}"
+            return f"set `tokens_per_batch: {size}`{wide}; {remedy}", None
     known = "members_per_device, mesh, tokens_per_batch" + (
         "" if config.refine is None else ", refine.examples_per_step"
     )
-    return f"no setting of {' or '.join(known.rsplit(', ', 1))} makes it fit: take more or larger devices"
+    return f"no setting of {' or '.join(known.rsplit(', ', 1))} makes it fit: take more or larger devices", None
+
+
+def _at_least(plan: Plan, share: float) -> float:
+    """What a device needs, at least, if batches have this share of their rows."""
+    scores = [u for u in plan.uses if u.kind == "score"]
+    most = max((u.merged + u.pictures + share * (u.cache + u.temporaries) for u in scores), default=0.0)
+    return plan.sources + plan.prepared + most
 
 
 def fewer_examples(setup: Setup, plan: Plan) -> str | None:

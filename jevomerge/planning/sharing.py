@@ -51,6 +51,8 @@ def costs_of(setup: Setup, chip: Chip | None = None) -> Costs | str:
     shared, judge = setup.problem.shared, setup.judge
     if isinstance(shared, str):
         return shared
+    if setup.memory != "device":
+        return "the models wait in the memory of the host"
     if other := next((task.name for task in judge.tasks if not task.rollout.unmerged), None):
         return f"{other} is given all parameters"
     flops = balance() if chip is None else chip.flops / chip.bandwidth

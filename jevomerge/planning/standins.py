@@ -4,6 +4,8 @@
                                "added": ["<image>"], "dtype": "bfloat16"}},
      "tasks": {"name": [{"rows": 400, "prompt": 110, "answer": 8, "picture": [480, 640]}, ...]}}
 
+A task whose two splits are not rows of one file has {"search": [...], "heldout": [...]}.
+
 Image pipelines, and CLIPs that judge, have `files` instead, {"model_index.json": {...}, "unet/config.json": {...}},
 and a LoRA a `rank` and whose U-Net it is `of`. A name that ends in .safetensors is a single file's.
 
@@ -50,6 +52,13 @@ class Alike(Strict):
     picture: tuple[Some, Some] | None = None
 
 
+class Apart(Strict):
+    """Rows of a task's splits that come from different places."""
+
+    search: tuple[Alike, ...]
+    heldout: tuple[Alike, ...]
+
+
 class Shape(Strict):
     """A model without its weights."""
 
@@ -74,7 +83,7 @@ class Shapes(Strict):
     """The file."""
 
     models: dict[str, AnyShape]
-    tasks: dict[str, tuple[Alike, ...]] = Field(default_factory=dict)
+    tasks: dict[str, tuple[Alike, ...] | Apart] = Field(default_factory=dict)
 
 
 def shapes_beside(config: Path) -> Path:
@@ -88,19 +97,7 @@ def stand_in(config: RunConfig | StagedConfig, shapes: Path, work: Path) -> Any:
     Raises:
         InputError: for a file that is not as it must be.
     """
-    known = validate(Shapes, read_json(shapes), Origin(shapes))
-    paths = {}
-    for name, shape in known.models.items():
-        if isinstance(shape, Shape):
-            paths[name] = str(_model(shape, work / name))
-        elif isinstance(shape, PipelineShape):
-            paths[name] = str(write_pipeline(shape, work / name))
-        else:
-            unet = known.models.get(shape.of)
-            if not isinstance(unet, PipelineShape):
-                raise InputError(f"{shapes}: {name} is a LoRA of {shape.of}, which is no image pipeline there")
-            paths[name] = str(write_lora(shape, unet, work / name))
-    paths = {name: path for name, path in paths.items() if not Path(name).exists()}
+    known, paths = stand_ins(shapes, work)
     tasks = [_task(t, known.tasks[t.name], work) if t.name in known.tasks else _judge(t, paths) for t in config.tasks]
 
     def placed(stage: Any) -> Any:
@@ -116,6 +113,23 @@ def stand_in(config: RunConfig | StagedConfig, shapes: Path, work: Path) -> Any:
     if isinstance(config, RunConfig):
         return placed(config)
     return config.model_copy(update={"stages": tuple(map(placed, config.stages))})
+
+
+def stand_ins(shapes: Path, work: Path) -> tuple[Shapes, dict[str, str]]:
+    """The file, and where its models are written, by the names that are no folders here."""
+    known = validate(Shapes, read_json(shapes), Origin(shapes))
+    paths = {}
+    for name, shape in known.models.items():
+        if isinstance(shape, Shape):
+            paths[name] = str(_model(shape, work / name))
+        elif isinstance(shape, PipelineShape):
+            paths[name] = str(write_pipeline(shape, work / name))
+        else:
+            unet = known.models.get(shape.of)
+            if not isinstance(unet, PipelineShape):
+                raise InputError(f"{shapes}: {name} is a LoRA of {shape.of}, which is no image pipeline there")
+            paths[name] = str(write_lora(shape, unet, work / name))
+    return known, {name: path for name, path in paths.items() if not Path(name).exists()}
 
 
 def _model(shape: Shape, folder: Path) -> Path:
@@ -159,28 +173,39 @@ def _judge(task: Any, paths: Mapping[str, str]) -> Any:
     return task.model_copy(update=found)
 
 
-def _task(task: Any, groups: Sequence[Alike], work: Path) -> Any:
+def _task(task: Any, groups: Sequence[Alike] | Apart, work: Path) -> Any:
     """The task with rows of the same lengths, and pictures of the same sizes, that say nothing."""
     if not isinstance(task, Task):
         return task
-    rows = [group for group in groups for _ in range(group.rows)]
-    mixed = np.random.default_rng(0).permutation(len(rows))
-    path = work / f"{task.name}.jsonl"
-    lines = [json.dumps(_row(i, rows[k], work / f"{task.name}.{i}.png")) for i, k in enumerate(mixed)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    splits = {}
+    splits, first = {}, 0
     for split in ("search", "heldout"):
         source: DataSource = getattr(task, split)
+        path = work / f"{task.name}.jsonl"
+        if isinstance(groups, Apart):
+            path = work / f"{task.name}.{split}.jsonl"
+            first += _write(path, getattr(groups, split), first)
+        elif not path.exists():
+            _write(path, groups, 0)
         splits[split] = source.model_copy(update={"path": str(path), "name": None})
     own = {"prompt": "{prompt}", "answer": "{answer}", "image": "{image}" if task.image else None}
     return task.model_copy(update={**splits, **own, "language": None, "compare": "equal"})
 
 
+def _write(path: Path, groups: Sequence[Alike], first: int) -> int:
+    """Rows in a mixed order, numbered from `first` on; returns how many there are."""
+    rows = [group for group in groups for _ in range(group.rows)]
+    mixed = np.random.default_rng(0).permutation(len(rows))
+    lines = [json.dumps(_row(i, rows[k], path.with_suffix(f".{i}.png"))) for i, k in enumerate(mixed, first)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(rows)
+
+
 def _row(number: int, row: Alike, picture: Path) -> Mapping[str, str]:
-    words = {"prompt": f"w{number} " + "w1 " * (row.prompt - 1), "answer": "w2 " * row.answer}
+    own = [f"w{number % ROWS}", f"w{1 + number // ROWS}"]  # each its own
+    words = {"prompt": " ".join([*own, *["w1"] * row.prompt][: row.prompt]), "answer": "w2 " * row.answer}
     if row.picture is None:
         return words
     height, width = row.picture
-    colour = (number % 256, number // 256 % 256, 128)  # each its own
+    colour = (number % 256, number // 256 % 256, 128)
     pillow()[0].new("RGB", (width, height), colour).save(picture, compress_level=1)
     return words | {"image": picture.name, "prompt": f"{MARK} {words['prompt']}"}

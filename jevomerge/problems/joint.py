@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.export import scratch_folder
 from jevomerge.checkpoint.source import Checkpoint, Source
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, distinct, express_path
 from jevomerge.genome.schema import PathSearch
@@ -97,11 +98,19 @@ class JointProblem:
         weights, paths = self._split(genomes)
         return np.concatenate([self.weights.distinct(weights), distinct(self.space, paths)], axis=1)
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> MergedAndRouted:
-        """Read the other models' blocks and what is merged, or only find shapes."""
+    def load(
+        self,
+        mesh: Mesh | None = None,
+        memory: Memory = "device",
+        *,
+        abstract: bool = False,
+        together: bool = False,
+    ) -> MergedAndRouted:
+        """Read the other models' blocks, which lie on the devices, and what is merged, or only find shapes."""
         leaves = flatten(self.stack.load(mesh, abstract=abstract))
         blocks = {spec.path: leaves[spec.path] for spec in self.stack.specs if spec.block}
-        return MergedAndRouted(self.weights.load(mesh, abstract=abstract), blocks, self.space, self.path.scale)
+        merged = self.weights.load(mesh, memory, abstract=abstract)
+        return MergedAndRouted(merged, blocks, self.space, self.path.scale)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Those of the merge, and the other models, unless they are merged too."""

@@ -21,6 +21,7 @@ from jevomerge.checkpoint.export import copy_processor, copy_tokenizer, export_f
 from jevomerge.checkpoint.frame import Frame
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Checkpoint, Source
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, describe, distinct, encode, express_path, hops_of, slices_of
 from jevomerge.genome.schema import PathSearch
@@ -82,8 +83,15 @@ class PathProblem:
         """(P, n) -> (P, k) float32, equal where candidates are."""
         return distinct(self.space, genomes)
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Routed:
-        """Read the stack of blocks, or only find shapes."""
+    def load(
+        self,
+        mesh: Mesh | None = None,
+        memory: Memory = "device",
+        *,
+        abstract: bool = False,
+        together: bool = False,
+    ) -> Routed:
+        """Read the stack of blocks, or only find shapes; it lies on the devices."""
         return Routed(self.stack.load(mesh, abstract=abstract), self.space, self.path.scale)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.checkpoint.source import Source
+from jevomerge.devices.schema import Memory
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language, Layer, as_stored
 from jevomerge.models.route import Route, Scaling
@@ -68,10 +69,18 @@ class Problem(Protocol):
     def distinct(self, genomes: np.ndarray) -> np.ndarray:
         """(P, n) -> (P, k) float32, equal where candidates are."""
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Candidates:
+    def load(
+        self,
+        mesh: Mesh | None = None,
+        memory: Memory = "device",
+        *,
+        abstract: bool = False,
+        together: bool = False,
+    ) -> Candidates:
         """Read the weights; `abstract`, which needs a mesh: only shapes, dtypes and shardings of all, nothing is read.
 
-        `together`: of candidates that share what they read.
+        `memory`: where the models of a recipe wait for their merges, as for `Sources.load`. `together`: of candidates
+        that share what they read, on the devices.
 
         Raises:
             InputError: for weights that are broken.
@@ -157,7 +166,7 @@ class Candidates:
         raise NotImplementedError
 
     def held(self) -> tuple[Any, Any]:
-        """What is on the devices through the whole run, as pytrees: the sources, and what is prepared from them."""
+        """What is there through the whole run, as pytrees: the sources, and what is prepared from them."""
         raise NotImplementedError
 
     def unrounded(self) -> Candidates:

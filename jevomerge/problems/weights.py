@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Source, with_eyes
+from jevomerge.devices.schema import Memory
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
 from jevomerge.methods.bank import (
@@ -116,19 +117,27 @@ class WeightProblem:
         stored, made = (NUMPY[DTYPES[name]].itemsize for name in (part.checkpoints[0].dtype(), self.merge.dtype))
         return Shared(size, whole * size + beside, stored, made)
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False, together: bool = False) -> Merged:
+    def load(
+        self,
+        mesh: Mesh | None = None,
+        memory: Memory = "device",
+        *,
+        abstract: bool = False,
+        together: bool = False,
+    ) -> Merged:
         """Read the sources and prepare the method, or only find shapes."""
         pool = load_pool(self.sources, mesh, abstract=abstract) if together and is_pool(self.sources) else None
-        trees, base, adapters = pool or (*self.sources.load(mesh, abstract=abstract), {})
+        trees, base, adapters = pool or (*self.sources.load(mesh, memory, abstract=abstract), {})
         arguments = (self.merge, self.sources.specs, trees, base, self.sources.keys())
         kept = self.sources.kept_leaves(abstract=abstract)
         carried = self.sources.load_carried(mesh, abstract=abstract)
         kind = Together if together else Merged
+        lazy = memory == "device" and not together  # from elsewhere models are fetched once, not for every pass
         if not abstract:
-            return kind(make_bank(*arguments, mesh, kept, adapters), self.space, self.merge, carried)
+            return kind(make_bank(*arguments, mesh, kept, adapters), self.space, self.merge, carried, lazy)
         assert mesh is not None
         space = jax.eval_shape(lambda: self.space)
-        return kind(abstract_bank(*arguments, mesh, kept, adapters), space, self.merge, carried)
+        return kind(abstract_bank(*arguments, mesh, kept, adapters), space, self.merge, carried, lazy)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Of whole models their average, and each as it lies in the bank; slices are no models.
@@ -141,13 +150,16 @@ class WeightProblem:
             return
         bank = candidates.bank
         yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
+        here = candidates.lazy or candidates.together
         for i, name in enumerate(self.sources.names):
-            yield Baseline(name, self.model, functools.partial(self.source, name, i, bank))
+            own = functools.partial(bank.source, i) if here else None
+            yield Baseline(name, self.model, functools.partial(self.source, name, own, bank.kept))
 
-    def source(self, name: str, number: int, bank: Bank, mesh: Mesh) -> Params:
-        """A source as it lies in the bank, with rows that are kept; with its own eyes, where these are merged."""
-        found = {s.path: bank.source(number, s.path) for s in self.language}
-        for path, (rows, values) in bank.kept.items():
+    def source(self, name: str, leaf: Callable[[str], Array] | None, kept: Mapping[str, Any], mesh: Mesh) -> Params:
+        """A source as it lies in the bank (None: read again), with rows that are kept; with its own eyes, if merged."""
+        leaf = self.sources.load_one(name, mesh).__getitem__ if leaf is None else leaf
+        found = {s.path: leaf(s.path) for s in self.language}
+        for path, (rows, values) in kept.items():
             found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
         return unflatten(found | self.eyes_of(name, mesh))
 
@@ -165,7 +177,7 @@ class WeightProblem:
         merge = Merge(get_method("linear"), self.merge.dtype)
         where = unflatten(shardings(mesh, self.language))
         make = jax.jit(build, static_argnums=0, out_shardings=where)
-        plain = Bank(bank.sources, None, nothing, bank.keys, self.language, bank.kept, bank.adapters)
+        plain = Bank(bank.sources, bank.base, nothing, bank.keys, self.language, bank.kept, bank.adapters)
         averaged = make(merge, plain, equal)
         return averaged | unflatten(self.eyes_of(AVERAGE, mesh))
 
@@ -255,6 +267,7 @@ class Merged(Candidates):
     space: Space
     merge: Merge = flax.struct.field(pytree_node=False)
     carried: dict[str, Array] = flax.struct.field(default_factory=dict)  # leaves of eyes that are not merged
+    lazy: bool = flax.struct.field(pytree_node=False, default=True)
     batched = True
 
     def make(self, genome: Array) -> Params:
@@ -278,7 +291,8 @@ class Merged(Candidates):
 
     def unrounded(self) -> Merged:
         """The same in float32."""
-        return Merged(self.bank, self.space, self.merge._replace(dtype="float32"), self.carried)
+        merge = self.merge._replace(dtype="float32")
+        return Merged(self.bank, self.space, merge, self.carried, self.lazy or self.together)
 
 
 @flax.struct.dataclass
@@ -286,7 +300,6 @@ class Together(Merged):
     """The same of a method that is linear, where nothing is merged that members can share."""
 
     together = True
-    lazy = False
 
     def make(self, genome: Array) -> Params:
         """(n,) -> what is the member's own."""

@@ -10,12 +10,15 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.card import before_publishing
 from jevomerge.checkpoint.frame import Frame
+from jevomerge.checkpoint.packing import PackingError, packed_leaf
 from jevomerge.checkpoint.pipeline import Pipeline, open_model
 from jevomerge.checkpoint.source import Source, abstract_leaf, read_leaf
-from jevomerge.devices.mesh import put
+from jevomerge.devices.mesh import HOST, put
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.methods.bank import tensor_keys
 from jevomerge.methods.method import MergeMethod
+from jevomerge.methods.packed import packs
 from jevomerge.methods.registry import get_method
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
@@ -331,12 +334,19 @@ class Sources:
         return inputs, part.base.tensor(tensor.base_name) if part.base else None
 
     def load(
-        self, mesh: Mesh | None = None, *, abstract: bool = False, but: Collection[str] = ()
+        self,
+        mesh: Mesh | None = None,
+        memory: Memory = "device",
+        *,
+        abstract: bool = False,
+        but: Collection[str] = (),
     ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """All weights in memory, shaped like the merged model: a nested tree per input, and one for the base.
 
-        Of what has fewer inputs than other parts the last trees have nothing. `abstract`: nothing is read, and the
-        leaves are their `jax.ShapeDtypeStruct`. `but`: the paths of leaves that are left out.
+        Of what has fewer inputs than other parts the last trees have nothing. `memory`: in which all but vectors are;
+        any but that of the devices needs a mesh, and "int8" packs the leaves that can be (`methods.packed`), with a
+        note on the error. `abstract`: nothing is read, and the leaves are their `jax.ShapeDtypeStruct`. `but`: the
+        paths of leaves that are left out.
 
         Raises:
             InputError: if the slices merge different numbers of models, or for broken weights.
@@ -346,23 +356,52 @@ class Sources:
         base: dict[str, Any] = {}
         for checkpoint in () if abstract else self.checkpoints:
             checkpoint.check_head()
-        make = abstract_leaf if abstract else read_leaf
-        places = shardings(mesh, self.specs)
+        make, error = abstract_leaf if abstract else read_leaf, PackingError()
         for spec, tensors in by_leaf(self.tensors).items():
             if spec.path in but:
                 continue
-            where = places[spec.path]
+            where = shardings(mesh, [spec])[spec.path]
+            if memory != "device" and len(spec.shape) > 1:  # XLA fetches no rows of a stack of vectors, which are small
+                assert where is not None
+                where = where.with_memory_kind(HOST)
             if self.alignment is not None and spec.vocabulary and not abstract:
                 inputs, own = self.read(tensors[0])
                 for tree, array in zip(trees, inputs, strict=True):
                     tree[spec.path] = put(array, where)
                 base |= {} if own is None else {spec.path: put(own, where)}
                 continue
-            for i, tree in enumerate(trees[: len(tensors[0].part.inputs)]):
-                tree[spec.path] = make(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in tensors], where)
             bases = [(t.part.base, t.base_name) for t in tensors if t.part.base is not None]
             base |= {spec.path: make(spec, bases, where)} if bases else {}
+            places = [
+                [(t.part.checkpoints[i], t.input_name(i)) for t in tensors] for i in range(len(tensors[0].part.inputs))
+            ]
+            for i, tree in enumerate(trees[: len(places)]):
+                origin = bases or (places[0] if i else [])
+                if memory == "int8" and origin and packs(spec):
+                    assert where is not None
+                    tree[spec.path] = packed_leaf(spec, places[i], origin, where, None if abstract else error)
+                else:
+                    tree[spec.path] = make(spec, places[i], where)
+        if memory == "int8" and not abstract:
+            self.notes.add(
+                f"memory: int8: candidates and the plain average are scored with task vectors that are off by {error} "
+                "(norm of the error by theirs); the sources and the result, on both splits, are scored as they are"
+            )
         return [unflatten(tree) for tree in trees], unflatten(base) if base else None
+
+    def load_one(self, name: str, mesh: Mesh | None = None) -> dict[str, Any]:
+        """{path: leaf} of the language part of one of the models, as all inputs are (`load`)."""
+        found = {}
+        for spec, tensors in by_leaf(self.tensors).items():
+            names = [c.name for c in tensors[0].part.checkpoints]
+            if name not in names or spec.component in self.eyes:
+                continue
+            i, where = names.index(name), shardings(mesh, [spec])[spec.path]
+            if self.alignment is not None and spec.vocabulary:
+                found[spec.path] = put(self.read(tensors[0])[0][i], where)
+            else:
+                found[spec.path] = read_leaf(spec, [(t.part.checkpoints[i], t.input_name(i)) for t in tensors], where)
+        return found
 
     def load_carried(self, mesh: Mesh | None = None, *, abstract: bool = False) -> dict[str, Any]:
         """{path: leaf} of eyes that are not merged, which a model that has others that are needs all the same."""

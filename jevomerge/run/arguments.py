@@ -217,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
         "device by kind, arithmetic, traffic and, for TPUs, the time that their peaks allow: the longer of computing "
         "and moving, and then exchanging. No weights are read.",
     )
-    plan.add_argument("config", help="a run's YAML; see configs/evollm_jp.yaml")
+    plan.add_argument("config", help="a run's YAML, see configs/evollm_jp.yaml, or a recipe for `merge`")
     plan.add_argument("--topology", metavar="CHIP:SHAPE", help="a slice such as v5e:4x8 (default: this machine)")
     plan.add_argument(
         "--sweep",
@@ -227,12 +227,22 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--measure", action="store_true", help="also score some candidates here, and say how long it takes"
     )
-
+    plan.add_argument(
+        "--new-tokens",
+        type=int,
+        metavar="N",
+        help="how long texts are taken to be (default: as the task's `expected_new_tokens` says, else as the sources "
+        "wrote in a run of that name in runs/, else as long as they may be)",
+    )
+    plan.add_argument("--json", metavar="FILE", help="write all numbers there, too: bytes, FLOPs, seconds")
     plan.add_argument("--device-memory", metavar="SIZE", help="instead: one device with so much, such as 24GiB, ...")
     plan.add_argument(
         "--device-bandwidth", type=float, default=1.0, metavar="TB/s", help="... of such speed (default: 1)"
     )
     plan.add_argument("--device-flops", type=float, default=150.0, metavar="TFLOP/s", help="in bfloat16 (default: 150)")
+    plan.add_argument(
+        "--host-bandwidth", type=float, default=25.0, metavar="GB/s", help="from the host's memory (default: 25)"
+    )
 
     translate = command(
         "translate",

@@ -47,6 +47,7 @@ def record_run(setup: Setup, folder: Path) -> None:
         "population": setup.strategy.population_size,
         "seed": setup.config.seed,
         "evaluations": setup.config.search.evaluations,
+        "memory": setup.memory,
         **fingerprints(setup),
     }
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -25,6 +25,7 @@ from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.mesh import make_mesh
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.fitness.human.votes import VOTES_FILE, Votes, read_votes
 from jevomerge.fitness.outcome import Tokens, total
@@ -82,11 +83,15 @@ def run_search(
         on_first(lambda: check_evaluations(setup, folder))
     for note in setup.problem.notes:
         observer.note(note)
-    setup = together(lambda: choose_mesh(setup, observer))
+    began = on_first(lambda: read_environment(folder).get("memory", "device") if resume else None)
+    setup = together(lambda: choose_mesh(setup, observer, began))
     with ExitStack() as stack:
         ask = stack.enter_context(asking(setup.judge, observer))
         observer.stage("loading models")
+        known = {*setup.problem.notes}
         candidates = together(setup.load)  # broken ones (NaN, truncated) are refused here
+        for note in (n for n in setup.problem.notes if n not in known):
+            observer.note(note)
         if not resume:
             on_first(lambda: begin(setup, folder))
         archive = together(lambda: open_archive(folder, stack))
@@ -195,18 +200,32 @@ def open_archive(folder: Path, stack: ExitStack) -> Archive:
     return stack.enter_context(Archive(folder / "evaluations.jsonl"))
 
 
-def choose_mesh(setup: Setup, observer: Observer) -> Setup:
-    """Where devices say how much memory they have: as the plan for them says, what the config leaves open."""
+def choose_mesh(setup: Setup, observer: Observer, began: Memory | None = None) -> Setup:
+    """Where devices say how much memory they have: as the plan for them says, what the config leaves open.
+
+    `began`: where the models of a run that goes on were; scores in eight bits are others.
+    """
     config, devices = setup.config, jax.devices()
     setup = settled_sharing(setup, chip_of(devices[0]))
     given = config.mesh.model or config.mesh.pop
-    if memory_limit(devices[0]) is None or (given and config.members_per_device):
-        return setup
-    observer.stage("choosing the mesh by what fits")
-    plan = best_plan(setup, devices)
-    if not plan.fits:
-        observer.note("this may not fit in memory; `jevomerge plan` says what to change")
-    return replace(setup, judge=setup.judge.on(plan.mesh, plan.members_per_device))
+    if memory_limit(devices[0]) is not None and not (given and config.members_per_device and config.memory != "auto"):
+        observer.stage("choosing the mesh by what fits")
+        plan = best_plan(setup, devices)
+        if not plan.fits:
+            observer.note("this may not fit in memory; `jevomerge plan` says what to change")
+        setup = replace(setup.at(plan.memory), judge=setup.judge.on(plan.mesh, plan.members_per_device))
+    if began is not None and began != setup.memory and "int8" in (began, setup.memory):
+        setup = setup.at("int8" if began == "int8" else "host")
+    if setup.memory != "device" or config.memory != "auto":
+        observer.note(f"memory: {setup.memory}: {WAITING[setup.memory]}")
+    return setup
+
+
+WAITING = {  # where the models of a recipe do, for their merges
+    "device": "the models are in the memory of the devices",
+    "host": "the models are in the memory of the host, from which each candidate's merge fetches them",
+    "int8": "the models are in the memory of the host, their task vectors in eight bits",
+}
 
 
 def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path, observer: Observer) -> dict[str, Any]:
@@ -299,6 +318,7 @@ def export_best(
         "result": total(s.tokens for s in exports.scored.values()),
     }
     budget = budget_notes(setup.config, len(problem.names), setup.strategy.population_size)
+    packed = [note for note in problem.notes if note.startswith("memory: int8")]
     result = {
         "average": None if average is None else average.fitness,
         "sources": {name: scored.fitness for name, scored in baselines.sources.items()},
@@ -309,7 +329,7 @@ def export_best(
             "evaluation": number,
             **({} if source is None else {"source": source, "candidate": found.best.fitness}),
         },
-        "notes": [*exports.verdict(source), *budget, *broken_notes(best.heldout.broken)],
+        "notes": [*exports.verdict(source), *budget, *broken_notes(best.heldout.broken), *packed],
         "evaluations": len(found.records),
         "tokens": {name: tokens._asdict() for name, tokens in spent.items() if any(tokens)},
         "seconds": round(time.perf_counter() - began, 2),

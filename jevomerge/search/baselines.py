@@ -177,11 +177,25 @@ def heldout_of(
     named = {} if source is None else {"source": source}
     return {
         "examples": examples,
+        "new_tokens": lengths_of(judge, baselines),
         "sources": {name: record(scored) for name, scored in baselines.sources.items()},
         "average": None if baselines.average is None else record(baselines.average),
         "best": record(exported["best"]) | named if exported else None,
         **({"front": {name: record(s) for name, s in exported.items() if name != "best"}} if len(exported) > 1 else {}),
     }
+
+
+def lengths_of(judge: Judge, baselines: Baselines) -> dict[str, dict[str, float]]:
+    """How many tokens the texts have that the sources wrote of the held-out examples, with their ends, by task."""
+    found = {}
+    for task in judge.tasks:
+        tokenizer = getattr(task.rollout, "tokenizer", None)
+        texts = [text for s in baselines.sources.values() for text in s.heldout.texts.get(task.name, ())]
+        if tokenizer is not None and texts and not task.private:
+            limit = getattr(task.rollout, "max_new_tokens", math.inf)
+            lengths = [min(len(ids) + 1, limit) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            found[task.name] = {"mean": round(float(np.mean(lengths)), 2), "longest": max(lengths)}
+    return found
 
 
 def drawn_of(scores: Scores) -> dict[str, Any]:

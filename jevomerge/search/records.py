@@ -80,6 +80,13 @@ class Shown(Part):
     pictures: list[str] = Field(default_factory=list)
 
 
+class Written(Part):
+    """New tokens of texts."""
+
+    mean: float
+    longest: float
+
+
 class Heldout(Part):
     """heldout.json."""
 
@@ -88,6 +95,7 @@ class Heldout(Part):
     average: Texts | None
     best: Texts | None
     front: dict[str, Texts] = Field(default_factory=dict)
+    new_tokens: dict[str, Written] = Field(default_factory=dict)  # of what the sources wrote, by task
 
 
 class Pictures(Part):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.devices.mesh import make_mesh
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.fitness.judge import Judge, make_judge
 from jevomerge.fitness.ready import make_ready
@@ -41,15 +43,24 @@ class Setup:
     anchors: Anchored | None = None  # known when the sources have been scored
     people: People | None = None  # who judge, as soon as they may
     together: bool = False  # whether candidates share what they read
+    memory: Memory = "device"  # where the models of the recipe lie
+    new_tokens: Mapping[str, Any] = field(default_factory=dict)  # of texts, for plans: `planning.lengths`
 
     @property
     def mesh(self) -> Mesh:
         """The devices that candidates are scored on."""
         return self.judge.mesh
 
-    def load(self) -> Candidates:
-        """Read the weights; see `Problem.load`."""
-        return self.problem.load(self.mesh, together=self.together)
+    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Candidates:
+        """Read the weights, for its own mesh if not for another; see `Problem.load`."""
+        return self.problem.load(mesh or self.mesh, self.memory, abstract=abstract, together=self.together)
+
+    def at(self, memory: Memory) -> Setup:
+        """The same with the models of the recipe there; what waits in the memory of the host is not shared."""
+        if memory == "device" or not self.together:
+            return replace(self, memory=memory)
+        alone = self.judge.on(self.mesh, self.config.members_per_device or 1)
+        return replace(self, memory=memory, together=False, judge=alone)
 
 
 def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opener: Opener = open_model) -> Setup:
@@ -129,7 +140,21 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     if kept := judge.kept:
         what = "views of all pictures" if isinstance(problem.model, Sighted) else "features of all pictures"
         problem.notes.add(f"{what} are {kept / 1e9:.3g} GB; {config.features.says(kept)}")
-    return Setup(config, problem, strategy, judge, starts)
+    memory = "device" if config.memory == "auto" else config.memory
+    if memory != "device" and memory not in memories_of(config):
+        raise InputError(
+            f"memory: {memory} is for recipes, whose models wait for merges, and not with `refine`, for gradients "
+            "through the memory of the host are not sure to be right in XLA; leave it out"
+        )
+    return Setup(config, problem, strategy, judge, starts, memory=memory)
+
+
+def memories_of(config: RunConfig) -> tuple[Memory, ...]:
+    """Where the models of a run's recipe may lie, in the order in which `memory: auto` tries it."""
+    possible: tuple[Memory, ...] = ("device", "host", "int8")
+    if config.recipe is None or config.refine is not None:
+        possible = ("device",)
+    return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
 
 
 def budget_notes(config: RunConfig, genes: int, size: int) -> list[str]:

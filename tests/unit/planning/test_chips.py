@@ -15,9 +15,9 @@ QUICKSTART = str(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
 
 
 def test_sizes_and_speeds():
-    assert assumed_chip("24GiB")[2:] == (150e12, 1e12, float("inf"), 24 * GIB)
-    assert assumed_chip("0.08 TB", 3.35, 990)[2:] == (990e12, 3.35e12, float("inf"), 80e9)
-    for words in (("24",), ("GiB",), ("24GiB", 0), ("24GiB", 1, -1), ("0GiB",)):
+    assert assumed_chip("24GiB")[2:] == (150e12, 1e12, float("inf"), 24 * GIB, None, 25e9)
+    assert assumed_chip("0.08 TB", 3.35, 990, 50)[2:] == (990e12, 3.35e12, float("inf"), 80e9, None, 50e9)
+    for words in (("24",), ("GiB",), ("24GiB", 0), ("24GiB", 1, -1), ("24GiB", 1, 1, 0), ("0GiB",)):
         with pytest.raises(InputError, match="is not a size such as 24GiB"):
             assumed_chip(*words)
 
@@ -25,7 +25,7 @@ def test_sizes_and_speeds():
 def test_a_device_of_which_one_knows_the_memory(capsys):
     assert main(["plan", QUICKSTART, "--device-memory", "24GiB", "--device-flops", "100"]) == 0
     said = capsys.readouterr().out
-    assert "assumed of the device: 1 TB/s and 100 TFLOP/s in bfloat16" in said
+    assert "assumed of the device: 1 TB/s, 100 TFLOP/s in bfloat16, 25 GB/s from the host" in said
     assert "a device with 24GiB: pop 1 x model 1" in said
     assert "fits: " in said
     assert "% of the peak in bfloat16" in said

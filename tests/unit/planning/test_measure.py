@@ -50,7 +50,8 @@ GIB = 1 << 30
 
 
 def config_of(kind, scores=("likelihood", "generation"), **more):
-    return RunConfig.model_validate({"name": kind, "tasks": [task(s) for s in scores], **KINDS[kind], **more})
+    given = {"name": kind, "tasks": [task(s) for s in scores], "memory": "device"}
+    return RunConfig.model_validate({**given, **KINDS[kind], **more})
 
 
 @functools.cache
@@ -366,7 +367,10 @@ def test_what_to_change_if_it_does_not_fit(monkeypatch):
     with_memory(monkeypatch, plan_on(setup, mesh_of(4, 2), 1).peak * 1.01 / GIB)
     plan = measure.best_plan(setup, devices)
     assert not plan.fits
-    assert "model: 2" in advice(setup, plan, devices)
+    way, changed = advice(setup, plan, devices)
+    assert "model: 2" in way
+    assert changed.fits
+    assert changed.mesh.shape["model"] == 2
     assert "does not fit" in "\n".join(lines_of(plan, "here"))
 
 
@@ -378,12 +382,12 @@ def test_fewer_examples_at_once_if_there_is_one_device(monkeypatch):
     fewer, more = (plan_on(s, mesh_of(1, 1), 1).peak / GIB for s in (small, full))
     assert fewer < more
     with_memory(monkeypatch, (fewer + more) / 2)
-    found = advice(full, measure.best_plan(full, one), one)
+    found, _ = advice(full, measure.best_plan(full, one), one)
     size = int(re.search(r"^set `tokens_per_batch: (\d+)`", found)[1])
     changed = set_up(config.model_copy(update={"tokens_per_batch": size}), one)
     assert measure.best_plan(changed, one).fits
     with_memory(monkeypatch, 1e-6)
-    assert "larger devices" in advice(full, measure.best_plan(full, one), one)
+    assert "larger devices" in advice(full, measure.best_plan(full, one), one)[0]
 
 
 def test_fewer_examples_in_a_step_if_only_the_gradient_is_too_large(monkeypatch):
@@ -400,10 +404,10 @@ def test_fewer_examples_in_a_step_if_only_the_gradient_is_too_large(monkeypatch)
     with_memory(monkeypatch, (peaks[4] + peaks[8]) / 2)
     plan = measure.best_plan(setup, one)
     assert not plan.fits
-    assert advice(setup, plan, one).startswith("set `refine.examples_per_step: 4`")
+    assert advice(setup, plan, one)[0].startswith("set `refine.examples_per_step: 4`")
     assert measure.best_plan(setups[4], one).fits
     with_memory(monkeypatch, 1e-6)
-    assert "or refine.examples_per_step makes it fit" in advice(setups[4], measure.best_plan(setups[4], one), one)
+    assert "or refine.examples_per_step makes it fit" in advice(setups[4], measure.best_plan(setups[4], one), one)[0]
 
 
 def test_members_are_the_first_to_go(monkeypatch):
@@ -411,7 +415,7 @@ def test_members_are_the_first_to_go(monkeypatch):
     with_memory(monkeypatch, plan_on(setup, mesh_of(1, 1), 1).peak * 1.01 / GIB)
     plan = measure.best_plan(setup, device)
     assert not plan.fits
-    assert advice(setup, plan, device) == "set `members_per_device: 1`"
+    assert advice(setup, plan, device)[0] == "set `members_per_device: 1`"
 
 
 # --- nothing is read, and slices that are not there ----------------------------------------------------------

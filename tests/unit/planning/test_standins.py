@@ -8,15 +8,18 @@ import pytest
 import yaml
 
 from jevomerge.checkpoint.files import read_json, split_adapter
+from jevomerge.cli import main
 from jevomerge.config import read_config
 from jevomerge.errors import InputError
 from jevomerge.fitness.picture_task import PictureTask
-from jevomerge.planning.standins import Shapes, shapes_beside, stand_in
+from jevomerge.planning.standins import Apart, Shapes, shapes_beside, stand_in
+from jevomerge.recipe.schema import read_recipe
 from jevomerge.run.plan import plan
-from jevomerge.search.setup import set_up
+from jevomerge.search.setup import set_up, set_up_stages
 from tests.composites import TEXT, VISION
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+EVOLLM = CONFIGS / "evollm_jp.yaml"
 MODEL = TEXT | {"model_type": "mistral", "vocab_size": 90, "rope_theta": 1e4, "sliding_window": None}
 SEEING = {
     "model_type": "llava",
@@ -78,17 +81,42 @@ def test_a_file_that_is_wrong_is_refused(config, tmp_path):
         plan(config)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.shapes.json")), ids=lambda path: path.stem)
-def test_those_of_configs_hold_what_their_configs_need(path):
-    shapes = Shapes.model_validate(read_json(path))
-    config = read_config(path.with_name(path.name.replace(".shapes.json", ".yaml")))
-    models = {m.model for m in config.recipe.models} | {config.recipe.base_model} - {None}
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_here_or_has_what_it_needs_beside_it(path):
+    beside = shapes_beside(path)
+    shapes = Shapes.model_validate(read_json(beside)) if beside.exists() else Shapes(models={})
+    fixed = "merge_method" in yaml.safe_load(path.read_text())
+    config = None if fixed else read_config(path)
+    recipes = [read_recipe(path)] if fixed else [s.recipe for s in getattr(config, "stages", [config]) if s.recipe]
+    models = {name for recipe in recipes for name in recipe.references}
     named = {part for model in models for part in split_adapter(model) if part is not None}
-    assert named <= shapes.models.keys()
-    for task in config.tasks:
-        if isinstance(task, PictureTask):
-            continue  # its prompts lie beside it
-        assert sum(group.rows for group in shapes.tasks[task.name]) >= task.heldout.rows[1]
+    assert {name for name in named if not Path(name).exists()} <= shapes.models.keys()
+    for task in [] if config is None else config.tasks:
+        if isinstance(task, PictureTask) or Path(task.search.path).exists():
+            continue  # its prompts lie beside it, or its rows
+        groups = shapes.tasks[task.name]
+        if isinstance(groups, Apart):
+            assert [sum(g.rows for g in part) for part in (groups.search, groups.heldout)] == [1069, 250]
+        else:
+            assert sum(group.rows for group in groups) >= task.heldout.rows[1]
+
+
+def test_splits_that_lie_apart_have_rows_of_their_own(tmp_path):
+    setup = next(set_up_stages(stand_in(read_config(EVOLLM), shapes_beside(EVOLLM), tmp_path / "work")))
+    sizes = {split: [len(e.prompt_tokens) for e in found["gsm8k_ja"]] for split, found in setup.judge.examples.items()}
+    assert {split: (len(n), max(n)) for split, n in sizes.items()} == {"search": (1069, 292), "heldout": (250, 181)}
+    assert "Mistral-7B-v0.1" in [c.name for c in setup.problem.checkpoints]
+
+
+def test_a_recipe_is_planned_as_it_is_merged(capsys, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    assert main(["plan", str(CONFIGS / "evosdxl_jp.yaml"), "--json", str(numbers)]) == 0
+    said = capsys.readouterr().out
+    assert "merged tensor by tensor, nothing is searched" in said
+    (found,) = json.loads(numbers.read_text())
+    assert found["written"] == 2 * 2567463684  # the parameters of SDXL's U-Net, in float16
+    assert found["read"] == 4 * found["written"]
+    assert f"{found['written'] / 1e9:.2f} GB are merged and written" in said
 
 
 @pytest.mark.parametrize(("name", "genes"), [("evosdxl_jp_search", 8), ("evosdxl_jp_lightning", 6)])

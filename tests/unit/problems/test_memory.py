@@ -1,0 +1,177 @@
+"""Models that wait in the memory of the host for their merges, as they are or in eight bits."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jevomerge.config import RunConfig
+from jevomerge.devices.mesh import HOST, by_member, put
+from jevomerge.errors import InputError
+from jevomerge.fitness.judge import make_judge
+from jevomerge.fitness.members import make_members
+from jevomerge.fitness.ready import make_ready
+from jevomerge.methods.packed import Packed, pack, unpack, words_of
+from jevomerge.models.specs import flatten
+from jevomerge.observers.observer import Observer
+from jevomerge.planning.measure import bytes_per_device
+from jevomerge.run.evolve import evolve
+from jevomerge.search.setup import memories_of, set_up
+from tests.unit.devices.test_mesh import KINDS, mesh_of, setting, task
+
+
+@functools.cache
+def candidates(kind, memory, pop=1, model=1):
+    return setting(kind)[1].load(mesh_of(pop, model), memory)
+
+
+@functools.cache
+def made(kind, memory, pop=1, model=1):
+    """{path: leaf} of two candidates."""
+    genomes = put(setting(kind)[3][:2].astype(np.float32), by_member(mesh_of(pop, model)))
+    return flatten(make_members(candidates(kind, memory, pop, model), genomes, mesh=mesh_of(pop, model)))
+
+
+def bank_of(found):
+    return getattr(found, "merged", found).bank
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("ties", (2, 1)), ("ties", (1, 2)), ("slerp", (1, 1)), ("dare_ties", (1, 1)), ("both", (1, 1))]
+)
+def test_from_the_host_candidates_are_the_same(kind, shape):
+    bank = bank_of(candidates(kind, "host", *shape))
+    for leaves in (*bank.sources, bank.base or {}):
+        for path, x in leaves.items():
+            assert x.sharding.memory_kind == ("device" if path.endswith("norm.weight") else HOST)
+    assert {x.sharding.memory_kind for x in made(kind, "host", *shape).values()} == {"device"}
+    jax.tree.map(np.testing.assert_array_equal, made(kind, "host", *shape), made(kind, "device", *shape))
+    jax.tree.map(np.testing.assert_array_equal, bank.prepared, bank_of(candidates(kind, "device", *shape)).prepared)
+
+
+def test_from_the_host_scores_are_the_same():
+    config, problem, tokenizer, genomes = setting("ties")
+    judge = make_judge(make_ready(config.tasks, tokenizer, problem.model), problem.model, mesh=mesh_of(1, 1))
+    scores = {m: next(judge.members(candidates("ties", m), genomes[:1]))[0] for m in ("device", "host")}
+    for name in ("likelihood", "generation"):
+        np.testing.assert_array_equal(scores["host"].fitness[name], scores["device"].fitness[name])
+    assert scores["host"].texts == scores["device"].texts
+
+
+@pytest.mark.parametrize("memory", ["host", "int8"])
+def test_baselines_are_read_again(memory):
+    (_, problem, *_), mesh = setting("ties"), mesh_of(1, 1)
+    plain, other = (
+        {b.name: flatten(b.load(mesh)) for b in problem.baselines(candidates("ties", m))} for m in ("device", memory)
+    )
+    assert plain.keys() == other.keys() == {None, "japanese", "mathematics"}
+    for name in plain if memory == "host" else ("japanese", "mathematics"):
+        jax.tree.map(np.testing.assert_array_equal, other[name], plain[name])
+    assert {x.sharding.memory_kind for x in other[None].values()} == {"device"}
+    for path, x in other[None].items():
+        np.testing.assert_allclose(x, plain[None][path], rtol=0, atol=0 if memory == "host" else 0.02)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_packed_as_numpy_has_it(axis):
+    rng = np.random.default_rng(0)
+    origin = rng.normal(size=(6, 32)).astype(np.float32)
+    x = origin + 0.01 * rng.normal(size=origin.shape).astype(np.float32)
+    x[2] = origin[2]  # a row that is not tuned
+    whole, step, off, size = pack(x, origin)
+    assert (whole.dtype, step.shape) == (np.int8, (6, 1))
+    delta = x.astype(np.float64) - origin
+    np.testing.assert_allclose(step[:, 0], np.abs(delta).max(axis=1) / 127, rtol=1e-6)
+    packed = Packed(jnp.asarray(words_of(whole, axis)), jnp.asarray(step), axis)
+    assert packed.words.nbytes == x.size
+    found = np.asarray(jax.jit(unpack)(packed, jnp.asarray(origin)), np.float64)
+    np.testing.assert_array_equal(found[2], origin[2])
+    assert (np.abs(found - x) <= step / 2 + 1e-7).all()
+    assert off / size == pytest.approx(np.sum((found - x) ** 2) / np.sum(delta**2), rel=1e-3)
+    assert 0.003 < np.sqrt(off / size) < 0.01  # 0.74 % of Gaussian weights, says qwix
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_every_pair_of_numbers_arrives_as_it_was(axis):
+    whole = np.arange(1 << 16, dtype=np.uint16).view(np.int8).reshape(64, 16, 128)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=HOST)
+    words = jax.device_put(words_of(whole, axis), place)
+
+    def layer(words):
+        packed = Packed(jax.device_put(words, jax.memory.Space.Device), jnp.ones((16, 1)), axis)
+        return unpack(packed, jnp.zeros((16, 128)))
+
+    np.testing.assert_array_equal(jax.jit(lambda x: jax.lax.map(layer, x))(words), whole)
+
+
+@pytest.mark.parametrize("kind", ["ties", "slerp"])
+def test_in_eight_bits_candidates_are_nearly_the_same(kind):
+    """Slerp has no base: the second model is counted from the first."""
+    bank = bank_of(candidates(kind, "int8"))
+    packed = [path for path, x in bank.sources[-1].items() if isinstance(x, Packed)]
+    assert "layers.mlp.up_proj.weight" in packed
+    assert not any("norm" in path or "embed" in path for path in packed)
+    origin = flatten(bank.sources[0]) if bank.base is None else bank.base
+    for path, exact in made(kind, "device").items():
+        found = made(kind, "int8")[path]
+        if path in packed:
+            change = np.linalg.norm(exact - np.asarray(origin[path], np.float32)[None])
+            assert 0 < np.linalg.norm(found - exact) < (0.01 if kind == "slerp" else 0.1) * change  # TIES trims others
+        else:
+            np.testing.assert_array_equal(found, exact)
+    assert any("off by 0." in note for note in setting(kind)[1].notes)
+    whole, eighth = (bytes_per_device(bank_of(candidates(kind, m)).sources[-1], host=True) for m in ("host", "int8"))
+    assert eighth < whole
+
+
+def test_numbers_in_eight_bits_do_not_depend_on_the_mesh():
+    one, many = (bank_of(candidates("ties", "int8", *shape)).sources for shape in ((1, 1), (2, 2)))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+    assert len(jax.tree.leaves(many)[0].sharding.device_set) == 4
+
+
+@pytest.mark.parametrize("memory", ["host", "int8"])
+def test_shapes_are_known_without_weights(memory):
+    abstract = setting("ties")[1].load(mesh_of(2, 2), memory, abstract=True)
+    concrete = candidates("ties", memory, 2, 2)
+    for x, y in zip(jax.tree.leaves(abstract.held()), jax.tree.leaves(concrete.held()), strict=True):
+        assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
+
+
+class Notes(Observer):
+    """Who hears what is noted."""
+
+    def __init__(self):
+        self.heard = []
+
+    def note(self, text):
+        self.heard.append(text)
+
+
+def test_a_run_says_where_its_models_wait(tmp_path):
+    search = {"evaluations": 4, "population": 4}
+    given = {"name": "run", "tasks": [task("likelihood")], **KINDS["task_arithmetic"], "search": search}
+    config, notes = RunConfig.model_validate({**given, "memory": "int8"}), Notes()
+    evolve(config, output=tmp_path / "run", observer=notes)
+    assert [n.split(":")[1] for n in notes.heard if n.startswith("memory")] == [" int8", " int8"]
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["memory"] == "int8"
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert any("off by 0." in note for note in result["notes"])
+
+
+def test_where_models_may_wait():
+    config = RunConfig.model_validate({"name": "run", "tasks": [task("likelihood")], **KINDS["ties"]})
+    assert memories_of(config) == ("device", "host", "int8")
+    assert set_up(config).memory == "device"
+    assert memories_of(config.model_copy(update={"memory": "host"})) == ("host",)
+    refined, path = (
+        RunConfig.model_validate({"name": "run", "tasks": [task("likelihood")], **KINDS[kind], **more})
+        for kind, more in (("ties", {"memory": "int8", "refine": {"steps": 1}}), ("path", {"memory": "host"}))
+    )
+    for wrong in (refined, path):
+        with pytest.raises(InputError, match=r"memory: .* is for recipes"):
+            set_up(wrong)
