@@ -31,9 +31,9 @@ class Search(Strict):
     racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
     finalists: int = Field(5, gt=0)  # with minibatches or anchors: how many are scored on the whole split at the end;
     # with nsga2: how many points of the front are exported: the best, the best of each task, those farthest from them
-    # Whether candidates that a linear method makes are not merged but run together, each source read once for all (see
-    # planning/sharing.py): if that is cheaper and as exact; true: also where weights are rounded to half precision.
-    share: bool | Literal["auto"] = "auto"
+    share: bool | Literal["auto"] = "auto"  # whether candidates of a linear method run together without being merged:
+    # auto where that is cheaper and as exact (planning/sharing.py), true also where merged weights would be rounded to
+    # half precision
     checkpoint_every: int = Field(10, gt=0)  # generations
     time_limit: float | None = Field(None, gt=0)  # seconds for candidates that are scored together, compiling included
 
