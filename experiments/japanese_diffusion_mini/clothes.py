@@ -22,6 +22,7 @@ Split = Literal["train", "t10k"]  # as the files are called
 DATA = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))  # of Debian's package
 SIZE = 8  # pixels along each side, of 28
+SUFFIX = {False: "", True: "_outlines"}  # of files, by whether they are of drawings
 LENGTH = 24  # tokens of a prompt, one for each character, and its ends
 
 WORDS: dict[Language, tuple[tuple[str, ...], ...]] = {  # by class
@@ -53,8 +54,11 @@ class Pictures(NamedTuple):
 
 
 @cache
-def pictures(split: Split) -> Pictures:
-    """All of a split."""
+def pictures(split: Split, drawn: bool) -> Pictures:
+    """All of a split, or drawings of them."""
+    if drawn:
+        pixels, labels = pictures(split, False)
+        return Pictures(outlines(pixels), labels)
 
     def read(name: str, header: int) -> np.ndarray:
         return np.frombuffer(gzip.decompress((FOLDER / f"{split}-{name}.gz").read_bytes()), np.uint8, offset=header)

@@ -1,6 +1,6 @@
-"""What scores pictures: a small classifier that was trained on real ones, and a distance between its features.
+"""What scores pictures: small classifiers, of real ones or drawings of these, and a distance between their features.
 
-python experiments/japanese_diffusion_mini/judge.py       # trains it, into models/classifier.safetensors
+python experiments/japanese_diffusion_mini/judge.py       # trains those that are not there, into models/
 """
 
 import time
@@ -19,7 +19,8 @@ from arguments import make_parser
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-FILE = Path(__file__).parent / "models" / "classifier.safetensors"
+MODELS = Path(__file__).parent / "models"
+FILES = {drawn: MODELS / f"classifier{suffix}.safetensors" for drawn, suffix in clothes.SUFFIX.items()}
 FEATURES, ROWS, EPOCHS, RATE = 64, 128, 6, 2e-3
 
 
@@ -37,9 +38,9 @@ class Classifier(nn.Module):
 judge = jax.jit(Classifier().apply)
 
 
-def train(seed: int = 0) -> Any:
+def train(drawn: bool, seed: int = 0) -> Any:
     """On the training split, mirrored at random; prints the accuracy on the other as it goes."""
-    pixels, labels = clothes.pictures("train")
+    pixels, labels = clothes.pictures("train", drawn)
     params = Classifier().init(jax.random.key(seed), pixels[:1])["params"]
     steps, rng = EPOCHS * len(pixels) // ROWS, np.random.default_rng(seed)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
@@ -59,44 +60,51 @@ def train(seed: int = 0) -> Any:
         x = np.where(rng.random((ROWS, 1, 1, 1)) < 0.5, pixels[chosen], pixels[chosen, :, ::-1])
         params, state = step(params, state, x, labels[chosen])
         if (i + 1) % (steps // EPOCHS) == 0:
-            print(f"classifier {i + 1}/{steps}: {accuracy(params):.4f}, {time.monotonic() - start:.0f} s", flush=True)
+            share, spent = accuracy(params, drawn), time.monotonic() - start
+            print(f"classifier {i + 1}/{steps}: {share:.4f}, {spent:.0f} s", flush=True)
     return params
 
 
-def accuracy(params: Any) -> float:
+def accuracy(params: Any, drawn: bool) -> float:
     """On the test split."""
-    pixels, labels = clothes.pictures("t10k")
+    pixels, labels = clothes.pictures("t10k", drawn)
     said, _ = judge({"params": params}, pixels)
     return float(np.mean(np.argmax(said, axis=1) == labels))
 
 
 @cache
-def trained() -> Any:
-    """Its parameters, from its file."""
-    return unflatten_dict({tuple(name.split(".")): jnp.asarray(x) for name, x in load_file(FILE).items()})
+def trained(drawn: bool) -> Any:
+    """A classifier's parameters, from its file."""
+    return unflatten_dict({tuple(name.split(".")): jnp.asarray(x) for name, x in load_file(FILES[drawn]).items()})
 
 
-def log_probabilities(pixels: Any) -> tuple[jax.Array, jax.Array]:
-    """What the classifier says of pictures from -1 to 1, and its features."""
-    found: tuple[jax.Array, jax.Array] = judge({"params": trained()}, pixels)
+def log_probabilities(pixels: Any, drawn: bool) -> tuple[jax.Array, jax.Array]:
+    """What a classifier says of pictures from -1 to 1, and its features."""
+    found: tuple[jax.Array, jax.Array] = judge({"params": trained(drawn)}, pixels)
     return found
 
 
-def right(pictures: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The fitness of the search: how probable the classifier finds what was asked for, as logarithms.
+def right(pictures: np.ndarray, rows: Sequence[Mapping[str, Any]], drawn: bool = False) -> np.ndarray:
+    """The fitness of a search: how probable the classifier finds what was asked for, as logarithms.
 
     Args:
         pictures: (N, SIZE, SIZE, 3) from 0 to 255.
         rows: of each its prompt's, with the `class` that it names.
+        drawn: whether by the classifier of drawings.
     """
-    said, _ = log_probabilities(pictures[..., :1] / np.float32(127.5) - 1)
+    said, _ = log_probabilities(pictures[..., :1] / np.float32(127.5) - 1, drawn)
     return np.asarray(said)[np.arange(len(rows)), [row["class"] for row in rows]]
 
 
+def right_drawn(pictures: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The same by the classifier of drawings."""
+    return right(pictures, rows, drawn=True)
+
+
 @cache
-def real() -> np.ndarray:
+def real(drawn: bool) -> np.ndarray:
     """(N, FEATURES) of the test split."""
-    return np.asarray(log_probabilities(clothes.pictures("t10k").pixels)[1])
+    return np.asarray(log_probabilities(clothes.pictures("t10k", drawn).pixels, drawn)[1])
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
@@ -111,8 +119,10 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
 
 def main() -> None:
     make_parser(__doc__, __file__, output=None).parse_args()
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    save_file({".".join(path): np.asarray(x) for path, x in flatten_dict(train()).items()}, FILE)
+    MODELS.mkdir(parents=True, exist_ok=True)
+    for drawn, file in FILES.items():
+        if not file.exists():
+            save_file({".".join(path): np.asarray(x) for path, x in flatten_dict(train(drawn)).items()}, file)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from jevomerge.search.archive import read_archive
 HERE = Path(__file__).parent
 SEEDS = {"search": range(1), "heldout": range(1, 6)}  # of the noise of each prompt's pictures
 ROOM = "Japanese, four steps"  # of the results
+PARTS = {"pictures": False, "outlines": True}  # {task: whether drawings are wanted}
 Cell = dict[str, Any]
 
 
@@ -47,7 +48,6 @@ class Arm(NamedTuple):
     search: dict[str, Any] = {}  # noqa: RUF012
 
 
-KNOWING = ("ja", "fast")  # what one merges who knows that the style is of no use
 WEIGHTS, RANGE = {"weight": 1}, [0, 1.5]
 RANDOM = {"strategy": "random", "evaluations": 50, "population": 10}
 CMA = {"strategy": "cma_es", "evaluations": tuning.EVALUATIONS}
@@ -55,17 +55,28 @@ FEW = {"weight": RANGE}
 SAKANA, BLOCKS = ({"weight": {"range": RANGE, "by": by}} for by in ("sakana", "block"))
 
 GRAFTS = {name: Arm("linear", WEIGHTS, (name,)) for name in ("base", "fast", "style")}
-USUAL = {
+ALL = {
     "average": Arm("linear", WEIGHTS),
     "task vectors added (1, 1, 1)": Arm("task_arithmetic", WEIGHTS),
     "TIES (density 0.2)": Arm("ties", {"weight": 1, "density": 0.2}),
     "TIES (density 0.5)": Arm("ties", {"weight": 1, "density": 0.5}),
     "DARE-TIES (weight 0.5, density 0.5)": Arm("dare_ties", {"weight": 0.5, "density": 0.5}),
-    "average, no style": Arm("linear", WEIGHTS, KNOWING),
-    "SLERP, no style": Arm("slerp", {"t": 0.5}, KNOWING),
-    "task vectors added, no style": Arm("task_arithmetic", WEIGHTS, KNOWING),
-    "TIES (density 0.5), no style": Arm("ties", {"weight": 1, "density": 0.5}, KNOWING),
 }
+LEFT_OUT = {False: "style", True: "fast"}  # by somebody who knows which model is of the least use
+
+
+def usual(without: str) -> dict[str, Arm]:
+    """Merges whose numbers nobody searched, of all models and of all but one."""
+    two = tuple(name for name in ("ja", "fast", "style") if name != without)
+    return ALL | {
+        f"average, no {without}": Arm("linear", WEIGHTS, two),
+        f"SLERP, no {without}": Arm("slerp", {"t": 0.5}, two),
+        f"task vectors added, no {without}": Arm("task_arithmetic", WEIGHTS, two),
+        f"TIES (density 0.5), no {without}": Arm("ties", {"weight": 1, "density": 0.5}, two),
+    }
+
+
+USUAL = {drawn: usual(without) for drawn, without in LEFT_OUT.items()}
 SEARCHED = {
     "evolved, blocks": Arm("task_arithmetic", genome=BLOCKS, search=CMA),
     "evolved, 3 genes": Arm("task_arithmetic", genome=FEW, search=CMA),
@@ -102,37 +113,38 @@ def pictures(folder: Path, split: str, steps: int = train.STEPS) -> np.ndarray:
     return np.concatenate([np.asarray(drawn(params, tokens[p], noise[:, p], steps)) for p in parts])
 
 
-def score(folder: Path, steps: int = train.STEPS) -> Cell:
-    """Of a model: both splits' fitness; which pictures held out are recognised, and how far they are from real ones."""
-    found = {split: judged(pictures(folder, split, steps) / np.float32(127.5) - 1, asked(split)[1]) for split in SEEDS}
-    return {"search": found["search"]["heldout"], **found["heldout"]}
-
-
-def judged(pixels: np.ndarray, classes: np.ndarray) -> Cell:
-    """Of pictures held out; see `score`."""
-    said, features = (np.asarray(x) for x in judge.log_probabilities(pixels))
+def judged(pixels: np.ndarray, classes: np.ndarray, drawn: bool) -> Cell:
+    """Of pictures held out; see `Bench.score`."""
+    said, features = (np.asarray(x) for x in judge.log_probabilities(pixels, drawn))
     asked_for = said[np.arange(len(classes)), classes]
     return {
         "heldout": round(float(np.mean(asked_for)), 4),
-        "frechet": round(judge.frechet(features, judge.real()), 2),
+        "frechet": round(judge.frechet(features, judge.real(drawn)), 2),
         "bits": "".join(str(int(right)) for right in np.argmax(said, axis=1) == classes),
         "nats": " ".join(f"{value:.2f}" for value in asked_for),
     }
 
 
-def real() -> Cell:
-    """As many real pictures of each class, from the split that the classifier learnt from."""
-    pixels, labels = clothes.pictures("train")
+def real(shown: bool, drawn: bool) -> Cell:
+    """As many real pictures, or drawings of them, of each class, from the split that the classifier learnt from."""
+    pixels, labels = clothes.pictures("train", shown)
     _, classes, _ = asked("heldout")
     chosen = np.concatenate([np.flatnonzero(labels == c)[: np.sum(classes == c)] for c in range(clothes.CLASSES)])
-    return judged(pixels[chosen], labels[chosen])
+    return judged(pixels[chosen], labels[chosen], drawn)
 
 
 class Bench:
-    """Makes models below a folder and scores them."""
+    """Makes models of a task below a folder and scores them."""
 
-    def __init__(self, work: Path):
-        self.work = work
+    def __init__(self, work: Path, drawn: bool):
+        self.work, self.drawn = work / "outlines" if drawn else work, drawn
+        self.many = "style" if drawn else "ja"  # that draws what is wanted in many steps
+
+    def score(self, folder: Path, steps: int = train.STEPS) -> Cell:
+        """Of a model: both splits' fitness; which pictures held out are recognised, how far they are from real ones."""
+        shown = {split: pictures(folder, split, steps) / np.float32(127.5) - 1 for split in SEEDS}
+        found = {split: judged(shown[split], asked(split)[1], self.drawn) for split in SEEDS}
+        return {"search": found["search"]["heldout"], **found["heldout"]}
 
     def recipe(self, arm: Arm, seed: int) -> dict[str, Any]:
         base = {"linear": {}, "slerp": {"base_model": str(train.MODELS / arm.models[0])}}
@@ -161,7 +173,7 @@ class Bench:
         if not (run / "result.json").exists():
             config = {
                 "name": "run", "seed": seed, "recipe": self.recipe(arm, seed), "genome": arm.genome,
-                "search": arm.search, "tasks": [str(HERE / "task.yaml")],
+                "search": arm.search, "tasks": [str(HERE / f"task{clothes.SUFFIX[self.drawn]}.yaml")],
             }  # fmt: skip
             jm.evolve(config, output=run, resume=(run / "config.yaml").exists(), observer=SILENT)
         return run / "best"
@@ -171,39 +183,40 @@ class Bench:
         best = self.searched(name, SEARCHED[name], seed)
         records = read_archive(best.parent / "evaluations.jsonl")
         spent = {"evaluations": len(records), "seconds": round(sum(r["seconds"] for r in records), 1)}
-        return {**score(best), **spent, "genome": known(best.parent / "result.json", "best", "genome")}
+        return {**self.score(best), **spent, "genome": known(best.parent / "result.json", "best", "genome")}
 
     def folder(self, name: str, seed: int = 0) -> Path:
         """The model of a row."""
         if name in SEARCHED:
             return self.searched(name, SEARCHED[name], seed)
-        if name in GRAFTS | USUAL:
-            return self.merged(name, (GRAFTS | USUAL)[name], seed)
+        if name in (given := GRAFTS | USUAL[self.drawn]):
+            return self.merged(name, given[name], seed)
         return train.MODELS / name
 
     def choice(self, name: str) -> Cell:
         """How to train: chosen by the fitness of the search, with a seed of its own."""
-        way, work = tuning.WAYS[name], self.work / "choices"
+        way, work = tuning.WAYS[self.drawn][name], self.work / "choices"
         work.mkdir(parents=True, exist_ok=True)
-        return tuning.choose(way, self.folder(way.start), lambda folder: score(folder)["search"], work)
+        return tuning.choose(way, self.folder(way.start), lambda folder: self.score(folder)["search"], work)
 
     def tuned(self, name: str, seed: int, rate: float) -> Cell:
         """A model that was trained instead, and what that took."""
-        way, out = tuning.WAYS[name], self.work / f"seed {seed}" / name
+        way, out = tuning.WAYS[self.drawn][name], self.work / f"seed {seed}" / name
         spent = {} if out.exists() else tuning.tune(way, self.folder(way.start), rate, seed, out)
-        return {**score(out), **spent}
+        return {**self.score(out), **spent}
 
 
 def plan(bench: Bench, output: Path, seeds: int) -> Iterator[tuple[tuple[str, ...], Callable[[], Cell]]]:
     """What is to be measured, in the order of importance: (where it goes in the results, how it is made)."""
 
     def row(name: str, seed: int = 0) -> Any:
-        return (ROOM, name, str(seed)), lambda: score(bench.folder(name, seed))
+        return (ROOM, name, str(seed)), lambda: bench.score(bench.folder(name, seed))
 
-    for name in ("ja", *GRAFTS, *USUAL):
+    for name in ("ja", *GRAFTS, *USUAL[bench.drawn]):
         for seed in range(seeds if name.startswith("DARE") else 1):
             yield row(name, seed)
-    yield ("references", "real pictures", "0"), real
+    for shown in sorted({False, bench.drawn}):
+        yield ("references", f"real pictures{', outlined' if shown else ''}", "0"), partial(real, shown, bench.drawn)
 
     def search(*names: str) -> Iterator[Any]:
         for name, seed in itertools.product(names, range(seeds)):
@@ -215,14 +228,14 @@ def plan(bench: Bench, output: Path, seeds: int) -> Iterator[tuple[tuple[str, ..
             key = (ROOM, name, str(seed))
             yield key, lambda seed=seed: bench.tuned(name, seed, known(output, "choices", name, "0")["rate"])
 
-    first, second = tuning.WAYS
+    first, second = tuning.WAYS[bench.drawn]
     *searches, blind, other = SEARCHED
     yield from search(*searches)
     yield from tune(first)
     yield from search(blind)
     yield from tune(second)
     yield from search(other)
-    yield ("references", "ja, 32 steps", "0"), lambda: score(train.MODELS / "ja", 32)
+    yield ("references", f"{bench.many}, 32 steps", "0"), lambda: bench.score(bench.folder(bench.many), 32)
 
 
 def summary(rows: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
@@ -238,15 +251,22 @@ def summary(rows: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
     return found
 
 
+def of_part(file: Path, part: str) -> Path:
+    """A task's own file of this kind."""
+    return file.with_stem(file.stem + clothes.SUFFIX[PARTS[part]])
+
+
 def main() -> None:
-    args = make_parser(__doc__, __file__, work=True, seeds=3).parse_args()
+    args = make_parser(__doc__, __file__, work=True, seeds=3, parts=PARTS).parse_args()
     train.make(train.MODELS)
-    for where, measure in plan(Bench(args.work.resolve()), args.output, args.seeds):
-        if known(args.output, *where) is None:
-            record(args.output, cell := measure(), *where)
-            record(args.output, summary(known(args.output, ROOM) or {}), "rows")
-            shown = {k: v for k, v in cell.items() if isinstance(v, (int, float))}
-            print(time.strftime("%H:%M:%S"), *where, shown, flush=True)
+    for part in args.parts:
+        bench, output = Bench(args.work.resolve(), PARTS[part]), of_part(args.output, part)
+        for where, measure in plan(bench, output, args.seeds):
+            if known(output, *where) is None:
+                record(output, cell := measure(), *where)
+                record(output, summary(known(output, ROOM) or {}), "rows")
+                shown = {k: v for k, v in cell.items() if isinstance(v, (int, float))}
+                print(time.strftime("%H:%M:%S"), part, *where, shown, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The tables of results.json in Markdown, plot.png and, where the folders of `run.py` are, pictures.png.
+"""The tables of both tasks' results in Markdown, their plots and, where the folders of `run.py` are, their pictures.
 
 python experiments/japanese_diffusion_mini/table.py
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,46 @@ import clothes
 import matplotlib.pyplot as plt
 import numpy as np
 import run
-import train
 from arguments import known, make_parser
 from tables import Cells, differences, interval, plot, solved
 
 HERE = Path(__file__).parent
 EVALUATIONS = run.tuning.EVALUATIONS
-GROUPS = {  # {group: {row of results.json: what the tables call it}}
-    "models": {"ja": "`ja`"} | {name: f"`{name}` with `ja`'s text encoders" for name in run.GRAFTS},
-    "usual settings": {name: name for name in run.USUAL},
-    "at random": {
-        "3 genes, random": "3 genes, best of 50 at random",
-        "blocks, random": f"genes of blocks, best of {EVALUATIONS} at random",
-    },
-    "evolved": {
-        "evolved, 3 genes": "**evolved, 3 genes**",
-        "evolved, 6 genes": "evolved, attn and conv (6 genes)",
-        "evolved, blocks": "**evolved, blocks**",
-    },
-    "trained": {name: name for name in run.tuning.WAYS},
+GROUPS = {  # {whether drawings are wanted: {group: {row of results: what the tables call it}}}
+    drawn: {
+        "models": {"ja": "`ja`"} | {name: f"`{name}` with `ja`'s text encoders" for name in run.GRAFTS},
+        "usual settings": {name: name for name in run.USUAL[drawn]},
+        "at random": {
+            "3 genes, random": "3 genes, best of 50 at random",
+            "blocks, random": f"genes of blocks, best of {EVALUATIONS} at random",
+        },
+        "evolved": {
+            "evolved, 3 genes": "**evolved, 3 genes**",
+            "evolved, 6 genes": "evolved, attn and conv (6 genes)",
+            "evolved, blocks": "**evolved, blocks**",
+        },
+        "trained": {name: name for name in run.tuning.WAYS[drawn]},
+    }
+    for drawn in run.PARTS.values()
 }
 FINE = "evolved, blocks"
-DIFFERENCES = (
-    *((FINE, name) for names in list(GROUPS.values())[:3] for name in names),
-    *((FINE, name) for name in ("evolved, 3 genes", "evolved, 6 genes", *run.tuning.WAYS)),
-    ("evolved, 3 genes", "task vectors added, no style"),
-    ("evolved, 3 genes", "3 genes, random"),
-)
-SHEET = ("ja", "fast", "average", "task vectors added (1, 1, 1)", "task vectors added, no style", FINE)
+ADDED = {False: "task vectors added, no style", True: "task vectors added (1, 1, 1)"}  # the best of the usual merges
+SHEET = ("ja", "fast", "style", "average", "task vectors added (1, 1, 1)")
 
 
-def main_table(rows: dict[str, Cells]) -> None:
+def pairs(drawn: bool) -> Iterator[tuple[str, str]]:
+    """Of rows to compare."""
+    groups = GROUPS[drawn]
+    for group in ("models", "usual settings", "at random"):
+        yield from ((FINE, name) for name in groups[group])
+    yield from ((FINE, name) for name in ("evolved, 3 genes", "evolved, 6 genes", *groups["trained"]))
+    yield from (("evolved, 3 genes", name) for name in (ADDED[drawn], "3 genes, random"))
+
+
+def main_table(rows: dict[str, Cells], drawn: bool) -> None:
     print("\n| Japanese, four steps | search | held-out | recognised, % | 95 % | Frechet | evaluations | seconds |")
     print("|---|---:|---:|---:|---|---:|---:|---:|")
-    for group in GROUPS.values():
+    for group in GROUPS[drawn].values():
         for name, label in group.items():
             if name in rows:
                 print(line(label, rows[name]))
@@ -65,10 +72,10 @@ def nats(cells: Cells) -> np.ndarray:
     return np.array([cell["nats"].split() for cell in cells.values()], float) / 100
 
 
-def compare(rows: dict[str, Cells]) -> None:
+def compare(rows: dict[str, Cells], drawn: bool) -> None:
     """Paired by seed and picture."""
     print("\n| difference, held out | recognised, points | 95 % | fitness, nats | 95 % |\n|---|---:|---|---:|---|")
-    found = (differences(rows, DIFFERENCES, scores) for scores in (solved, nats))
+    found = (differences(rows, pairs(drawn), scores) for scores in (solved, nats))
     for (one, other, _, right), (_, _, _, fitness) in zip(*found, strict=True):
         shown = (f"{m:+.{d}f} | {low:+.{d}f} to {high:+.{d}f}" for (m, low, high), d in ((right, 1), (fitness, 2)))
         print(f"| {one} - {other} | {' | '.join(shown)} |")
@@ -84,14 +91,15 @@ def genes(rows: dict[str, Cells]) -> None:
             print(f"| {name} | {group} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
 
 
-def sheet(bench: run.Bench) -> None:
+def sheet(bench: run.Bench, file: Path) -> None:
     """The same prompts from the same noise, held out, by several models, above real pictures."""
     _, classes, _ = run.asked("heldout")
     per = len(classes) // clothes.CLASSES
     chosen = [per * c + i for c in range(clothes.CLASSES) for i in (0, per // 2)]
-    made = {name: run.pictures(bench.folder(name), "heldout")[chosen] for name in SHEET}
-    made["ja, 32 steps"] = run.pictures(train.MODELS / "ja", "heldout", 32)[chosen]
-    real, labels = clothes.pictures("t10k")
+    names = dict.fromkeys([*SHEET, ADDED[bench.drawn], FINE])
+    made = {name: run.pictures(bench.folder(name), "heldout")[chosen] for name in names}
+    made[f"{bench.many}, 32 steps"] = run.pictures(bench.folder(bench.many), "heldout", 32)[chosen]
+    real, labels = clothes.pictures("t10k", bench.drawn)
     some = [np.flatnonzero(labels == c)[i] for c in range(clothes.CLASSES) for i in (0, 1)]
     made["real"] = np.round((real[some] + 1) * 127.5).astype(np.uint8)
     figure, axes = plt.subplots(len(made), 1, figsize=(7.6, 0.38 * len(made) + 0.1))
@@ -101,19 +109,19 @@ def sheet(bench: run.Bench) -> None:
         axis.set_ylabel(name, rotation=0, ha="right", va="center", size=7)
         axis.set(xticks=[], yticks=[])
     figure.subplots_adjust(left=0.24, right=1, top=1, bottom=0, hspace=0.02)
-    figure.savefig(HERE / "pictures.png", dpi=105)
+    figure.savefig(file, dpi=105)
     plt.close(figure)
 
 
-def tell(results: dict[str, Any]) -> None:
-    """Print all tables."""
+def tell(results: dict[str, Any], drawn: bool) -> None:
+    """Print all tables of a task."""
     rows = results[run.ROOM]
-    main_table(rows)
+    main_table(rows, drawn)
     print("\n| for comparison | search | held-out | recognised, % | 95 % | Frechet | | |")
     print("|---|---:|---:|---:|---|---:|---|---|")
     for name, cells in results["references"].items():
         print(line(name, cells))
-    compare(widened(rows))
+    compare(widened(rows), drawn)
     genes(rows)
 
 
@@ -125,11 +133,12 @@ def widened(rows: dict[str, Cells]) -> dict[str, Cells]:
 
 def main() -> None:
     args = make_parser(__doc__, __file__, work=True).parse_args()
-    results = known(args.output)
-    tell(results)
-    plot({"": results[run.ROOM]}, GROUPS, HERE / "plot.png", "Japanese prompts recognised, held out, %", 3.6)
-    if args.work.exists():
-        sheet(run.Bench(args.work.resolve()))
+    for part, drawn in run.PARTS.items():
+        results, file = known(run.of_part(args.output, part)), run.of_part(HERE / "plot.png", part)
+        tell(results, drawn)
+        plot({"": results[run.ROOM]}, GROUPS[drawn], file, "Japanese prompts recognised, held out, %", 3.6)
+        if args.work.exists():
+            sheet(run.Bench(args.work.resolve(), drawn), run.of_part(HERE / "pictures.png", part))
 
 
 if __name__ == "__main__":

@@ -84,13 +84,12 @@ class Batch(NamedTuple):
 
 def batches(language: Language, steps: int, seed: int, drawn: bool = False) -> Iterator[Batch]:
     """Pictures of the training split, or drawings of them, each with one of the prompts of its class."""
-    rng, (pixels, labels) = np.random.default_rng(seed), clothes.pictures("train")
+    rng, (pixels, labels) = np.random.default_rng(seed), clothes.pictures("train", drawn)
     texts = clothes.prompts(language)
     tokens = np.stack([clothes.encoded(of_class) for of_class in texts])
     for _ in range(steps):
         chosen, which = rng.integers(len(pixels), size=ROWS), rng.integers(len(texts[0]), size=ROWS)
-        shown = clothes.outlines(pixels[chosen]) if drawn else pixels[chosen]
-        yield Batch(shown, tokens[labels[chosen], which], rng.random(ROWS) >= UNTOLD)
+        yield Batch(pixels[chosen], tokens[labels[chosen], which], rng.random(ROWS) >= UNTOLD)
 
 
 def condition(params: Any, tokens: jax.Array) -> Condition:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import yaml
 from diffusers import StableDiffusionXLPipeline
 from safetensors.numpy import load_file
 
@@ -63,23 +64,37 @@ def test_the_distance_is_that_between_normal_distributions(parts):
     assert judge.frechet(one, one) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_fitness_is_how_probable_what_was_asked_for_is(parts):
-    shown = np.random.default_rng(0).integers(
-        256, size=(2, parts["clothes"].SIZE, parts["clothes"].SIZE, 3), dtype=np.uint8
-    )
-    found = [parts["judge"].right(shown, [{"class": c}] * 2) for c in range(10)]
-    np.testing.assert_allclose(np.exp(found).sum(axis=0), 1, rtol=1e-5)
+@pytest.mark.parametrize(("task", "file"), [("task", "classifier"), ("task_outlines", "classifier_outlines")])
+def test_the_fitness_is_how_probable_its_classifier_finds_what_was_asked_for(parts, task, file):
+    """As PyTorch says of the same weights."""
+    module, _, function = yaml.safe_load((FOLDER / f"{task}.yaml").read_text())["score"].partition(":")
+    weights = {name: torch.from_numpy(x) for name, x in load_file(FOLDER / "models" / f"{file}.safetensors").items()}
+    shown = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    x = torch.from_numpy(shown[..., 0] / np.float32(127.5) - 1)[:, None]
+    for name in ("Conv_0", "Conv_1"):
+        kernel = weights[f"{name}.kernel"].permute(3, 2, 0, 1)
+        x = torch.max_pool2d(torch.relu(torch.conv2d(x, kernel, weights[f"{name}.bias"], padding=1)), 2)
+    x = torch.relu(x.permute(0, 2, 3, 1).flatten(1) @ weights["Dense_0.kernel"] + weights["Dense_0.bias"])
+    expected = torch.log_softmax(x @ weights["Dense_1.kernel"] + weights["Dense_1.bias"], dim=1).T
+    found = [getattr(parts[module], function)(shown, [{"class": c}] * 2) for c in range(10)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_costs_what_a_search_does(parts):
+    """In passes of a U-Net by a picture, less than a step of it left over."""
+    train, tuning, ways = parts["train"], parts["tuning"], parts["tuning"].WAYS
+    cost = {train.denoising: 3, train.distilling: 2 * 4 + 3}  # forward and twice that back; its teacher guided, 4 steps
+    for way in (way for drawn in ways for way in ways[drawn].values()):
+        spent = sum(way.steps(measure) * 64 * cost[measure] for measure in way.measures)
+        assert 200 * 60 * 4 - 64 * sum(cost[m] for m in way.measures) < spent <= 200 * 60 * 4 == tuning.PASSES
 
 
 def test_its_searches_have_as_many_genes_as_it_says(parts, tmp_path):
     run, counts = parts["run"], {}
     for name in ("evolved, 3 genes", "evolved, 6 genes", "evolved, blocks"):
-        config = {
-            "name": "run",
-            "recipe": run.Bench(tmp_path).recipe(run.SEARCHED[name], 0),
-            "genome": run.SEARCHED[name].genome,
-        }
-        config |= {"tasks": [str(FOLDER / "task.yaml")], "search": {"evaluations": 9}}
+        arm = run.SEARCHED[name]
+        config = {"name": "run", "recipe": run.Bench(tmp_path, drawn=True).recipe(arm, 0), "genome": arm.genome}
+        config |= {"tasks": [str(FOLDER / "task_outlines.yaml")], "search": {"evaluations": 9}}
         counts[name] = len(problem_of(jm.read_run(config)).space.names)
     assert counts == {"evolved, 3 genes": 3, "evolved, 6 genes": 6, "evolved, blocks": 30}
 
@@ -97,14 +112,15 @@ def test_its_models_are_diffusers_own(name):
         assert all(np.array_equal(read[name], written[name]) for name in read)
 
 
-def test_the_readme_says_what_was_measured(parts, capsys):
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    parts["table"].tell(parts["arguments"].known(FOLDER / "results.json"))
+@pytest.mark.parametrize("part", ["pictures", "outlines"])
+def test_the_readme_says_what_was_measured(parts, part, capsys):
+    text, run = (FOLDER / "README.md").read_text(encoding="utf-8"), parts["run"]
+    results = parts["arguments"].known(run.of_part(FOLDER / "results.json", part))
+    parts["table"].tell(results, run.PARTS[part])
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) > 40
     assert [line for line in printed if line not in text] == []
-    rows = parts["arguments"].known(FOLDER / "results.json", "rows")
-    assert rows == parts["run"].summary(parts["arguments"].known(FOLDER / "results.json", parts["run"].ROOM))
+    assert results["rows"] == run.summary(results[run.ROOM])
 
 
 @pytest.mark.slow
