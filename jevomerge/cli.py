@@ -262,9 +262,9 @@ def run_push(args: argparse.Namespace) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     """`jevomerge plan`."""
     reading(args.config)
-    from jevomerge.config import read_config
+    from jevomerge.config import read_plannable
 
-    read_config(args.config)  # what is wrong there costs no JAX
+    read_plannable(args.config)  # what is wrong there costs no JAX
     from jevomerge.observers.terminal import Terminal
     from jevomerge.planning.chips import assumed_chip
     from jevomerge.run.plan import plan

@@ -136,6 +136,13 @@ class StagedConfig(Judging):
 # --- reading ------------------------------------------------------------------------------------------------
 
 
+def read_plannable(given: Given | RunConfig | StagedConfig) -> RunConfig | StagedConfig | Recipe:
+    """What `read_config` reads, or a recipe for `merge`, in which nothing is searched."""
+    if not isinstance(given, RunConfig | StagedConfig) and "merge_method" in load_given(given)[0]:
+        return read_recipe(given)
+    return read_config(given)
+
+
 def read_config(given: Given | RunConfig | StagedConfig, held: Sequence[str] = ()) -> RunConfig | StagedConfig:
     """A run or several stages, from YAML; paths, and tasks given as files, are relative to its file.
 

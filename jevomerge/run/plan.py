@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jevomerge.checkpoint.files import write_atomically
-from jevomerge.config import RunConfig, StagedConfig, read_config
+from jevomerge.config import RunConfig, StagedConfig, read_plannable
 from jevomerge.errors import InputError
 from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.planning.chips import GIB, Chip, chip_of, larger_slices, slice_devices
@@ -26,9 +26,9 @@ from jevomerge.planning.sharing import line as sharing_line
 from jevomerge.planning.sharing import settled_sharing
 from jevomerge.planning.standins import shapes_beside, stand_in, stand_ins
 from jevomerge.planning.timing import in_words, time_candidates
-from jevomerge.recipe.schema import Recipe, read_recipe
+from jevomerge.recipe.schema import Recipe
 from jevomerge.recipe.sources import Sources
-from jevomerge.schema import Given, load_given
+from jevomerge.schema import Given
 from jevomerge.search.setup import Setup, set_up_stages
 
 
@@ -78,12 +78,12 @@ def plan(
         else:
             shapes = None
         told: Iterator[str | dict[str, Any]]
-        if _is_recipe(config):
-            recipe = read_recipe(config)  # type: ignore[arg-type]
-            told = merging(recipe if shapes is None else recipe.with_models(stand_ins(shapes, Path(work))[1]))
+        planned = read_plannable(config)
+        if isinstance(planned, Recipe):
+            models = None if shapes is None else stand_ins(shapes, Path(work))[1]
+            told = merging(planned if models is None else planned.with_models(models))
         else:
-            run = read_config(config)
-            run = run if shapes is None else stand_in(run, shapes, Path(work))
+            run = planned if shapes is None else stand_in(planned, shapes, Path(work))
             told = plans(run, topology, sweep, measure, chip, new_tokens)
         try:
             for part in told:
@@ -96,11 +96,6 @@ def plan(
             if numbers is not None and found:
                 write_atomically(Path(numbers), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return lines
-
-
-def _is_recipe(config: Given | RunConfig | StagedConfig) -> bool:
-    """Whether it is for `merge`: there is nothing that is searched."""
-    return not isinstance(config, RunConfig | StagedConfig) and "merge_method" in load_given(config)[0]
 
 
 def merging(recipe: Recipe) -> Iterator[str | dict[str, Any]]:

@@ -194,6 +194,7 @@ tasks: [task.yaml]
 """
 
 
+@pytest.mark.slow
 def test_a_path_through_the_winner_of_the_weights(siblings, tmp_path):
     (siblings / "staged.yaml").write_text(STAGED)
     folder = tmp_path / "run"

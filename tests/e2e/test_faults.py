@@ -141,6 +141,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_older_one(how, half, undisturbed,
     assert steps(half) == [18, 20]
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_the_search_is_replayed(half, undisturbed, capsys):
     for step in steps(half):
         damage(half / "checkpoints" / str(step), "truncated", random.Random(step))
@@ -268,6 +269,7 @@ def largest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(problem, undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     with largest_file(50_000):
@@ -367,6 +369,7 @@ def lines(run):
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_run_is_left_alone_until_it_is_terminated(problem, undisturbed, tmp_path, capsys):
     """Two processes cannot write one folder; SIGTERM saves what is finished and says how to continue."""
     run, config = tmp_path / "run", shutil.copy(problem / "run.yaml", problem / "long.yaml")

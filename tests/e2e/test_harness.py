@@ -99,6 +99,7 @@ def said(run):
     return {name: sorted(found, key=lambda s: s["doc_id"]) for name, found in samples.items()}
 
 
+@pytest.mark.slow
 def test_heldout_scores_are_what_the_harness_says_of_the_folder(run, said):
     result, heldout = (json.loads((run / "run" / f"{name}.json").read_text()) for name in ("result", "heldout"))
     accuracy = [s["acc_norm"] for s in said["choose"]]

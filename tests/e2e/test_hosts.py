@@ -102,11 +102,13 @@ def alone(small, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("processes", "mesh"), [(2, "4x1"), pytest.param(4, "4x2", marks=pytest.mark.slow)])
-def test_killed_in_two_processes_and_resumed_in_several(processes, mesh, small, alone, tmp_path):
-    """The model is split over all devices, then examples of the last members are: what one device makes."""
+@pytest.mark.parametrize(
+    ("before", "processes", "mesh"), [("4x1", 2, "4x1"), pytest.param("1x4", 4, "4x2", marks=pytest.mark.slow)]
+)
+def test_killed_in_two_processes_and_resumed_in_several(before, processes, mesh, small, alone, tmp_path):
+    """The last members' examples are split over both; or the model, then both: what one device makes."""
     folder = tmp_path / "run"
-    started = launch([small, "--output", folder, "--mesh", "1x4"], 2)
+    started = launch([small, "--output", folder, "--mesh", before], 2)
     wait_for(lambda: len(lines(folder)) >= 8, folder / "evaluations.jsonl", started)
     started[1].send_signal(signal.SIGKILL)  # a worker
     ended = finish(started)

@@ -10,12 +10,8 @@ import pytest
 TUTORIAL = Path(__file__).parents[2] / "experiments" / "tutorial"
 
 
-FIRST, *OTHERS = sorted(TUTORIAL.glob("*.ipynb"))
-
-
-@pytest.mark.parametrize(
-    "notebook", [FIRST, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)], ids=lambda path: path.stem
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(TUTORIAL.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_the_notebook_runs(notebook):
     cells = json.loads(notebook.read_text())["cells"]
     codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

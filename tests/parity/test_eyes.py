@@ -140,6 +140,7 @@ def judged(folder, name, **score):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_candidates_with_eyes_of_their_own_score_as_their_folders(folder, tmp_path):
     """In one pass and in many; sources with their own eyes, or those of the carrier where they have none."""
     given = recipe(folder)

@@ -24,7 +24,10 @@ VALID = jnp.ones((2, 12), bool)
 METHODS = [(name, "mergekit") for name in MERGEKIT] + [(n, "paper") for n, m in PAPER.items() if m is not MERGEKIT[n]]
 # Of all_ways_agree: the same code as others', with other numbers.
 SLOW = [(n, "paper", "float32") for n in PAPER] + [(n, "mergekit", "bfloat16") for n in MERGEKIT]
-SLOW += [(n, "mergekit", "float32") for n in ("breadcrumbs_ties", "della_linear", "dare_linear", "nuslerp")]
+SLOW += [
+    (n, "mergekit", "float32")
+    for n in ("breadcrumbs_ties", "breadcrumbs", "della_linear", "della", "dare_linear", "nuslerp")
+]
 
 
 def setup(name, semantics, dtype):

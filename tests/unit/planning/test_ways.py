@@ -126,6 +126,7 @@ def test_an_assumed_device_computes_in_the_dtype_of_the_weights():
     assert here.uses[1].temporaries - there.uses[1].temporaries > 0.9 * 4 * blocks
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_host_is_counted():
     setup = setup_of("ties", ("likelihood",))
     setups = {m: set_up(config_of("ties", ("likelihood",), memory=m)) for m in ("host", "int8")}

@@ -84,6 +84,7 @@ def test_there_is_no_gradient_through_a_path(kind):
         set_up(config_of(kind, refine={}))
 
 
+@pytest.mark.slow
 def test_weights_for_a_gradient_are_not_rounded():
     recipe = KINDS["ties"]["recipe"] | {"dtype": "bfloat16"}
     problem = problem_of(config_of("ties", recipe=recipe))

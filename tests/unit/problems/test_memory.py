@@ -39,8 +39,17 @@ def bank_of(found):
     return getattr(found, "merged", found).bank
 
 
+OTHERS = [("ties", (2, 1)), ("dare_ties", (1, 1))]
+
+
 @pytest.mark.parametrize(
-    ("kind", "shape"), [("ties", (2, 1)), ("ties", (1, 2)), ("slerp", (1, 1)), ("dare_ties", (1, 1)), ("both", (1, 1))]
+    ("kind", "shape"),
+    [
+        ("ties", (1, 2)),
+        ("slerp", (1, 1)),
+        ("both", (1, 1)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
+    ],
 )
 def test_from_the_host_candidates_are_the_same(kind, shape):
     bank = bank_of(candidates(kind, "host", *shape))

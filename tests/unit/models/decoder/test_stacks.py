@@ -112,6 +112,7 @@ def test_cached_decoding_of_blocks_that_are_taken_apart_is_the_full_forward_pass
     np.testing.assert_allclose(np.concatenate(steps, axis=1)[VALID], hidden(params), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_merging_in_the_scan_is_merging_before_it_whatever_the_mesh():
     merge, specs = Merge(get_method("linear")), HYBRID.specs
     keys = {s.path: np.zeros((*s.leading, SOURCES, 2), np.uint32) for s in specs}
