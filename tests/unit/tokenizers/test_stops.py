@@ -21,6 +21,7 @@ from jevomerge.fitness.ready import make_ready
 from jevomerge.fitness.rollouts import generation as rollout
 from jevomerge.fitness.rollouts.rollout import make_batches
 from jevomerge.fitness.schema import Task
+from jevomerge.fitness.slices import Placing
 from jevomerge.planning.programs import programs
 from jevomerge.problems.problem import Instance
 from jevomerge.search.setup import set_up
@@ -244,7 +245,7 @@ def test_members_of_a_mesh_and_their_plan():
         if program.name == "merge":
             made = executable(candidates, shared)
         elif "stopped" in program.name:
-            written = executable(candidates, made, shared, batch)
+            written = executable(candidates, made, shared, Placing(mesh)([batch]))
     for m, scores in enumerate(members):
         texts = ready.rollout.read([np.asarray(written[m])])
         assert [texts[row] for row in np.flatnonzero(index >= 0)] == [
