@@ -125,7 +125,7 @@ class OrbaxTree(Stored):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             return merged[name] if name in merged else kept.get(path, described)
 
-        with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+        with quiet(), ocp.PyTreeCheckpointer() as orbax:
             orbax.save(folder.absolute(), jax.tree_util.tree_map_with_path(leaf, self._tree), force=True)
 
 
@@ -141,7 +141,7 @@ def _metadata(folder: Path) -> Any:
         inside = sorted(path.parent.name for path in folder.glob(f"*/{METADATA}"))
         raise InputError(f"{folder} holds {', '.join(inside) or 'no tree'}; name the folder of one tree of Orbax")
     try:
-        with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+        with quiet(), ocp.PyTreeCheckpointer() as orbax:
             return orbax.metadata(folder.absolute()).item_metadata.tree
     except Exception as error:  # Orbax raises many
         raise InputError(f"{folder}: Orbax cannot read it: {error}; copy it again") from None
@@ -160,7 +160,7 @@ def _restored(folder: Path, leaves: Mapping[tuple[Any, ...], StoredLeaf]) -> dic
     tree = _metadata(folder)
     items, args = (jax.tree_util.tree_map_with_path(f, tree) for f in (wanted, how))
     try:
-        with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+        with quiet(), ocp.PyTreeCheckpointer() as orbax:
             found = orbax.restore(folder.absolute(), args=ocp.args.PyTreeRestore(items, args))
     except Exception as error:  # Orbax raises many
         raise InputError(f"{folder}: Orbax cannot read it: {error}; copy it again") from None
@@ -168,8 +168,8 @@ def _restored(folder: Path, leaves: Mapping[tuple[Any, ...], StoredLeaf]) -> dic
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs pages."""
+def quiet() -> Iterator[None]:
+    """Orbax logs what it raises, with the tracebacks of all its threads."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -8,10 +8,8 @@ tracebacks from its threads: so each checkpoint has a digest of its files, and o
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import jax
 import numpy as np
 
 from jevomerge.checkpoint.files import write_atomically
+from jevomerge.checkpoint.orbax_tree import quiet
 
 KEPT = 2  # the newest, and one to fall back to
 DIGEST = "sha256"  # the file in a checkpoint's folder with the digest of all others
@@ -47,7 +46,7 @@ class Snapshots:
                 folder = self._folder / str(step)
                 if (folder / DIGEST).read_bytes() != digest(folder).encode():
                     raise ValueError("it is damaged")
-                with _quiet(), _orbax() as orbax:
+                with quiet(), _orbax() as orbax:
                     found = orbax.restore(folder, args=ocp.args.PyTreeRestore(state, _as_numpy(state)))
             except Exception as error:  # Orbax raises many
                 self._note(f"checkpoint {step} cannot be used and is ignored: {_brief(error)}")
@@ -62,7 +61,7 @@ class Snapshots:
 
         if step == self._last:
             return
-        with _quiet():
+        with quiet():
             try:
                 steps = self._steps()
                 later = [self._folder / str(s) for s in steps if s > self._last]  # those that could not be used
@@ -120,14 +119,3 @@ def _brief(error: Exception) -> str:
     """One line of what may be a page."""
     text = " ".join(str(error).split())
     return f"{text[:200]}..." if len(text) > 200 else text or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs what it raises, with the tracebacks of all its threads."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
