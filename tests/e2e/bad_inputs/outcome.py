@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.e2e.bad_inputs.world import Input, World, place_of
 
@@ -86,8 +86,16 @@ def judged(status: int, err: str, before: dict, folder: Path, seconds: float = 0
     return Outcome(status, message, frozenset(left), seconds, resident)
 
 
-def as_process(template: Path, given: Input, *, data: int = 8 << 30, **environment: str) -> Outcome:
-    """Hand it in as a user does, to a process that may have so many bytes of `data` and is ended if it hangs."""
+def as_process(template: Path, given: Input, **options: Any) -> Outcome:
+    """Hand it in as a user does; where that takes too long, up to three times: other processes only ever add to it."""
+    outcomes = [_as_process(template, given, **options)]
+    while outcomes[-1].seconds > CPU_SECONDS and len(outcomes) < 3:
+        outcomes.append(_as_process(template, given, **options))
+    return min(outcomes, key=lambda outcome: outcome.seconds)
+
+
+def _as_process(template: Path, given: Input, *, data: int = 8 << 30, **environment: str) -> Outcome:
+    """Hand it to a process that may have so many bytes of `data` and is ended if it hangs."""
     folder, words, before = prepare(template, given)
     with tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("r") as peak:
         shell = f'ulimit -d {data >> 10}; exec timeout {LIMIT} "$@"'
