@@ -1,5 +1,8 @@
-"""Devices that are assumed: sizes and speeds as users write them, plans for them, and convolutions counted."""
+"""Devices that are assumed or not there: as users write them, plans for them, and convolutions counted."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -8,7 +11,7 @@ import pytest
 
 from jevomerge.cli import main
 from jevomerge.errors import InputError
-from jevomerge.planning.chips import GIB, assumed_chip
+from jevomerge.planning.chips import GIB, assumed_chip, larger_slices
 from jevomerge.planning.cost import cost_of
 
 QUICKSTART = str(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
@@ -44,3 +47,36 @@ def test_convolutions_are_counted_as_by_xla(stride, groups):
 
     traced = jax.jit(convolved).trace(jnp.ones((2, 9, 9, 8)), jnp.ones((6, 8 // groups, 3, 3)))
     assert cost_of(traced.jaxpr).matmul == traced.lower().compile().cost_analysis()["flops"]
+
+
+def test_a_slice_that_does_not_exist(capsys):
+    assert main(["plan", QUICKSTART, "--topology", "v9:1x1"]) == 2
+    assert "is not like v5e:4x8" in capsys.readouterr().err
+
+
+def test_without_the_compiler_the_remedy_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere/libtpu.so")
+    assert main(["plan", QUICKSTART, "--topology", "v5e:2x2"]) == 2
+    assert "pip install 'jevomerge[plan]'" in capsys.readouterr().err
+
+
+def test_larger_slices():
+    assert larger_slices("v5e:4x4") == ["v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"]
+    assert larger_slices("v5p:4x4x8") == ["v5p:4x4x8", "v5p:4x8x8"]
+
+
+@pytest.mark.slow
+def test_for_a_slice_that_is_not_here():
+    """The real compiler for TPUs, in a process of its own: it prints, and looks for a TPU."""
+    pytest.importorskip("libtpu")
+    command = [sys.executable, "-m", "jevomerge", "plan", QUICKSTART, "--topology"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    one = subprocess.run([*command, "v5e:4x4"], capture_output=True, text=True, env=env)
+    assert one.returncode == 0, one.stderr
+    assert "v5e:4x4: pop 16 x model 1" in one.stdout
+    assert "of 15.75 GiB per device" in one.stdout
+    assert "a generation of 15 candidates" in one.stdout
+    sweep = subprocess.run([*command, "v5e:8x16", "--sweep"], capture_output=True, text=True, env=env)
+    lines = [line for line in sweep.stdout.splitlines() if "devices" in line]
+    assert [line.split()[0] for line in lines] == ["v5e:8x16", "v5e:16x16"]

@@ -17,7 +17,6 @@ import yaml
 from jax.extend.core import jaxprs_in_params
 
 from jevomerge.checkpoint.export import write_model
-from jevomerge.cli import main
 from jevomerge.config import RunConfig
 from jevomerge.devices.collectives import collectives, executions
 from jevomerge.devices.mesh import by_member, make_mesh, put
@@ -32,7 +31,7 @@ from jevomerge.methods.bank import Merge, abstract_bank, make_bank
 from jevomerge.methods.registry import MERGEKIT, PAPER
 from jevomerge.models.families import read_model
 from jevomerge.models.specs import unflatten
-from jevomerge.planning import chips, measure
+from jevomerge.planning import measure
 from jevomerge.planning.cost import cost_of
 from jevomerge.planning.measure import bytes_per_device, plan_on
 from jevomerge.planning.programs import first_generation, programs
@@ -418,7 +417,7 @@ def test_members_are_the_first_to_go(monkeypatch):
     assert advice(setup, plan, device)[0] == "set `members_per_device: 1`"
 
 
-# --- nothing is read, and slices that are not there ----------------------------------------------------------
+# --- nothing is read ----------------------------------------------------------
 
 
 SEVEN_BILLION = {
@@ -465,38 +464,6 @@ def test_a_plan_reads_no_weights(large):
     assert int(peak) * 1024 < 2.9e9
     (sources,) = (float(line.split()[1]) for line in lines if line.split()[0] == "sources")
     assert sources == pytest.approx(2 * 7.2417e9 * 2 / GIB, rel=1e-3)
-
-
-def test_a_slice_that_does_not_exist(capsys):
-    assert main(["plan", str(ROOT / "configs" / "quickstart.yaml"), "--topology", "v9:1x1"]) == 2
-    assert "is not like v5e:4x8" in capsys.readouterr().err
-
-
-def test_without_the_compiler_the_remedy_is_said(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "libtpu", None)
-    monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere/libtpu.so")
-    assert main(["plan", str(ROOT / "configs" / "quickstart.yaml"), "--topology", "v5e:2x2"]) == 2
-    assert "pip install 'jevomerge[plan]'" in capsys.readouterr().err
-
-
-def test_larger_slices():
-    assert chips.larger_slices("v5e:4x4") == ["v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"]
-    assert chips.larger_slices("v5p:4x4x8") == ["v5p:4x4x8", "v5p:4x8x8"]
-
-
-@pytest.mark.slow
-def test_for_a_slice_that_is_not_here():
-    """The real compiler for TPUs, in a process of its own: it prints, and looks for a TPU."""
-    pytest.importorskip("libtpu")
-    command = [sys.executable, "-m", "jevomerge", "plan", str(ROOT / "configs" / "quickstart.yaml"), "--topology"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    one = subprocess.run([*command, "v5e:4x4"], capture_output=True, text=True, env=env)
-    assert one.returncode == 0, one.stderr
-    assert "v5e:4x4: pop 16 x model 1" in one.stdout
-    assert "of 15.75 GiB per device" in one.stdout
-    assert "a generation of 15 candidates" in one.stdout
-    sweep = subprocess.run([*command, "v5e:8x16", "--sweep"], capture_output=True, text=True, env=env)
-    assert [line.split()[0] for line in sweep.stdout.splitlines()[1:]] == ["v5e:8x16", "v5e:16x16"]
 
 
 def test_a_sweep_on_this_machine():
