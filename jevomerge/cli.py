@@ -116,10 +116,15 @@ def run_evolve(args: argparse.Namespace) -> None:
 
 def next_steps(folder: Path, config: RunConfig) -> list[str]:
     """What one may do with a finished run."""
+    from jevomerge.checkpoint.files import split_adapter
+
     run, more = shlex.quote(str(folder)), 2 * config.search.evaluations
+    model = ""
+    if config.recipe is not None and config.recipe.adapter is not None:  # the result is one, behind its model
+        model = shlex.quote(split_adapter(config.recipe.stack[0].sources[0].model)[0]) + "+"
     steps = {
         f"cat {run}/best/README.md": "how to load it, and what it scores",
-        f"jevomerge evaluate {run}/best --task TASK.yaml": "judge it by something else",
+        f"jevomerge evaluate {model}{run}/best --task TASK.yaml": "judge it by something else",
         f"jevomerge export {run} --genome N OUT": "write another candidate, such as the page lists",
     }
     if config.refine is None:  # whose last candidates would have been others in a longer search

@@ -53,6 +53,8 @@ class Stage(Strict):
             raise ValueError("give a `recipe` with a `genome`, or a `path`, or both")
         if (self.recipe is None) != (not self.genome):
             raise ValueError("`recipe` and `genome` go together: which of the recipe's numbers are searched?")
+        if self.path is not None and self.recipe is not None and self.recipe.adapter is not None:
+            raise ValueError("`recipe.adapter`: a model with a `path` is no adapter of another; leave one of them out")
         return self
 
 

@@ -13,6 +13,7 @@ import yaml
 from jevomerge.checkpoint.bom import BOM, bill_of_materials
 from jevomerge.checkpoint.licences import DUTIES, duties, merged_licence, obstacles
 from jevomerge.checkpoint.lineage import Origin, drawing
+from jevomerge.checkpoint.lora import ADAPTER_CONFIG
 from jevomerge.checkpoint.scoring import Score, Scoring
 from jevomerge.checkpoint.source import Source
 
@@ -20,6 +21,16 @@ TEXT = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0], skip_special_tokens=True))
+"""
+ADAPTED = """
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MODEL = "..."  # base_model_name_or_path in adapter_config.json
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), FOLDER)
 prompt = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0], skip_special_tokens=True))
 """
@@ -73,6 +84,8 @@ def usage(folder: Path) -> str | None:
         return DRAWING
     if (folder / "_METADATA").exists():
         return ORBAX
+    if (folder / ADAPTER_CONFIG).exists():
+        return ADAPTED
     if any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
         return PICTURES
     return TEXT if (folder / "tokenizer_config.json").exists() and (folder / "config.json").exists() else None

@@ -6,8 +6,10 @@ are read in `lora_file`.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,7 +17,15 @@ import numpy as np
 from pydantic import Field
 
 from jevomerge.checkpoint.files import digest, read_json
-from jevomerge.checkpoint.safetensors_file import FLOATING, StoredTensor, digest_tensors, read_header
+from jevomerge.checkpoint.safetensors_file import (
+    FLOATING,
+    Planned,
+    StoredTensor,
+    digest_tensors,
+    read_header,
+    stream_safetensors,
+)
+from jevomerge.checkpoint.weights import check_room
 from jevomerge.errors import InputError
 from jevomerge.models.model import Model
 from jevomerge.schema import Notes, Part, check
@@ -203,3 +213,56 @@ class PeftAdapter(Adapter):
             except re.error as error:
                 raise InputError(f"{self.folder / ADAPTER_CONFIG}: {patterns}: `{pattern}`: {error}") from None
         return self.settings[default]
+
+
+def write_adapter(
+    folder: Path,
+    model: str,
+    rank: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    every: Sequence[str],
+    pair: Callable[[int], tuple[np.ndarray, np.ndarray] | None],
+) -> None:
+    """Write a PEFT adapter in float32, whose scale is one, into a folder that is there.
+
+    Args:
+        folder: of adapter_config.json and adapter_model.safetensors.
+        model: what it is for, as PEFT looks it up.
+        rank: of all pairs.
+        shapes: {the model's tensor: (out, in)} of those that are adapted.
+        every: all tensors of the model.
+        pair: gives A (rank, in) and B (out, rank) of a tensor by its number in `shapes`, asked for in order; None:
+            holes.
+    """
+    modules = [name.removesuffix(".weight") for name in shapes]
+    kinds = {module.rpartition(".")[2] for module in modules}
+    alike = {name for name in every if name.removesuffix(".weight").rpartition(".")[2] in kinds and "bias" not in name}
+    settings = {
+        "base_model_name_or_path": model,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": sorted(kinds if alike == shapes.keys() else modules),  # PEFT finds these by their ends
+        "task_type": "CAUSAL_LM",
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    planned, places = dict[str, Planned](), dict[str, tuple[int, int]]()
+    for i, (module, (out, inside)) in enumerate(zip(modules, shapes.values(), strict=True)):
+        for half, shape in enumerate([(rank, inside), (out, rank)]):
+            key = f"base_model.model.{module}.lora_{'AB'[half]}.weight"
+            planned[key], places[key] = Planned("F32", shape), (i, half)
+    check_room(folder, planned)
+    last: dict[int, tuple[np.ndarray, np.ndarray] | None] = {}
+
+    def tensor(key: str) -> np.ndarray | None:
+        i, half = places[key]
+        if i not in last:
+            last.clear()
+            last[i] = pair(i)
+        found = last[i]
+        return None if found is None else found[half]
+
+    stream_safetensors(folder / ADAPTER_WEIGHTS, planned, tensor)

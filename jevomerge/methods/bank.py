@@ -25,8 +25,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jevomerge.devices.mesh import apart, everywhere
+from jevomerge.methods.factors import even_factors, merge_factors, prepare_factors
 from jevomerge.methods.field import merge_keys
-from jevomerge.methods.method import MergeMethod
+from jevomerge.methods.method import MergeMethod, float32
 from jevomerge.methods.packed import unpacked
 from jevomerge.models.members import LowRank, Unmerged
 from jevomerge.models.model import Layer
@@ -58,8 +59,8 @@ class Adapted(NamedTuple):
     """A tensor of a source that is another model's, and what an adapter adds to it."""
 
     weight: Array  # (..., O, I)
-    down: Array  # (..., R, I) float32
-    up: Array  # (..., O, R) float32
+    down: Array  # (..., R, I) float32, A
+    up: Array  # (..., O, R) float32, B times its scale
 
     def whole(self) -> Array:
         """(..., O, I) the sum, in float32 and rounded once, as adapters are folded when files are read."""
@@ -73,6 +74,7 @@ class Adapters:
     down: Array  # (..., R, I) float32
     up: Array  # (..., O, R) float32
     ranks: tuple[int, ...] = flax.struct.field(pytree_node=False)  # R of each source; 0: it has none there
+    scales: tuple[tuple[float, ...], ...] = flax.struct.field(pytree_node=False)  # of each source, in each tensor
 
     def source(self, i: int, weight: Array) -> Adapted:
         """The leaf of a source."""
@@ -85,6 +87,7 @@ class Merge(NamedTuple):
 
     method: MergeMethod
     dtype: str = "float32"
+    factors: bool = False  # whether the matrices of adapters are merged each by itself (`methods.factors`)
 
 
 def merge_tensor(
@@ -96,6 +99,10 @@ def merge_tensor(
     keys: Array,
 ) -> Array:
     """One tensor of the merged model, rounded once to the dtype in which it will be scored and exported."""
+    adapted = [x for x in sources if isinstance(x, Adapted)]
+    if merge.factors and any(x.down.size for x in adapted):
+        down, up = merge_factors(merge.method, *_pairs(adapted, prepared[0]), coefficients, prepared, keys)
+        return (float32(adapted[0].weight) + up @ down).astype(merge.dtype)
     whole = [x.whole() if isinstance(x, Adapted) else x for x in sources]
     return merge.method.merge(whole, base, coefficients, prepared, keys).astype(merge.dtype)
 
@@ -120,15 +127,19 @@ def make_bank(
     """Collect the sources (nested trees, as `Sources.load` gives them) and prepare the method once.
 
     `mesh` is the one that they were loaded to; what is prepared, and `kept`, is on every device. With `adapters` the
-    method must be linear: it prepares nothing that they would change.
+    method must be linear, so that it prepares nothing that they would change, or merge their matrices (`factors`).
     """
     flat, flat_base = tuple(flatten(s) for s in sources), None if base is None else flatten(base)
     rows: list[Any] = []  # (prepared, size) of every tensor, so that methods may pool over the model
     for spec in specs:
         inputs, own = _of_leaf(flat, flat_base, spec.path)
-        for at in spec.indices():
+        for i, at in enumerate(spec.indices()):
             arrays, origin = jax.tree.map(lambda x, at=at: _taken(x, at), (inputs, own))
-            prepared = merge.method.prepare(unpacked(arrays, origin), origin)
+            if merge.factors and (low := _low_rank(adapters, spec)) is not None:
+                one = low.replace(down=low.down[at], up=low.up[at])
+                prepared = _prepare_factors(merge, one, jnp.asarray(low.scales[i], jnp.float32))
+            else:
+                prepared = merge.method.prepare(unpacked(arrays, origin), origin)
             rows.append((prepared, int(np.prod(spec.shape))))
     values = merge.method.pool(rows) if merge.method.pool else [prepared for prepared, _ in rows]
     prepared, start = {}, 0
@@ -140,6 +151,24 @@ def make_bank(
     if mesh is not None:
         prepared, fields, rows_kept = jax.device_put((prepared, fields, rows_kept), everywhere(mesh))
     return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {})
+
+
+def _low_rank(adapters: Leaves | None, spec: ParamSpec) -> Adapters | None:
+    """What adapters add to a leaf, if any does."""
+    low: Adapters | None = (adapters or {}).get(spec.path)
+    return low if low is not None and any(low.ranks) else None
+
+
+def _prepare_factors(merge: Merge, low: Adapters, scales: Array) -> Any:
+    """Of one tensor; `scales`: (N,)."""
+    adapted = [low.source(i, scales) for i in range(len(low.ranks))]  # whose weights nobody looks at
+    return prepare_factors(merge.method, *_pairs(adapted, scales), scales)
+
+
+def _pairs(adapted: Sequence[Adapted], scales: Array) -> tuple[list[Array], list[Array]]:
+    """A and B, this without its scale."""
+    ups = [x.up / scale for x, scale in zip(adapted, jnp.where(scales == 0, 1.0, scales), strict=True)]
+    return even_factors([x.down for x in adapted], ups)
 
 
 def _taken(x: Array, at: tuple[int, ...]) -> Array:
@@ -193,7 +222,16 @@ def abstract_bank(
         sides = _of_leaf(flat, flat_base, spec.path)
         depth = len(spec.stack)
         tensors = jax.tree.map(lambda x, n=depth: jax.ShapeDtypeStruct(x.shape[n:], x.dtype), sides)
-        prepared = jax.eval_shape(lambda x, own: merge.method.prepare(unpacked(x, own), own), *tensors)
+        if merge.factors and (low := _low_rank(adapters, spec)) is not None:
+            pair = [jax.ShapeDtypeStruct(x.shape[depth:], x.dtype) for x in (low.down, low.up)]
+            scales = jax.ShapeDtypeStruct((len(low.ranks),), np.float32)
+            prepared = jax.eval_shape(
+                lambda down, up, scales, low=low: _prepare_factors(merge, low.replace(down=down, up=up), scales),
+                *pair,
+                scales,
+            )
+        else:
+            prepared = jax.eval_shape(lambda x, own: merge.method.prepare(unpacked(x, own), own), *tensors)
         rows += [(prepared, int(np.prod(spec.shape)))] * spec.count
     values = [prepared for prepared, _ in rows]
     if merge.method.pool:
@@ -246,6 +284,7 @@ def unmerged(merge: Merge, bank: Bank, coefficients: Leaves) -> Leaves:
     (..., N [+ 1]) float32; of all else, which is small or read in other ways, what is merged.
     """
     assert merge.method.linear
+    assert not merge.factors
     return {
         s.path: _factors(merge, bank, coefficients, s) if stays(bank, s) else _merge_leaf(merge, bank, coefficients, s)
         for s in bank.specs
@@ -280,15 +319,15 @@ def is_product(spec: ParamSpec) -> bool:
     return len(spec.shape) == 2 and all(name == "layer" for name, _ in spec.stack)
 
 
+def shares(method: MergeMethod, count: int, has_base: bool, coefficients: Leaves, prepared: Any, keys: Array) -> Array:
+    """How much of each of `count` sources, and of the base, a linear method takes: it merges unit vectors."""
+    units = list(jnp.eye(count + has_base, dtype=jnp.float32))
+    return method.merge(units[:count], units[-1] if has_base else None, coefficients, prepared, keys)
+
+
 def _factors(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
-    """The method says itself how much of each it takes: it merges unit vectors."""
     inputs, base = _of_leaf(bank.sources, bank.base, spec.path)
-    units = list(jnp.eye(len(inputs) + (base is not None), dtype=jnp.float32))
-
-    def factors(coefficients: Leaves, prepared: Any, keys: Array) -> Array:
-        own = None if base is None else units[-1]
-        return merge.method.merge(units[: len(inputs)], own, coefficients, prepared, keys)
-
+    factors = functools.partial(shares, merge.method, len(inputs), base is not None)
     for _ in spec.stack:
         factors = jax.vmap(factors)
     return factors(coefficients[spec.path], bank.prepared[spec.path], bank.keys[spec.path])

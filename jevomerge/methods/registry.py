@@ -21,13 +21,16 @@ from jevomerge.methods.task_arithmetic import (
     DARE_LINEAR_PAPER,
     DARE_TIES,
     DARE_TIES_PAPER,
+    DARE_TIES_PEFT,
     DELLA,
     DELLA_LINEAR,
     DELLA_LINEAR_PAPER,
     DELLA_PAPER,
+    MAGNITUDE_PRUNE,
     TASK_ARITHMETIC,
     TIES,
     TIES_PAPER,
+    TIES_PEFT,
 )
 
 _MERGEKIT = (
@@ -50,6 +53,8 @@ _MERGEKIT = (
 _PAPER = (TIES_PAPER, DARE_LINEAR_PAPER, DARE_TIES_PAPER, DELLA_PAPER, DELLA_LINEAR_PAPER, SCE_PAPER)
 MERGEKIT = {m.name: m for m in _MERGEKIT}
 PAPER = MERGEKIT | {m.name: m for m in _PAPER}
+PEFT = MERGEKIT | {m.name: m for m in (TIES_PEFT, DARE_LINEAR_PAPER, DARE_TIES_PEFT, MAGNITUDE_PRUNE)}
+TABLES = dict(zip(SEMANTICS, (MERGEKIT, PAPER, PEFT), strict=True))
 
 ENTRY_POINTS = "jevomerge.merge_methods"
 _registered: dict[str, MergeMethod] = {}
@@ -64,17 +69,17 @@ def register(method: MergeMethod) -> MergeMethod:
     Raises:
         ValueError: if another method has that name.
     """
-    if (MERGEKIT | _registered).get(method.name, method) is not method:
+    if (PEFT | MERGEKIT | _registered).get(method.name, method) is not method:
         raise ValueError(f"there is a merge method {method.name!r} already")
     _registered[method.name] = method
     return method
 
 
 def get_method(name: str, semantics: str = "mergekit") -> MergeMethod:
-    """The merge method `name`, where paper and mergekit differ as `semantics` says."""
+    """The merge method `name`, where mergekit, papers and PEFT differ as `semantics` says."""
     if semantics not in SEMANTICS:
         raise InputError(f"semantics: `{semantics}` is not one of {', '.join(SEMANTICS)}")
-    methods = (MERGEKIT if semantics == "mergekit" else PAPER) | _registered
+    methods = TABLES[semantics] | _registered
     if name not in methods:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             return register(entry.load())

@@ -9,11 +9,12 @@
 ties, *_ties and della elect a sign per element, the others add task vectors up.
 
 Where paper and mergekit differ there are two methods, and a comment at them says in what. Unlike mergekit,
-coefficients are never rounded to the checkpoint's dtype.
+coefficients are never rounded to the checkpoint's dtype. PEFT has its own of some, and magnitude_prune.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,19 +35,22 @@ from jevomerge.methods.sparsify import (
 )
 
 
-def combine(base: Array, deltas: Sequence[Array], coefficients: Coefficients, *, elect_sign: bool) -> Array:
+def combine(
+    base: Array, deltas: Sequence[Array], coefficients: Coefficients, *, elect_sign: bool, one_vote: bool = False
+) -> Array:
     """Base plus lambda times the weighted sum of task vectors, or of those that agree with the elected sign.
 
     `deltas` are N arrays of the base's shape. The sign of an element is that of its weighted sum (ties: +);
-    normalisation divides by the sum of the weights that took part.
+    normalisation divides by the sum of the weights that took part. With `one_vote` both count sources, not weights.
     """
     weights = list(coefficients["weight"])
     if elect_sign:
-        positive = weighted_sum(weights, deltas) >= 0  # TIES, algorithm 1, step 2: elect final signs
+        votes = [jnp.ones_like(w) for w in weights] if one_vote else weights
+        positive = weighted_sum(votes, deltas) >= 0  # TIES, algorithm 1, step 2: elect final signs
         # Comparing w * d with zero by signs avoids forming the product twice.
-        agree = [jnp.where(positive, w * d > 0, w * d < 0) for w, d in zip(weights, deltas, strict=True)]
+        agree = [jnp.where(positive, w * d > 0, w * d < 0) for w, d in zip(votes, deltas, strict=True)]
         deltas = [jnp.where(a, d, 0.0) for a, d in zip(agree, deltas, strict=True)]
-        divisor = weighted_sum(weights, [float32(a) for a in agree])
+        divisor = weighted_sum(votes, [float32(a) for a in agree])
         divides = divisor != 0
     else:
         divisor = sum(weights[1:], weights[0])
@@ -62,12 +66,14 @@ def _method(
     *,
     elect_sign: bool,
     normalize: bool,
+    one_vote: bool = False,
     rescale: bool = False,
     preserve_l1: bool = True,
     more: tuple[Parameter, ...] = (),
     **extra: Any,
 ) -> MergeMethod:
     """A member of the family, with its defaults; `more`: parameters of `keep` besides density."""
+    combined = functools.partial(combine, elect_sign=elect_sign, one_vote=one_vote)
     sparse = (Parameter("density", 1.0, per_model=True, differentiable=False), *more) if keep else ()
 
     def merge(
@@ -76,13 +82,13 @@ def _method(
         """`sources`: N arrays of the base's shape; `weight`, `density`, ...: (N,); `normalize`, `lambda`, ...: ()."""
         assert base is not None
         if keep is None:
-            return combine(base, task_vectors(sources, base), coefficients, elect_sign=elect_sign)
+            return combined(base, task_vectors(sources, base), coefficients)
         deltas = []
         for i, x in enumerate(sources):
             own = {p.name: coefficients[p.name][i] for p in sparse} | {"rescale": coefficients["rescale"]}
             share = prepared[i] if prepared else ()
             deltas.append(sparsify(keep, x, base, own, share, keys[i], preserve_l1=preserve_l1))
-        return combine(base, deltas, coefficients, elect_sign=elect_sign)
+        return combined(base, deltas, coefficients)
 
     parameters = (
         Parameter("weight", None, per_model=True),
@@ -130,3 +136,11 @@ DELLA = _method("della", della(1.0), elect_sign=True, normalize=True, **_DELLA)
 DELLA_PAPER = _method("della", della(0.5), elect_sign=True, normalize=True, preserve_l1=False, **_DELLA)
 DELLA_LINEAR = _method("della_linear", della(1.0), elect_sign=False, normalize=False, **_DELLA)
 DELLA_LINEAR_PAPER = _method("della_linear", della(0.5), elect_sign=False, normalize=False, preserve_l1=False, **_DELLA)
+
+# PEFT's combination types: signs are elected, and counted, without the weights; what is kept is divided by its
+# probability, as in DARE's paper.
+TIES_PEFT = _method("ties", trim, elect_sign=True, normalize=True, one_vote=True, prepare=prepare_magnitudes)
+DARE_TIES_PEFT = _method(
+    "dare_ties", elect_sign=True, one_vote=True, preserve_l1=False, **(_DARE | {"normalize": True})
+)
+MAGNITUDE_PRUNE = _method("magnitude_prune", trim, elect_sign=False, normalize=False, prepare=prepare_magnitudes)

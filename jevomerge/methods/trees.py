@@ -112,7 +112,7 @@ def merge(
             axis, and are merged layer by layer. The names of their tensors have the layer's number at the first
             wildcard ("layers.7.kernel"), or where `names` has a "{layer}".
         dtype: of the merged leaves; that of the first tree's leaf if not given.
-        semantics: "mergekit" or "paper", where they differ.
+        semantics: "mergekit", "paper" or "peft", where they differ.
         coefficients: the method's parameters. Each is a number, for parameters per model also N of them; for a stacked
             leaf also (L,) or (L, N), layer by layer; or a tree of these that ends at or above the leaves of `trees`.
             Parameters that are not given have their defaults.

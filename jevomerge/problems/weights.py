@@ -44,7 +44,7 @@ from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance, Shared
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.parts import Part
-from jevomerge.recipe.pool import adapted, is_pool, load_pool
+from jevomerge.recipe.pool import adapted, load_pool
 from jevomerge.recipe.resolve import Coefficients
 from jevomerge.recipe.schema import EYES, TEXT, Recipe, RecipeModel, RecipeModule
 from jevomerge.recipe.sources import Sources
@@ -69,7 +69,7 @@ class WeightProblem:
         """
         self._opener = opener
         self.sources = Sources(recipe, searched=() if mean is None else tuple(genome), opener=opener)
-        self.merge = Merge(self.sources.method, self.sources.dtype)
+        self.merge = Merge(self.sources.method, self.sources.dtype, recipe.adapter == "factors")
         self.space: Space = make_space(self.sources, genome)
         self.names = self.space.names
         self.mean: float | np.ndarray = start_of(self.space, self.sources.coefficients) if mean is None else mean
@@ -108,12 +108,14 @@ class WeightProblem:
         """Whole models, or one and its adapters, of a language model that is merged by a linear method."""
         if not self.merge.method.linear:
             return f"{self.merge.method.name} is not linear in its models"
+        if self.merge.factors:
+            return "A and B of adapters are merged each by itself"
         if not getattr(self.model, "unmerged", False):
             return "only plain language models can be left unmerged"
         size = sum(spec.count * math.prod(spec.shape) for spec in self.sources.specs if is_product(spec))
         part = self.sources.parts[0]
-        whole = 1 if is_pool(self.sources) else len(part.inputs) + (part.base is not None)
-        beside = adapted(self.sources) if is_pool(self.sources) else 0
+        whole = 1 if self.sources.pool else len(part.inputs) + (part.base is not None)
+        beside = adapted(self.sources) if self.sources.pool else 0
         stored, made = (NUMPY[DTYPES[name]].itemsize for name in (part.checkpoints[0].dtype(), self.merge.dtype))
         return Shared(size, whole * size + beside, stored, made)
 
@@ -126,7 +128,8 @@ class WeightProblem:
         together: bool = False,
     ) -> Merged:
         """Read the sources and prepare the method, or only find shapes."""
-        pool = load_pool(self.sources, mesh, abstract=abstract) if together and is_pool(self.sources) else None
+        apart = self.sources.pool and (together or self.merge.factors)
+        pool = load_pool(self.sources, mesh, abstract=abstract) if apart else None
         trees, base, adapters = pool or (*self.sources.load(mesh, memory, abstract=abstract), {})
         arguments = (self.merge, self.sources.specs, trees, base, self.sources.keys())
         kept = self.sources.kept_leaves(abstract=abstract)
@@ -200,6 +203,7 @@ class WeightProblem:
         own = [c.dtype() for c in part.checkpoints if c.name == baseline]
         changes: dict[str, Any] = {"merge_method": "linear", "slices": (), **self._shares(baseline)}
         changes |= {"parameters": {}, "out_dtype": own[0] if own else self.sources.dtype}
+        changes |= {"adapter": "sum"} if recipe.adapter == "factors" else {}
         return Sources(recipe.model_copy(update=changes), opener=self._opener)
 
     def _shares(self, baseline: str) -> dict[str, Any]:
@@ -250,6 +254,8 @@ class WeightProblem:
         """What `export` wrote."""
         if isinstance(self.sources.like, InMemory):
             return InMemory.read(folder, self.model)
+        if self.sources.recipe.adapter is not None:
+            return open_model(f"{self.sources.parts[0].checkpoints[0].folder}+{folder}")
         found = open_model(folder, parts=self.sources.recipe.parts)
         return with_eyes(found) if self.sources.eyes else found
 

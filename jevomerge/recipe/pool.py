@@ -13,28 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.lora import LowRank
-from jevomerge.checkpoint.safetensors_file import all_finite
-from jevomerge.checkpoint.source import Checkpoint, abstract_leaf, read_leaf
+from jevomerge.checkpoint.source import abstract_leaf, read_leaf
 from jevomerge.devices.mesh import everywhere, put
-from jevomerge.errors import InputError
 from jevomerge.methods.bank import Adapters, is_product
 from jevomerge.models.specs import ParamSpec, flatten, shardings, unflatten
+from jevomerge.recipe.adapter import adapter_of, low_rank_of, read_pair
 from jevomerge.recipe.sources import Sources
-
-
-def is_pool(sources: Sources) -> bool:
-    """Whether all that is merged are adapters of one model, which may also be the base."""
-    part = sources.parts[0]
-    models = (*part.checkpoints, *([] if part.base is None else [part.base]))
-    return (
-        sources.plain
-        and not sources.eyes
-        and sources.alignment is None
-        and all(isinstance(c, Checkpoint) for c in models)
-        and len({c.folder for c in models}) == 1
-        and any(_adapter(c) is not None for c in part.checkpoints)
-        and (part.base is None or _adapter(part.base) is None)
-    )
 
 
 def load_pool(
@@ -63,19 +47,14 @@ def adapted(sources: Sources) -> int:
     return sum(spec.count * sum(_ranks(spec, sources)) * sum(spec.shape) for spec in specs)
 
 
-def _adapter(checkpoint: Any) -> Any:
-    return getattr(checkpoint, "adapter", None)
-
-
 def _low_rank(spec: ParamSpec, sources: Sources) -> list[list[LowRank | None]]:
     """What each source adds to each tensor of a leaf."""
-    found = [_adapter(c) for c in sources.parts[0].checkpoints]
-    return [[None if a is None else a.low_rank.get(name) for name in spec.names()] for a in found]
+    return [[low_rank_of(c, name) for name in spec.names()] for c in sources.parts[0].checkpoints]
 
 
 def _is_shared(spec: ParamSpec, sources: Sources) -> bool:
     """Whether a leaf is one array in all sources, but for what adapters add to a linear map."""
-    replaced = {name for c in sources.parts[0].checkpoints if (a := _adapter(c)) is not None for name in a.replaced}
+    replaced = {name for c in sources.parts[0].checkpoints if (a := adapter_of(c)) is not None for name in a.replaced}
     added = [low for of_source in _low_rank(spec, sources) for low in of_source if low is not None]
     return replaced.isdisjoint(spec.names()) and (
         not added or (is_product(spec) and not any(low.transposed for low in added))
@@ -91,28 +70,17 @@ def _adapters(spec: ParamSpec, sources: Sources, mesh: Mesh | None, abstract: bo
     ranks, (out, inside) = _ranks(spec, sources), spec.shape
     shapes = [(*spec.leading, sum(ranks), inside), (*spec.leading, out, sum(ranks))]
     where = None if mesh is None else everywhere(mesh)
+    rows = zip(*_low_rank(spec, sources), strict=True)
+    scales = tuple(tuple(1.0 if low is None else low.scale for low in row) for row in rows)
     if abstract:
         down, up = (jax.ShapeDtypeStruct(shape, np.float32, sharding=where) for shape in shapes)
-        return Adapters(down, up, ranks)  # type: ignore[arg-type]
+        return Adapters(down, up, ranks, scales)  # type: ignore[arg-type]
     halves = [np.zeros(shape, np.float32) for shape in shapes]
     for i, found in enumerate(_low_rank(spec, sources)):
         for at, low in zip(spec.indices(), found, strict=True):
             if low is not None:
                 first = sum(ranks[:i])
-                halves[0][at][first : first + low.rank] = _finite(low.a.read(), spec.name(at), sources, i)
-                halves[1][at][:, first : first + low.rank] = low.scale * _finite(
-                    low.b.read(), spec.name(at), sources, i
-                )
-    return Adapters(put(halves[0], where), put(halves[1], where), ranks)
-
-
-def _finite(array: np.ndarray, name: str, sources: Sources, i: int) -> np.ndarray:
-    """A matrix of an adapter in float32.
-
-    Raises:
-        InputError: for NaN or infinity in it.
-    """
-    if not all_finite(array):
-        where = sources.parts[0].checkpoints[i].reference
-        raise InputError(f"{where}: the adapter of {name} contains NaN or infinity; it is broken, leave it out")
-    return array.astype(np.float32).reshape(array.shape[0], -1)
+                a, b = read_pair(low, spec.name(at), sources.parts[0].checkpoints[i].reference)
+                halves[0][at][first : first + low.rank] = a
+                halves[1][at][:, first : first + low.rank] = low.scale * b
+    return Adapters(put(halves[0], where), put(halves[1], where), ranks, scales)

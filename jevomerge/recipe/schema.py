@@ -201,7 +201,9 @@ class Recipe(Strict):
     take: dict[str, Reference] = Field(default_factory=dict)  # {part that is not: whose}; default: base, else the first
     pooled_from: Literal[1, 2] | None = None  # the text encoder whose pooled vector the U-Net sees; see `assembly`
     variant: str | None = Field(None, pattern=r"^[\w-]+$")  # of files of the same weights, if there are several: fp16
-    semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]  # or as the papers have it
+    # Of LoRA adapters of one model: written is one more, see jevomerge/methods/README.md; default: a model.
+    adapter: Literal["sum", "factors"] | Annotated[int, Field(gt=0)] | None = None
+    semantics: Literal[SEMANTICS] = "mergekit"  # type: ignore[valid-type]  # or as the papers or PEFT have it
     seed: int = 0  # of random masks
     _origin: Origin = PrivateAttr(default_factory=Origin)
 

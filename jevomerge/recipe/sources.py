@@ -23,6 +23,7 @@ from jevomerge.methods.registry import get_method
 from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, shardings, unflatten
 from jevomerge.models.vision.sighted import Sighted, language_of
+from jevomerge.recipe.adapter import check_adapter, is_pool
 from jevomerge.recipe.assembly import Assembly
 from jevomerge.recipe.opening import Opener, Opening
 from jevomerge.recipe.parts import Part, Tensor, by_leaf, lay_out
@@ -106,6 +107,8 @@ class Sources:
             self.coefficients = resolve(recipe, self.method, self.tensors, searched, problems)
             if "weight" not in searched:
                 check_sums(self.method, self.tensors, self.coefficients, self.notes)
+            if recipe.adapter is not None:
+                check_adapter(recipe, self.method, self.pool, self.coefficients, searched, problems)
             if "float64" in (recipe.dtype, recipe.out_dtype):
                 self.notes.add("float64: merges are computed in float32 here, and written in nothing wider")
         problems.refuse()
@@ -313,6 +316,12 @@ class Sources:
             and (part.base is None or part.base.reference == self.recipe.base_model)
             and all(len(c.model.kinds) == part.length for c in (*part.checkpoints, *([part.base] if part.base else [])))
         )
+
+    @property
+    def pool(self) -> Part | None:
+        """The only slice, if all that is merged are adapters of one model, which may also be the base."""
+        plain = self.plain and not self.eyes and self.alignment is None
+        return self.parts[0] if plain and is_pool(self.parts[0]) else None
 
     def keys(self) -> dict[str, np.ndarray]:
         """The keys of every leaf's random fields, {path: (..., N, 2)}."""

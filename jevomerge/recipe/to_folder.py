@@ -37,6 +37,7 @@ from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.resolve import Coefficients
 from jevomerge.recipe.schema import seen_from
 from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_adapter import merge_adapter
 from jevomerge.recipe.write import write_recipe
 from jevomerge.tokenizers.chat import write_chat_templates
 from jevomerge.tokenizers.vocabulary import write_tokenizer
@@ -82,7 +83,8 @@ def merge_to_folder(
             progress(i + 1, len(sources.tensors))
         return waiting.pop(name)
 
-    text = recipe or write_recipe(sources, coefficients, seen_from(out))
+    called = seen_from(out)
+    text, said = recipe or write_recipe(sources, coefficients, called), list(sources.carried)
     if whole is not None and out.suffix == SUFFIX:
         with export_file(out) as file:
             whole.write(file, sources.dtype, following, text, title=title)
@@ -94,18 +96,23 @@ def merge_to_folder(
             whole.write(folder, sources.dtype, following, text, shard_bytes=shard_bytes)
         elif isinstance(sources.like, OrbaxTree):
             sources.like.write(folder, sources.dtype, following)
+        elif sources.recipe.adapter is not None:
+            said.append(merge_adapter(folder, sources, coefficients, merged, called, progress))
+            sources.notes.add(said[-1])
         else:
             write_model(folder, sources.files, sources.specs, sources.dtype, following, shard_bytes, sources.frame)
             write_beside_weights(folder, sources)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         told = score(folder) if score else None
-        write_card(folder, title or out.name, text, *credited(sources), told, sources.carried)
+        write_card(folder, title or out.name, text, *credited(sources), told, said)
 
 
 def credited(sources: Sources) -> tuple[Sequence[Source], str]:
     """All that something of is in the result, and the library that opens it."""
     if (whole := sources.assembly) is not None:
         return whole.sources, "diffusers"
+    if sources.recipe.adapter is not None:
+        return sources.checkpoints, "peft"
     return sources.checkpoints, "orbax" if isinstance(sources.like, OrbaxTree) else "transformers"
 
 
@@ -118,7 +125,8 @@ def merging(sources: Sources, coefficients: Coefficients) -> Callable[[Tensor], 
         rows = [(method.prepare(*_read(sources, t)), int(np.prod(t.spec.shape))) for t in sources.tensors]
         pooled = dict(zip((t.name for t in sources.tensors), method.pool(rows), strict=True))
 
-    kernel = jax.jit(functools.partial(merge_tensor, Merge(method, sources.dtype)))
+    dtype = sources.dtype if sources.recipe.adapter is None else "float32"  # of what is cut to a lower rank
+    kernel = jax.jit(functools.partial(merge_tensor, Merge(method, dtype)))
 
     def merged(tensor: Tensor) -> np.ndarray:
         path, at = tensor.spec.path, tensor.at
@@ -179,6 +187,9 @@ def write_hollow(folder: Path, sources: Sources) -> None:
     folder.mkdir()
     if isinstance(sources.like, OrbaxTree):
         sources.like.write(folder, sources.dtype, lambda name: None)
+        return
+    if sources.recipe.adapter is not None:
+        merge_adapter(folder, sources)
         return
     write_model(folder, sources.files, sources.specs, sources.dtype, None, frame=sources.frame)
     write_beside_weights(folder, sources)

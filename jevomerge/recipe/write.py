@@ -56,6 +56,7 @@ def write_recipe(sources: Sources, coefficients: Coefficients, called: Callable[
     if sources.assembly is not None:
         out |= {"parts": list(recipe.parts), "take": {n: m.reference for n, m in sources.assembly.lenders.items()}}
         out |= {key: value for key in ("pooled_from", "variant") if (value := getattr(recipe, key)) is not None}
+    out |= {} if recipe.adapter is None else {"adapter": recipe.adapter}
     out |= {"semantics": recipe.semantics, "seed": recipe.seed}
     out = rename_models(out, lambda _, name: called(name))
     text = yaml.safe_dump(out, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
@@ -68,6 +69,8 @@ def _in_mergekit(sources: Sources) -> str:
         return "mergekit reads no image pipelines."
     if sources.carrier is not None:
         return "mergekit knows no `carry`: it merges no language model with one that has other parts as well."
+    if sources.recipe.adapter is not None:
+        return "mergekit writes no adapters: it makes the model of this that is its base with the adapter."
     if MERGEKIT.get(method.name) is None:
         return f"mergekit has no method {method.name}."
     if method is not MERGEKIT[method.name]:

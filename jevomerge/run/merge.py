@@ -17,6 +17,7 @@ from jevomerge.checkpoint.files import expanded
 from jevomerge.observers.observer import SILENT, Observer
 from jevomerge.recipe.schema import Recipe, read_stages, seen_from
 from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_adapter import WRITTEN
 from jevomerge.recipe.to_folder import merge_to_folder, write_hollow
 from jevomerge.recipe.write import explain as explain_sources
 from jevomerge.recipe.write import write_recipe
@@ -56,6 +57,7 @@ def merge_folder(
     if len(stages) == 1:
         progress = observer.counter("merged")
         merge_to_folder(sources, sources.coefficients, out, shard_bytes=shard_bytes, progress=progress)
+        _told(sources, observer)
         return out
     with scratch_folder(out) as work:
         text = ""
@@ -72,7 +74,15 @@ def merge_folder(
             options: dict[str, Any] = {"recipe": text, "title": label, "shard_bytes": shard_bytes}
             progress = observer.counter(f"{label}: merged")
             merge_to_folder(sources, sources.coefficients, target, **options, progress=progress)
+            _told(sources, observer)
     return out
+
+
+def _told(sources: Sources, observer: Observer) -> None:
+    """What is known of an adapter when it is written."""
+    for note in sources.notes:
+        if note.startswith(WRITTEN):
+            observer.note(note)
 
 
 def explain(recipe: Given | Sequence[Mapping[str, Any]] | Recipe) -> list[str]:

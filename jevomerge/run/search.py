@@ -36,6 +36,7 @@ from jevomerge.planning.measure import best_plan, memory_limit
 from jevomerge.planning.sharing import settled_sharing
 from jevomerge.problems.problem import Candidates, Score
 from jevomerge.recipe.opening import Opener
+from jevomerge.recipe.to_adapter import WRITTEN
 from jevomerge.recipe.to_folder import merge_to_folder
 from jevomerge.reports.thumbnails import with_thumbnails
 from jevomerge.reports.verdict import scoring_of, verdict
@@ -318,7 +319,7 @@ def export_best(
         "result": total(s.tokens for s in exports.scored.values()),
     }
     budget = budget_notes(setup.config, len(problem.names), setup.strategy.population_size)
-    packed = [note for note in problem.notes if note.startswith("memory: int8")]
+    inexact = [note for note in problem.notes if note.startswith(("memory: int8", WRITTEN))]
     result = {
         "average": None if average is None else average.fitness,
         "sources": {name: scored.fitness for name, scored in baselines.sources.items()},
@@ -329,7 +330,7 @@ def export_best(
             "evaluation": number,
             **({} if source is None else {"source": source, "candidate": found.best.fitness}),
         },
-        "notes": [*exports.verdict(source), *budget, *broken_notes(best.heldout.broken), *packed],
+        "notes": [*exports.verdict(source), *budget, *broken_notes(best.heldout.broken), *inexact],
         "evaluations": len(found.records),
         "tokens": {name: tokens._asdict() for name, tokens in spent.items() if any(tokens)},
         "seconds": round(time.perf_counter() - began, 2),
@@ -373,6 +374,7 @@ class Exports:
         path, title = self._room("best"), f"{self.name}: {source}, as no candidate was better"
         merge, scores = self.problem.merge_of(source), self.baselines.named[source].search.fitness
         merge_to_folder(merge, merge.coefficients, path, title=title, score=self._scorer("best", scores, source))
+        self.problem.notes.update([merge.notes])
 
     def verdict(self, source: str | None) -> list[str]:
         """What the best has gained, in sentences; `source`: the baseline that it is, if so."""

@@ -152,7 +152,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
 def memories_of(config: RunConfig) -> tuple[Memory, ...]:
     """Where the models of a run's recipe may lie, in the order in which `memory: auto` tries it."""
     possible: tuple[Memory, ...] = ("device", "host", "int8")
-    if config.recipe is None or config.refine is not None:
+    if config.recipe is None or config.refine is not None or config.recipe.adapter == "factors":
         possible = ("device",)
     return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
 
