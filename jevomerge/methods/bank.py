@@ -13,6 +13,7 @@ them, and the compiler need not copy on the host.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -136,7 +137,7 @@ def make_bank(
         for i, at in enumerate(spec.indices()):
             arrays, origin = jax.tree.map(lambda x, at=at: _taken(x, at), (inputs, own))
             if merge.factors and (low := _low_rank(adapters, spec)) is not None:
-                one = low.replace(down=low.down[at], up=low.up[at])
+                one = dataclasses.replace(low, down=low.down[at], up=low.up[at])
                 prepared = _prepare_factors(merge, one, jnp.asarray(low.scales[i], jnp.float32))
             else:
                 prepared = merge.method.prepare(unpacked(arrays, origin), origin)
@@ -226,7 +227,9 @@ def abstract_bank(
             pair = [jax.ShapeDtypeStruct(x.shape[depth:], x.dtype) for x in (low.down, low.up)]
             scales = jax.ShapeDtypeStruct((len(low.ranks),), np.float32)
             prepared = jax.eval_shape(
-                lambda down, up, scales, low=low: _prepare_factors(merge, low.replace(down=down, up=up), scales),
+                lambda down, up, scales, low=low: _prepare_factors(
+                    merge, dataclasses.replace(low, down=down, up=up), scales
+                ),
                 *pair,
                 scales,
             )
