@@ -120,7 +120,9 @@ def pair_of(folder, module, half):
     return torch.tensor(tensors[f"base_model.model.{module}.lora_{half}.weight"], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+@pytest.mark.parametrize(
+    "method", ["ties", *(pytest.param(m, marks=pytest.mark.slow) for m in ("task_arithmetic", "dare_ties"))]
+)
 def test_a_search_scores_factors_as_they_are_exported(method, adapters, tmp_path):
     given = recipe(adapters, method, semantics="peft", adapter="factors", parameters={"lambda": 0.8})
     problem = WeightProblem(Recipe.model_validate(given), {"weight": Gene(range=(-1, 1), layers_per_group=2)})

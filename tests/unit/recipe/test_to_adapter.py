@@ -77,6 +77,7 @@ def test_all_ranks_together_are_the_merged_model(adapters, tmp_path):
     assert sorted(settings["target_modules"]) == sorted((Q0, Q1, K0, DOWN2))  # not all q_proj, so by whole names
 
 
+@pytest.mark.slow
 def test_transformers_computes_with_it_what_it_does_with_the_merged_model(adapters, tmp_path):
     merge_folder(recipe(adapters), tmp_path / "whole")
     merge_folder(recipe(adapters, adapter="sum"), tmp_path / "out")
@@ -149,6 +150,7 @@ def test_all_modules_of_a_kind_are_named_once(tmp_path):
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["target_modules"] == ["q_proj"]
 
 
+@pytest.mark.slow
 def test_the_winner_of_a_search_is_an_adapter_that_scores_as_it_did(adapters, tmp_path):
     shutil.copytree(LLAMA, tmp_path / "m")
     for name in ("tokenizer.json", "tokenizer_config.json"):
