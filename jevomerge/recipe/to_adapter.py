@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -132,7 +132,12 @@ def _read(sources: Sources, tensor: Tensor) -> tuple[list[np.ndarray], list[np.n
 
 
 def _factors(
-    method: MergeMethod, downs: Sequence[Array], ups: Sequence[Array], scales: Array, own: Coefficients, keys: Array
+    method: MergeMethod,
+    downs: Sequence[Array],
+    ups: Sequence[Array],
+    scales: Array,
+    own: Mapping[str, Array],
+    keys: Array,
 ) -> tuple[Array, Array]:
     downs, ups = even_factors(downs, ups)
     return merge_factors(method, downs, ups, own, prepare_factors(method, downs, ups, scales), keys)
