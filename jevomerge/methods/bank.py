@@ -294,6 +294,38 @@ def unmerged(merge: Merge, bank: Bank, coefficients: Leaves) -> Leaves:
     }
 
 
+def settle(merge: Merge, bank: Bank, coefficients: Leaves) -> Bank:
+    """The bank of `merge.method.settled`: each source as it is merged alone with weight one, in float32.
+
+    `coefficients`: as of `build`, of which those are looked at that this linear method lacks.
+    """
+    assert merge.method.settled is not None
+    plain = {"weight": 1.0, "normalize": 0.0, "lambda": 1.0}
+    own = [p for p in merge.method.parameters if p.name not in plain]
+
+    def alone(i: int, spec: ParamSpec) -> Array:
+        inputs, base, _, prepared, keys = _arguments(bank, coefficients, spec.path)
+        given = {p.name: coefficients[spec.path][p.name] for p in own}
+        given = {p.name: x[..., i : i + 1] if p.per_model else x for p, x in zip(own, given.values(), strict=True)}
+        given |= {name: jnp.full((*spec.leading, *([1] if name == "weight" else [])), x) for name, x in plain.items()}
+        arguments = [inputs[i]], base, given, prepared[i : i + 1], keys[..., i : i + 1, :]
+        return _merged_alone(Merge(merge.method), spec.stack, arguments)
+
+    sources = tuple({s.path: alone(i, s) for s in bank.specs} for i in range(len(bank.sources)))
+    return dataclasses.replace(bank, sources=sources, prepared=dict.fromkeys(bank.prepared, ()))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _merged_alone(merge: Merge, stack: tuple[tuple[str, int], ...], arguments: tuple[Any, ...]) -> Array:
+    return _over(stack, lambda xs: merge_tensor(merge, *xs))(arguments)
+
+
+def abstract_settled(bank: Bank) -> Bank:
+    """Shapes, dtypes and shardings of `settle`'s result, from those of the bank."""
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding), bank.sources)
+    return dataclasses.replace(bank, sources=wide, prepared=dict.fromkeys(bank.prepared, ()))
+
+
 def together(bank: Bank, own: Leaves) -> dict[str, Any]:
     """The model of a member as a nested pytree, whose matrices are `Unmerged`; `own` is what `unmerged` gave."""
 

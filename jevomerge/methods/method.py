@@ -99,6 +99,8 @@ class MergeMethod(NamedTuple):
         stochastic: whether `merge` draws from the random field.
         linear: whether the merged tensor is the sum of sources and base, each times a number that depends on
             coefficients alone, which are one for each source or for all.
+        settled: the linear method that it is of sources which it has first merged alone, with weight one, where no
+            parameter that this method lacks differs between candidates; None: there is none.
     """
 
     name: str
@@ -110,6 +112,7 @@ class MergeMethod(NamedTuple):
     num_sources: tuple[int, int | None] = (1, None)
     stochastic: bool = False
     linear: bool = False
+    settled: MergeMethod | None = None
 
 
 def weighted_sum(weights: Sequence[Array], arrays: Sequence[Array]) -> Array:

@@ -97,6 +97,8 @@ def _method(
         *((Parameter("rescale", float(rescale), kind="bool"),) if keep else ()),
         Parameter("lambda", 1.0, domain=(0.0, 2.0)),
     )
+    if keep and not elect_sign:  # a sum of what is kept
+        extra |= {"settled": TASK_ARITHMETIC}
     return MergeMethod(name, parameters, merge, base="required", **extra)
 
 

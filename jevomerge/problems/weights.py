@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -29,10 +30,12 @@ from jevomerge.methods.bank import (
     Bank,
     Merge,
     abstract_bank,
+    abstract_settled,
     build,
     in_scan,
     is_product,
     make_bank,
+    settle,
     together,
     unmerged,
 )
@@ -106,17 +109,22 @@ class WeightProblem:
     @property
     def shared(self) -> Shared | str:
         """Whole models, or one and its adapters, of a language model that is merged by a linear method."""
-        if not self.merge.method.linear:
-            return f"{self.merge.method.name} is not linear in its models"
+        method = self.merge.method
+        if (linear := method if method.linear else method.settled) is None:
+            return f"{method.name} is not linear in its models"
+        if odd := sorted(self._searched() - {p.name for p in linear.parameters}):
+            return f"{method.name} is not linear in its models where `{odd[0]}` is a gene"
         if self.merge.factors:
             return "A and B of adapters are merged each by itself"
         if not getattr(self.model, "unmerged", False):
             return "only plain language models can be left unmerged"
         size = sum(spec.count * math.prod(spec.shape) for spec in self.sources.specs if is_product(spec))
         part = self.sources.parts[0]
-        whole = 1 if self.sources.pool else len(part.inputs) + (part.base is not None)
-        beside = adapted(self.sources) if self.sources.pool else 0
-        stored, made = (NUMPY[DTYPES[name]].itemsize for name in (part.checkpoints[0].dtype(), self.merge.dtype))
+        pool = self.sources.pool and method.linear
+        whole = 1 if pool else len(part.inputs) + (part.base is not None)
+        beside = adapted(self.sources) if pool else 0
+        held = part.checkpoints[0].dtype() if method.linear else "float32"
+        stored, made = (NUMPY[DTYPES[name]].itemsize for name in (held, self.merge.dtype))
         return Shared(size, whole * size + beside, stored, made)
 
     def load(
@@ -128,7 +136,8 @@ class WeightProblem:
         together: bool = False,
     ) -> Merged:
         """Read the sources and prepare the method, or only find shapes."""
-        apart = self.sources.pool and (together or self.merge.factors)
+        settled = self.merge.method.settled if together else None
+        apart = self.sources.pool and ((together and settled is None) or self.merge.factors)
         pool = load_pool(self.sources, mesh, abstract=abstract) if apart else None
         trees, base, adapters = pool or (*self.sources.load(mesh, memory, abstract=abstract), {})
         arguments = (self.merge, self.sources.specs, trees, base, self.sources.keys())
@@ -136,11 +145,18 @@ class WeightProblem:
         carried = self.sources.load_carried(mesh, abstract=abstract)
         kind = Together if together else Merged
         lazy = memory == "device" and not together  # from elsewhere models are fetched once, not for every pass
+        merge = self.merge if settled is None else self.merge._replace(method=settled)
         if not abstract:
-            return kind(make_bank(*arguments, mesh, kept, adapters), self.space, self.merge, carried, lazy)
+            bank = make_bank(*arguments, mesh, kept, adapters)
+            bank = bank if settled is None else settle(self.merge, bank, self.sources.coefficients)
+            return kind(bank, self.space, merge, carried, lazy)
         assert mesh is not None
-        space = jax.eval_shape(lambda: self.space)
-        return kind(abstract_bank(*arguments, mesh, kept, adapters), space, self.merge, carried, lazy)
+        bank, space = abstract_bank(*arguments, mesh, kept, adapters), jax.eval_shape(lambda: self.space)
+        return kind(bank if settled is None else abstract_settled(bank), space, merge, carried, lazy)
+
+    def _searched(self) -> set[str]:
+        """The parameters that are genes."""
+        return {name.rpartition("/")[2] for name in self.names}
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
         """Of whole models their average, and each as it lies in the bank; slices are no models.
@@ -151,9 +167,9 @@ class WeightProblem:
         assert isinstance(candidates, Merged)
         if not self.sources.plain:
             return
-        bank = candidates.bank
-        yield Baseline(None, self.model, functools.partial(self.plain_average, bank))
-        here = candidates.lazy or candidates.together
+        bank, settled = candidates.bank, candidates.merge.method is not self.merge.method
+        yield Baseline(None, self.model, functools.partial(self.plain_average, bank, settled))
+        here = candidates.lazy or (candidates.together and not settled)
         for i, name in enumerate(self.sources.names):
             own = functools.partial(bank.source, i) if here else None
             yield Baseline(name, self.model, functools.partial(self.source, name, own, bank.kept))
@@ -166,8 +182,10 @@ class WeightProblem:
             found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
         return unflatten(found | self.eyes_of(name, mesh))
 
-    def plain_average(self, bank: Bank, mesh: Mesh) -> Params:
-        """The sources' average."""
+    def plain_average(self, bank: Bank, settled: bool, mesh: Mesh) -> Params:
+        """The sources' average; of a bank in which they are not as they were they are read again."""
+        if settled:
+            bank = dataclasses.replace(bank, sources=tuple(map(flatten, self.sources.load(mesh)[0])))
         count = len(self.sources.names)
         equal = {
             s.path: {

@@ -210,6 +210,30 @@ def test_an_adapter_with_nan_is_refused(tmp_path):
         problem_of([f"{LLAMA}+{tmp_path / 'one'}", LLAMA]).load(together=True)
 
 
+SPARSE = {"dare_linear": {"rescale": True}, "breadcrumbs": {"gamma": 0.05}}
+
+
+@pytest.mark.parametrize("method", ["dare_linear", pytest.param("breadcrumbs", marks=pytest.mark.slow)])
+def test_a_sum_of_what_is_kept_of_each_once(method, tmp_path):
+    make("smollm2", tmp_path / "m", seed=7)
+    models = []
+    for seed in (1, 2):
+        make("smollm2", tmp_path / str(seed), seed=seed)
+        models.append({"model": str(tmp_path / str(seed)), "parameters": {"density": 0.2 + 0.3 * seed}})
+    recipe = {"merge_method": method, "models": models, "base_model": str(tmp_path / "m"), "parameters": SPARSE[method]}
+    problem = WeightProblem(Recipe.model_validate(recipe), {"weight": Gene(layers_per_group=2)})
+    assert problem.shared.read == 3 * problem.shared.size
+    mesh = mesh_of(1, 1)
+    merged, shared = problem.load(mesh), problem.load(mesh, together=True)
+    agree(problem, merged, shared, ways=())
+    abstract = problem.load(mesh, abstract=True, together=True)
+    assert bytes_per_device(abstract.held()[0]) == bytes_per_device(shared.held()[0])
+    for one, other in zip(problem.baselines(merged), problem.baselines(shared), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one.load(mesh), other.load(mesh))
+    searched = WeightProblem(Recipe.model_validate(recipe), {"weight": Gene(), "density": Gene()})
+    assert searched.shared == f"{method} is not linear in its models where `density` is a gene"
+
+
 # --- whether --------------------------------------------------------------------------------------------
 
 
