@@ -6,8 +6,8 @@
 
 The same program runs on one device and on many. Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
 that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`:
-results are read where they are, and processes tell each other scores. Over `model` the compiler splits what is split
-in its inputs: of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every
+results are read where they are, and processes tell each other scores; only what is made of them once, merged models,
+may be made from parts that lie on all slices (`dealt`). Over `model` the compiler splits what is split in its inputs: of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every
 device. What a device makes of its experts is added up by `summed`, in one exchange.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -59,6 +60,31 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def dealt(where: NamedSharding, shape: Sequence[int], leading: int) -> NamedSharding:
+    """The same for an array of which each slice of `pop` has a part, which `gathered` undoes.
+
+    Along its last axis, behind `leading` ones, that is not cut yet and can be; if none can, every slice has all.
+    """
+    count, axes = where.mesh.shape["pop"], [*where.spec, *[None] * (len(shape) - len(where.spec))]
+    free = [i for i in range(leading, len(shape)) if axes[i] is None and shape[i] % count == 0]
+    if count > 1 and free:
+        axes[free[-1]] = "pop"
+    return NamedSharding(where.mesh, P(*axes), memory_kind=where.memory_kind)
+
+
+def dealt_axis(x: Any) -> int | None:
+    """The axis, counted from the end, along which an array (or shape) is `dealt`; None: it is not."""
+    axes = getattr(getattr(x, "sharding", None), "spec", ())
+    return axes.index("pop") - x.ndim if "pop" in axes else None
+
+
+def gathered(x: Array, axis: int) -> Array:
+    """All of an array that is `dealt` along an axis, counted from the end; in `spread`, else it is whole already."""
+    if "pop" not in jax.sharding.get_abstract_mesh().manual_axes:
+        return x
+    return jax.lax.all_gather(x, "pop", axis=x.ndim + axis, tiled=True)
+
+
 def by_member(mesh: Mesh) -> NamedSharding:
     """The first axis over `pop`."""
     return NamedSharding(mesh, P("pop"))
@@ -92,11 +118,16 @@ def platform() -> str:
     return jax.default_backend() if device is None else str(device.platform)
 
 
-def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all."""
+def spread(mesh: Mesh, f: Callable[[Any, Any], Any], shared: Any = P()) -> Callable[[Any, Any], Any]:
+    """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all.
+
+    `shared`: over what its arrays are dealt, a `PartitionSpec` for each or for several; by default each slice has all.
+    """
     # Where nothing is split, nothing is left to the compiler: a method of the user's may then call back to the host.
     manual = frozenset(mesh.axis_names if mesh.shape["model"] == 1 else {"pop"})
-    return jax.shard_map(f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False)
+    return jax.shard_map(
+        f, mesh=mesh, in_specs=(shared, P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False
+    )
 
 
 def summed(f: Callable[[Any, Any, Any], Any], cut: Any, shared: Any, size: int) -> Any:

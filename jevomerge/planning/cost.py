@@ -29,7 +29,16 @@ LAYOUT = {
 }  # fmt: skip
 SLICES = {"slice", "dynamic_slice", "gather", "split"}
 REDUCTIONS = {"reduce", "argmax", "argmin", *(f"reduce_{kind}" for kind in ("sum", "max", "min", "prod", "and", "or"))}
-STORED = {"sort", "cumsum", "cumprod", "cummax", "scatter", "scatter-add", "top_k"}  # never fused with what follows
+STORED = {
+    "all_gather",
+    "sort",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "scatter",
+    "scatter-add",
+    "top_k",
+}  # never fused with what follows
 
 
 class Cost(NamedTuple):

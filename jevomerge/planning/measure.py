@@ -26,6 +26,7 @@ from jevomerge.search.setup import Setup, memories_of
 TOO_LARGE = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of ")
 # Of the compiler for CPUs, which compute in float32: it must not keep all weights in it through the loop over tokens.
 AS_ELSEWHERE = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+WORTH = 0.8  # of the time: what more devices for a member must bring it to
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -211,6 +212,9 @@ def plan_on(
     def compiled(program: Program) -> Any:
         safe_point()
         current.append(program)
+        least = least_of(program, plan.uses)
+        if limit is not None and sources + prepared + least.bytes > limit:
+            raise TooLarge(least)
         return program.traced.lower().compile(compiler_options=options)
 
     try:
@@ -223,6 +227,8 @@ def plan_on(
         if setup.problem.sources is not None:  # a path is exported by NumPy
             export = export_program(setup.problem.sources, device)
             plan.uses.append(use_of(export, compiled(export), chip, plan.uses))
+    except TooLarge as error:
+        return plan._replace(uses=[*plan.uses, error.use], failed=f"`{error.use.name}` needs more than there is")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -232,6 +238,26 @@ def plan_on(
         failed = Use(program.kind, program.name, program.runs, program.once, 0, 0, temporaries, 0, 0, 0, {})
         return plan._replace(uses=[*plan.uses, failed], failed=f"the compiler refuses `{program.name}`")
     return plan
+
+
+class TooLarge(Exception):
+    """A program needs more than a device has, which is known before it is compiled."""
+
+    def __init__(self, use: Use):
+        super().__init__(use.name)
+        self.use = use
+
+
+def least_of(program: Program, before: Sequence[Use]) -> Use:
+    """What a program takes of each device at least, if the compiler splits all that it may."""
+    itemsize, ways = np.dtype(program.dtype).itemsize, program.mesh.shape["model"]
+    merged, cache = before[0].merged if program.made else program.model, 0
+    if program.kind == "merge":
+        made = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.traced.out_info))
+        merged = made // program.mesh.size
+    elif program.kind == "score":
+        cache = itemsize * program.members * sum(map(math.prod, program.cache)) // ways
+    return Use(program.kind, program.name, program.runs, program.once, merged, cache, 0, 0, 0, 0, {})
 
 
 def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use], waiting: int = 0) -> Use:
@@ -309,21 +335,33 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
 
     `chip` as for `plan_on`.
 
-    The models of the recipe where the config says, or in the first place where they fit; where devices do not say how
-    much memory they have, on these.
+    The models of the recipe where the config says, or in the first place where they fit (`places_of`).
     As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
-    do), then as many members at once as memory allows and the population has, unless they generate, which they do one
+    do), or more if these are much faster, then as many members at once as memory allows and the population has, unless they generate, which they do one
     after another anyway; of those that share what they read as many as the setup says, or fewer that fit. Where devices
     do not say how much memory they have, 1 and what the setup says, which is fastest on a CPU.
     If nothing fits, the plan with the most devices per member says so.
     """
-    known = chip is not None or memory_limit(devices[0]) is not None
     plans = list[Plan]()
-    for memory in memories_of(setup.config)[: None if known else 1]:
+    for memory in places_of(setup, devices, chip):
         plans.append(_best_mesh(setup.at(memory), devices, chip))
         if plans[-1].fits or (memory == "host" and plans[-1].roomy):  # eight bits would spare the host alone
             break
     return next((p for p in plans if p.fits), min(plans, key=lambda p: (not p.roomy, p.peak)))
+
+
+def places_of(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -> list[Memory]:
+    """Where the models of the recipe may lie, in the order in which it is tried.
+
+    Where devices do not say how much memory they have, on these. Where candidates are merged once for many passes, in
+    parts on all devices rather than whole on each: that costs no more than a gathering for each candidate.
+    """
+    possible = list(memories_of(setup.config))
+    if chip is None and memory_limit(devices[0]) is None:
+        return possible[:1]
+    once = not setup.together and any(task.rollout.many_passes for task in setup.judge.tasks)
+    left_out = "mesh" if len(devices) == 1 else "device" if once else None
+    return [m for m in possible if m != left_out or len(possible) == 1]
 
 
 def _best_mesh(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -> Plan:
@@ -334,12 +372,16 @@ def _best_mesh(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -
         return more_members(setup, plan_on(setup, mesh, members, chip=chip))
     heads = heads_of(setup.problem.model.specs)
     ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == 0]
+    best: Plan | None = None
     for model in sorted(ways, key=lambda n: (heads % n != 0, n)):  # last those that cut inside of heads
         for some in {members: None, members // 4: None, 1: None} if setup.together else (members,):
             plan = plan_on(setup, make_mesh(None, model, devices), max(1, some), chip=chip)
             if plan.fits:
-                return more_members(setup, plan)
-    return plan
+                break
+        if best is not None and not (plan.fits and (plan.generation or 0.0) < WORTH * (best.generation or 0.0)):
+            break
+        best = plan if plan.fits else best
+    return plan if best is None else more_members(setup, best)
 
 
 def more_members(setup: Setup, plan: Plan) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint.export import scratch_folder
 from jevomerge.checkpoint.source import Checkpoint, Source
@@ -191,6 +193,10 @@ class MergedAndRouted(Candidates):
         """The other models' blocks are held beside the merge's bank."""
         sources, prepared = self.merged.held()
         return (sources, self.blocks), prepared
+
+    def over_pop(self) -> MergedAndRouted:
+        """The merge's models may be."""
+        return dataclasses.replace(self, merged=self.merged.over_pop(), blocks=P())
 
     def hops(self, genomes: np.ndarray) -> np.ndarray:
         """As for `Routed`."""

@@ -17,6 +17,7 @@ import flax.struct
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.checkpoint.source import Source
@@ -168,6 +169,10 @@ class Candidates:
     def held(self) -> tuple[Any, Any]:
         """What is there through the whole run, as pytrees: the sources, and what is prepared from them."""
         raise NotImplementedError
+
+    def over_pop(self) -> Any:
+        """Over what each of its arrays is dealt, as `devices.mesh.spread` takes it."""
+        return P()
 
     def unrounded(self) -> Candidates:
         """The same, with weights that are computed in float32 and not rounded to the model's dtype: for gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint.memory import InMemory
 from jevomerge.checkpoint.orbax_tree import OrbaxTree
@@ -288,6 +290,10 @@ class Merged(Candidates):
         """The bank: models and base, and what the method prepares."""
         bank = self.bank
         return (bank.sources, bank.base, bank.adapters, self.carried), (bank.prepared, bank.keys)
+
+    def over_pop(self) -> Merged:
+        """The bank's models may be."""
+        return dataclasses.replace(self, bank=self.bank.over_pop(), space=P(), carried=P())
 
     def unrounded(self) -> Merged:
         """The same in float32."""

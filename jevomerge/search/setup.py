@@ -56,7 +56,7 @@ class Setup:
         return self.problem.load(mesh or self.mesh, self.memory, abstract=abstract, together=self.together)
 
     def at(self, memory: Memory) -> Setup:
-        """The same with the models of the recipe there; what waits in the memory of the host is not shared."""
+        """The same with the models of the recipe there; where these are not all on a device, nothing is shared."""
         if memory == "device" or not self.together:
             return replace(self, memory=memory)
         alone = self.judge.on(self.mesh, self.config.members_per_device or 1)
@@ -128,6 +128,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         members_per_device=config.members_per_device or 1,
         racing=search.racing,
         write=problem.export,
+        population=size,
     )
     few = max(len(material.documents) for material in judge.material["search"].values())
     if search.examples_per_generation is not None and search.examples_per_generation > few:
@@ -143,15 +144,15 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     memory = "device" if config.memory == "auto" else config.memory
     if memory != "device" and memory not in memories_of(config):
         raise InputError(
-            f"memory: {memory} is for recipes, whose models wait for merges, and not with `refine`, for gradients "
-            "through the memory of the host are not sure to be right in XLA; leave it out"
+            f"memory: {memory} is for recipes, whose models wait for merges, and not with `refine`, whose gradients "
+            "need them on the devices: through the memory of the host they may be wrong in XLA; leave it out"
         )
     return Setup(config, problem, strategy, judge, starts, memory=memory)
 
 
 def memories_of(config: RunConfig) -> tuple[Memory, ...]:
     """Where the models of a run's recipe may lie, in the order in which `memory: auto` tries it."""
-    possible: tuple[Memory, ...] = ("device", "host", "int8")
+    possible: tuple[Memory, ...] = ("device", "mesh", "host", "int8")
     if config.recipe is None or config.refine is not None:
         possible = ("device",)
     return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
