@@ -7,8 +7,9 @@
 The same program runs on one device and on many. Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
 that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`:
 results are read where they are, and processes tell each other scores; only what is made of them once, merged models,
-may be made from parts that lie on all slices (`dealt`). Over `model` the compiler splits what is split in its inputs: of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every
-device. What a device makes of its experts is added up by `summed`, in one exchange.
+may be made from parts that lie on all slices (`dealt`). Over `model` the compiler splits what is split in its inputs:
+of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every device. What a
+device makes of its experts is added up by `summed`, in one exchange.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from jevomerge.errors import InputError
 
+WHOLE = P()  # in a slice of `pop`: all of an array
 HOST = "pinned_host"  # the kind of memory that arrays lie in which wait in that of the host
 
 
@@ -85,6 +87,16 @@ def gathered(x: Array, axis: int) -> Array:
     return jax.lax.all_gather(x, "pop", axis=x.ndim + axis, tiled=True)
 
 
+def on_host(x: Any) -> bool:
+    """Whether an array waits in the memory of the host."""
+    return bool(jax.typeof(x).memory_space == jax.memory.Space.Host)
+
+
+def moved(x: Any) -> Any:
+    """The same in the memory of the device."""
+    return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
+
+
 def by_member(mesh: Mesh) -> NamedSharding:
     """The first axis over `pop`."""
     return NamedSharding(mesh, P("pop"))
@@ -118,7 +130,7 @@ def platform() -> str:
     return jax.default_backend() if device is None else str(device.platform)
 
 
-def spread(mesh: Mesh, f: Callable[[Any, Any], Any], shared: Any = P()) -> Callable[[Any, Any], Any]:
+def spread(mesh: Mesh, f: Callable[[Any, Any], Any], shared: Any = WHOLE) -> Callable[[Any, Any], Any]:
     """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all.
 
     `shared`: over what its arrays are dealt, a `PartitionSpec` for each or for several; by default each slice has all.

@@ -14,7 +14,6 @@ from jax import Array
 from jevomerge.models.model import Pictures, Shown
 from jevomerge.models.vision.sighted import Sighted, Unseen
 
-
 FEW = 8  # a part of a batch
 
 
@@ -74,8 +73,8 @@ def plan_layouts(
     Lengths fall into buckets whose widths double, unless padding all of them to the longest costs less than a
     quarter more tokens than that; a bucket is as long as its longest text, rounded up to 8. Where texts are written, a
     bucket that is few for a batch goes with the one before it, if that costs no more: each batch reads all weights for
-    every token. All texts share the shapes, but the number of rows fits what a candidate is scored on: the search split, or the `at_once` examples of
-    a minibatch, in `pieces` or more.
+    every token. All texts share the shapes, but the number of rows fits what a candidate is scored on: the search
+    split, or the `at_once` examples of a minibatch, in `pieces` or more.
 
     Args:
         lengths: (n,) tokens of each text.

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from jevomerge.devices.mesh import by_member, put, spread
+from jevomerge.devices.mesh import WHOLE, by_member, put, spread
 from jevomerge.devices.signals import safe_point
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.outcome import Tokens, count_tokens, of_this_process
@@ -77,7 +76,7 @@ def run_members(
         return _each(member, tuple(members), batched)
 
     whole, part = (None, batch) if several else (batch, None)
-    results = spread(mesh, local, (candidates.over_pop(), P()))((candidates, whole), (part, made, genomes))
+    results = spread(mesh, local, (candidates.over_pop(), WHOLE))((candidates, whole), (part, made, genomes))
     # Every device has all that became of its members; the compiler might split it over `model`.
     return jax.lax.with_sharding_constraint(results, by_member(mesh))
 

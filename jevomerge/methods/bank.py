@@ -26,7 +26,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jevomerge.devices.mesh import apart, dealt_axis, everywhere, gathered
+from jevomerge.devices.mesh import WHOLE, apart, dealt_axis, everywhere, gathered, moved, on_host
 from jevomerge.methods.field import merge_keys
 from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.packed import unpacked
@@ -57,9 +57,9 @@ class Bank:
         axes = dict(self.dealt)
 
         def of(leaves: Leaves) -> Leaves:
-            return {p: P(*[None] * (x.ndim + axes[p]), "pop") if p in axes else P() for p, x in leaves.items()}
+            return {p: P(*[None] * (x.ndim + axes[p]), "pop") if p in axes else WHOLE for p, x in leaves.items()}
 
-        whole = dict.fromkeys(("prepared", "keys", "kept", "adapters"), P())
+        whole = dict.fromkeys(("prepared", "keys", "kept", "adapters"), WHOLE)
         base = None if self.base is None else of(self.base)
         return dataclasses.replace(self, sources=tuple(map(of, self.sources)), base=base, **whole)
 
@@ -165,9 +165,9 @@ def _dealt(leaves: Leaves) -> tuple[tuple[str, int], ...]:
 
 def _taken(x: Array, at: tuple[int, ...]) -> Array:
     """`x[at]`, whole and in the memory of the device, to which no more than one layer moves."""
-    if at and _on_host(x):
+    if at and on_host(x):
         x, at = _layer(x, at[0]), at[1:]
-    taken = _moved(x)[at] if at else _moved(x)
+    taken = moved(x)[at] if at else moved(x)
     if dealt_axis(x) is None:
         return taken
     assert isinstance(x.sharding, NamedSharding)
@@ -177,16 +177,7 @@ def _taken(x: Array, at: tuple[int, ...]) -> Array:
 
 @jax.jit
 def _layer(x: Array, i: int) -> Array:
-    return _moved(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
-
-
-def _on_host(x: Array) -> bool:
-    return bool(jax.typeof(x).memory_space == jax.memory.Space.Host)
-
-
-def _moved(x: Array) -> Array:
-    """The same in the memory of the device."""
-    return jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x
+    return moved(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
 
 
 def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
@@ -345,7 +336,7 @@ def _row(merge: Merge, bank: Bank, spec: ParamSpec) -> Callable[[tuple[Any, ...]
         return merge_tensor(merge, unpacked(inputs, base), base, *rest)
 
     def here(x: Array) -> Array:
-        return _moved(x) if axis is None else gathered(_moved(x), axis)
+        return moved(x) if axis is None else gathered(moved(x), axis)
 
     each = _over(spec.stack[1:], f)
     return lambda arguments: each((*jax.tree.map(here, arguments[:2]), *arguments[2:]))

@@ -54,6 +54,7 @@ class Use(NamedTuple):
     fetched: int = 0  # bytes from the memory of the host
     link: float | None = None  # seconds of that
     needed: float = 0.0  # of `runs`, if no slice of the mesh scored copies
+    host: int = 0  # bytes of the memory of the host, beside the models that candidates are made of
 
     @property
     def bytes(self) -> int:
@@ -83,7 +84,7 @@ class Plan(NamedTuple):
     failed: str | None = None  # why a program could not be compiled
     kept: int = 0  # bytes of the host, or of a folder, that features of pictures take
     memory: Memory = "device"  # where the models of the recipe lie,
-    host: int = 0  # of which so many bytes, for each device, in the memory of the host,
+    waiting: int = 0  # of which so many bytes, for each device, in the memory of the host,
     host_limit: float | None = None  # which has so many for each; None: not known
 
     @property
@@ -91,6 +92,11 @@ class Plan(NamedTuple):
         """Bytes of a device at the worst moment."""
         most = max((u.bytes for u in self.uses), default=0)
         return self.sources + self.prepared + most
+
+    @property
+    def host(self) -> int:
+        """Bytes of the memory of the host, for each device, at the worst moment."""
+        return self.waiting + max((u.host for u in self.uses), default=0)
 
     @property
     def fits(self) -> bool:
@@ -200,7 +206,7 @@ def plan_on(
     plan = Plan(
         mesh, members_per_device, setup.strategy.population_size,
         setup.config.search.evaluations // setup.strategy.population_size, sources, prepared, [], limit, chip,
-        kept=kept_of(setup), memory=setup.memory, host=waiting, host_limit=host_limit(device, chip),
+        kept=kept_of(setup), memory=setup.memory, waiting=waiting, host_limit=host_limit(device, chip),
     )  # fmt: skip
     if not plan.fits:
         return plan  # nothing more needs to be known
@@ -220,7 +226,7 @@ def plan_on(
     try:
         with taken_for(elsewhere):
             for program, executable in which(setup, judge, candidates, compiled):
-                plan.uses.append(use_of(program, executable, chip, plan.uses, waiting * members_per_device))
+                plan.uses.append(use_of(program, executable, chip, plan.uses))
                 if (copied := executable.memory_analysis().host_temp_size_in_bytes) > max(waiting, GIB) / 100:
                     told = f"`{program.name}` would copy {copied / GIB:.2f} GiB within the memory of the host"
                     return plan._replace(failed=told)
@@ -251,7 +257,7 @@ class TooLarge(Exception):
 def least_of(program: Program, before: Sequence[Use]) -> Use:
     """What a program takes of each device at least, if the compiler splits all that it may."""
     itemsize, ways = np.dtype(program.dtype).itemsize, program.mesh.shape["model"]
-    merged, cache = before[0].merged if program.made else program.model, 0
+    merged, cache = before[0].merged if program.made else bytes_per_device(program.model), 0
     if program.kind == "merge":
         made = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.traced.out_info))
         merged = made // program.mesh.size
@@ -260,8 +266,8 @@ def least_of(program: Program, before: Sequence[Use]) -> Use:
     return Use(program.kind, program.name, program.runs, program.once, merged, cache, 0, 0, 0, 0, {})
 
 
-def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use], waiting: int = 0) -> Use:
-    """What a compiled program takes of each device; `waiting`: bytes that a merge fetches from the host's memory."""
+def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]) -> Use:
+    """What a compiled program takes of each device."""
     memory, mesh = compiled.memory_analysis(), program.mesh
     try:
         text = compiled.as_text()
@@ -270,7 +276,9 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
     ways = mesh.shape["model"]
     cost = cost_of(program.traced.jaxpr, program.trips)
     merges = program.kind == "merge"
-    merged = memory.output_size_in_bytes if merges else before[0].merged if program.made else program.model
+    merged = (
+        memory.output_size_in_bytes if merges else before[0].merged if program.made else bytes_per_device(program.model)
+    )
     outputs = 0 if merges else memory.output_size_in_bytes
     if program.kind == "export":  # its inputs come from files, beside all that is there
         outputs += memory.argument_size_in_bytes
@@ -288,7 +296,7 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
             network += sent
     analysis = compiled.cost_analysis() or {}
     estimate = analysis.get("optimal_seconds")
-    flops, moved = cost.matmul / ways, cost.bytes / ways
+    flops, moved, fetched = cost.matmul / ways, cost.bytes / ways, cost.fetched / ways
     return Use(
         program.kind, program.name, program.runs, program.once, merged, cache,
         memory.temp_size_in_bytes - cache + outputs, flops,
@@ -297,8 +305,8 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
         None if chip is None else moved / chip.bandwidth,
         None if chip is None else network / (chip.interconnect / 2),  # one direction
         estimate if estimate is not None and estimate > 0 else None,
-        tuple(sorted(cost.unknown)), program.pictures, program.drawn, waiting if merges else 0,
-        None if chip is None else (waiting if merges else 0) / chip.link, program.needed,
+        tuple(sorted(cost.unknown)), program.pictures, program.drawn, int(fetched),
+        None if chip is None else fetched / chip.link, program.needed, bytes_per_device(program.model, host=True),
     )  # fmt: skip
 
 
@@ -337,9 +345,10 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
 
     The models of the recipe where the config says, or in the first place where they fit (`places_of`).
     As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
-    do), or more if these are much faster, then as many members at once as memory allows and the population has, unless they generate, which they do one
-    after another anyway; of those that share what they read as many as the setup says, or fewer that fit. Where devices
-    do not say how much memory they have, 1 and what the setup says, which is fastest on a CPU.
+    do), or more if these are much faster, then as many members at once as memory allows and the population has, unless
+    they generate, which they do one after another anyway; of those that share what they read as many as the setup says,
+    or fewer that fit. Where devices do not say how much memory they have, 1 and what the setup says, which is fastest
+    on a CPU.
     If nothing fits, the plan with the most devices per member says so.
     """
     plans = list[Plan]()
@@ -347,7 +356,7 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
         plans.append(_best_mesh(setup.at(memory), devices, chip))
         if plans[-1].fits or (memory == "host" and plans[-1].roomy):  # eight bits would spare the host alone
             break
-    return next((p for p in plans if p.fits), min(plans, key=lambda p: (not p.roomy, p.peak)))
+    return next((p for p in plans if p.fits), min(plans, key=lambda p: (not p.roomy, not p.uses, p.peak)))
 
 
 def places_of(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -> list[Memory]:
@@ -360,7 +369,7 @@ def places_of(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) ->
     if chip is None and memory_limit(devices[0]) is None:
         return possible[:1]
     once = not setup.together and any(task.rollout.many_passes for task in setup.judge.tasks)
-    left_out = "mesh" if len(devices) == 1 else "device" if once else None
+    left_out = "mesh" if len(devices) == 1 else "device" if once and "mesh" in possible else None
     return [m for m in possible if m != left_out or len(possible) == 1]
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint.export import scratch_folder
 from jevomerge.checkpoint.source import Checkpoint, Source
+from jevomerge.devices.mesh import WHOLE
 from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, distinct, express_path
@@ -196,7 +196,7 @@ class MergedAndRouted(Candidates):
 
     def over_pop(self) -> MergedAndRouted:
         """The merge's models may be."""
-        return dataclasses.replace(self, merged=self.merged.over_pop(), blocks=P())
+        return dataclasses.replace(self, merged=self.merged.over_pop(), blocks=WHOLE)
 
     def hops(self, genomes: np.ndarray) -> np.ndarray:
         """As for `Routed`."""

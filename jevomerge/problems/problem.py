@@ -17,10 +17,10 @@ import flax.struct
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.checkpoint.source import Source
+from jevomerge.devices.mesh import WHOLE
 from jevomerge.devices.schema import Memory
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language, Layer, as_stored
@@ -172,7 +172,7 @@ class Candidates:
 
     def over_pop(self) -> Any:
         """Over what each of its arrays is dealt, as `devices.mesh.spread` takes it."""
-        return P()
+        return WHOLE
 
     def unrounded(self) -> Candidates:
         """The same, with weights that are computed in float32 and not rounded to the model's dtype: for gradients."""

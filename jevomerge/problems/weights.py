@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from jevomerge.checkpoint.memory import InMemory
 from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Source, with_eyes
+from jevomerge.devices.mesh import WHOLE
 from jevomerge.devices.schema import Memory
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
@@ -293,7 +293,7 @@ class Merged(Candidates):
 
     def over_pop(self) -> Merged:
         """The bank's models may be."""
-        return dataclasses.replace(self, bank=self.bank.over_pop(), space=P(), carried=P())
+        return dataclasses.replace(self, bank=self.bank.over_pop(), space=WHOLE, carried=WHOLE)
 
     def unrounded(self) -> Merged:
         """The same in float32."""

@@ -12,25 +12,28 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 import yaml
+from jax.sharding import Mesh
 
 from jevomerge.checkpoint.export import export_folder, refuse_existing, scratch_folder
 from jevomerge.checkpoint.files import write_atomically
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.scoring import Scoring
+from jevomerge.checkpoint.source import Source, Stored
 from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.mesh import make_mesh
 from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
-from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.human.votes import VOTES_FILE, Votes, read_votes
+from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Tokens, total
+from jevomerge.models.layers import Params
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers, tracked
 from jevomerge.planning.chips import chip_of
@@ -223,10 +226,10 @@ def choose_mesh(setup: Setup, observer: Observer, began: Memory | None = None) -
     return setup
 
 
-WAITING = {  # where the models of a recipe do, for their merges
+WAITING = {  # where the models of a recipe do, for their merges, or of a path
     "device": "the models are in the memory of the devices",
     "mesh": "each device has a part of the models, which are gathered for each candidate's merge",
-    "host": "the models are in the memory of the host, from which each candidate's merge fetches them",
+    "host": "the models are in the memory of the host, from which each merge, or hop of a path, fetches them",
     "int8": "the models are in the memory of the host, their task vectors in eight bits",
 }
 
@@ -294,12 +297,17 @@ def score_exported(setup: Setup, folder: Path, genomes: np.ndarray) -> list[list
             written = work.resolve() / "model"
             problem.export(genome, written)
             model = problem.reopen(written)
-            params = model.load(judge.mesh)
+            params = loaded(model, judge.mesh, setup.memory_of_whole)
             scores = judge.model(params, "search", model.model, lambda path: path.symlink_to(written))
         return [*judge.fitness(scores), *scores.tokens]
 
     found: list[list[float]] = on_first(lambda: [scored(genome) for genome in genomes])
     return found
+
+
+def loaded(model: Source, mesh: Mesh, memory: Memory) -> Params:
+    """All of it, its blocks there: of those that `memory` is for, which are in files."""
+    return model.load(mesh) if memory == "device" else cast(Stored, model).load(mesh, memory=memory)
 
 
 def on_one(judge: Judge) -> Judge:
@@ -383,7 +391,7 @@ class Exports:
         """Nothing is exported yet; the model cards will compare with the baselines."""
         judge = setup.judge
         self.found, self.tasks, self.people = found, setup.config.tasks, setup.people
-        self.judge = on_one(judge)
+        self.judge, self.memory = on_one(judge), setup.memory_of_whole
         self.problem, self.name, self.folder = setup.problem, setup.config.name, folder
         self.baselines = found.baselines
         self.examples = {name: len(material.documents) for name, material in judge.material["search"].items()}
@@ -418,7 +426,7 @@ class Exports:
 
         def score(written: Path) -> Scoring:
             model = self.problem.reopen(written)
-            params, here = model.load(self.judge.mesh), written.resolve()
+            params, here = loaded(model, self.judge.mesh, self.memory), written.resolve()
             scored = score_model(self.judge, params, model.model, write=lambda path: path.symlink_to(here))
             if self.people is not None:
                 scored, baselines = self.people.exported(name, scored, search, self.baselines)

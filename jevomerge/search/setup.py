@@ -47,6 +47,11 @@ class Setup:
     new_tokens: Mapping[str, Any] = field(default_factory=dict)  # of texts, for plans: `planning.lengths`
 
     @property
+    def memory_of_whole(self) -> Memory:
+        """In which the blocks of whole models are: where candidates of a path have them, else on the devices."""
+        return self.memory if self.config.recipe is None else "device"
+
+    @property
     def mesh(self) -> Mesh:
         """The devices that candidates are scored on."""
         return self.judge.mesh
@@ -144,8 +149,8 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     memory = "device" if config.memory == "auto" else config.memory
     if memory != "device" and memory not in memories_of(config):
         raise InputError(
-            f"memory: {memory} is for recipes, whose models wait for merges, and not with `refine`, whose gradients "
-            "need them on the devices: through the memory of the host they may be wrong in XLA; leave it out"
+            f"memory: {memory} is for recipes, whose models wait for merges (of a path's blocks `host`), and not with "
+            "`refine`, whose gradients may be wrong in XLA through the memory of the host; leave it out"
         )
     return Setup(config, problem, strategy, judge, starts, memory=memory)
 
@@ -153,7 +158,9 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
 def memories_of(config: RunConfig) -> tuple[Memory, ...]:
     """Where the models of a run's recipe may lie, in the order in which `memory: auto` tries it."""
     possible: tuple[Memory, ...] = ("device", "mesh", "host", "int8")
-    if config.recipe is None or config.refine is not None:
+    if config.recipe is None:  # every token needs the blocks of a path
+        possible = ("device", "host")
+    if config.refine is not None:
         possible = ("device",)
     return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
 

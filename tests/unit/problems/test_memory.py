@@ -105,6 +105,26 @@ def test_from_the_host_scores_are_the_same():
     assert scores["host"].texts == scores["device"].texts
 
 
+@pytest.mark.parametrize("shape", [(1, 1), pytest.param((2, 2), marks=pytest.mark.slow)])
+def test_from_the_host_paths_are_the_same(shape):
+    """Each hop fetches its block; the models that paths are compared with do as well."""
+    (config, problem, tokenizer, genomes), mesh = setting("path"), mesh_of(*shape)
+    judge = make_judge(make_ready(config.tasks, tokenizer, problem.model), problem.model, mesh=mesh)
+    params = candidates("path", "host", *shape).params
+    kinds = {path: x.sharding.memory_kind for path, x in flatten(params).items()}
+    assert {HOST} == {kind for path, kind in kinds.items() if "proj" in path}
+    assert {"device"} == {kind for path, kind in kinds.items() if "proj" not in path}
+    scores = {m: next(judge.members(candidates("path", m, *shape), genomes[: shape[0]])) for m in ("device", "host")}
+    sources = {m: next(problem.baselines(candidates("path", m, *shape))) for m in ("device", "host")}
+    whole = {m: source.load(mesh) for m, source in sources.items()}
+    assert bytes_per_device(whole["host"], host=True) > 0.5 * bytes_per_device(whole["device"])
+    scores = {m: [*found, judge.model(whole[m], "heldout", sources[m].model)] for m, found in scores.items()}
+    for one, other in zip(*scores.values(), strict=True):
+        for name in ("likelihood", "generation"):
+            np.testing.assert_array_equal(one.fitness[name], other.fitness[name])
+        assert one.texts == other.texts
+
+
 @pytest.mark.parametrize(("memory", "shape"), [("host", (1, 1)), ("int8", (1, 1)), ("mesh", (2, 2))])
 def test_baselines_are_read_again(memory, shape):
     (_, problem, *_), mesh = setting("ties"), mesh_of(*shape)
@@ -234,10 +254,15 @@ def test_where_models_may_wait():
     assert memories_of(config) == ("device", "mesh", "host", "int8")
     assert set_up(config).memory == "device"
     assert memories_of(config.model_copy(update={"memory": "host"})) == ("host",)
-    refined, path = (
+    refined, path, hosted = (
         RunConfig.model_validate({"name": "run", "tasks": [task("likelihood")], **KINDS[kind], **more})
-        for kind, more in (("ties", {"memory": "int8", "refine": {"steps": 1}}), ("path", {"memory": "host"}))
+        for kind, more in (
+            ("ties", {"memory": "int8", "refine": {"steps": 1}}),
+            ("path", {"memory": "int8"}),
+            ("path", {"memory": "host"}),
+        )
     )
+    assert set_up(hosted).memory == "host"
     for wrong in (refined, path):
         with pytest.raises(InputError, match=r"memory: .* is for recipes"):
             set_up(wrong)
