@@ -20,7 +20,9 @@ from jevomerge.models.specs import flatten
 from jevomerge.observers.observer import Observer
 from jevomerge.planning.measure import bytes_per_device
 from jevomerge.run.evolve import evolve
-from jevomerge.search.archive import read_archive
+from jevomerge.run.search import score_exported
+from jevomerge.search.archive import Archive
+from jevomerge.search.loop import choose
 from jevomerge.search.setup import memories_of, set_up
 from tests.unit.devices.test_mesh import KINDS, mesh_of, setting, task
 
@@ -229,24 +231,31 @@ def test_a_run_says_where_its_models_wait(tmp_path):
 
 
 def test_finalists_are_scored_as_they_are(tmp_path):
-    """The search knows candidates in eight bits; what is reported, and which of the best that is, are exact."""
-    search = {"evaluations": 6, "population": 6, "finalists": 3}
+    """The search knows candidates in eight bits; what is said of the best, and which that is, are exact."""
+    search = {"evaluations": 4, "population": 4, "finalists": 2}
     given = {"name": "run", "tasks": [task("likelihood")], **KINDS["task_arithmetic"], "search": search}
-    config = RunConfig.model_validate({**given, "memory": "int8"})
-    found = evolve(config, output=tmp_path / "run")
-    records = sorted(read_archive(tmp_path / "run" / "evaluations.jsonl"), key=lambda r: -r["fitness"])[:3]
-    judge, exact = set_up(config).judge.on(mesh_of(1, 1)), []
-    problem = setting("task_arithmetic")[1]
-    for record in records:
-        params = make_members(problem.load(mesh_of(1, 1)), np.array([record["genome"]], np.float32), mesh=mesh_of(1, 1))
-        params = jax.tree.map(lambda x: x[0], params)
-        exact.append({split: judge.fitness(judge.model(params, split))[0] for split in ("search", "heldout")})
-    assert all(abs(e["search"] - r["fitness"]) > 1e-6 for e, r in zip(exact, records, strict=True))
-    best = max(range(3), key=lambda i: exact[i]["search"])
-    assert found.values["best"]["evaluation"] == records[best]["member"]
-    for split, score in exact[best].items():
-        assert found.values["best"][split] == pytest.approx(score, abs=1e-6)
-    assert found.values["tokens"]["finalists"]["prompt"] > 0
+    setup = set_up(RunConfig.model_validate({**given, "memory": "int8"}), jax.devices()[:1])
+    genomes, merged, packed = (
+        setting("task_arithmetic")[3][:2],
+        *(candidates("task_arithmetic", m) for m in ("device", "int8")),
+    )
+    exact, known = (
+        [setup.judge.fitness(s) for group in setup.judge.members(found, genomes) for s in group]
+        for found in (merged, packed)
+    )
+    records = [
+        {"generation": 0, "member": i, "genome": genome.tolist(), "fitness": fitness, "tie_break": second}
+        for i, (genome, (fitness, second)) in enumerate(zip(genomes, known, strict=True))
+    ]
+    archive = Archive(None)
+    archive.learn(records, 0)
+    found = choose(setup, packed, archive, functools.partial(score_exported, setup, tmp_path))
+    best = max(range(2), key=lambda i: exact[i])
+    assert found.record["member"] == best
+    assert found.fitness == pytest.approx(exact[best][0], abs=1e-6)
+    assert abs(known[best][0] - exact[best][0]) > 1e-5
+    assert found.spent.prompt > 0
+    assert not [*tmp_path.iterdir()]  # what was written is gone
 
 
 def test_where_models_may_wait():
