@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -74,17 +74,34 @@ def dealt(where: NamedSharding, shape: Sequence[int], leading: int) -> NamedShar
     return NamedSharding(where.mesh, P(*axes), memory_kind=where.memory_kind)
 
 
-def dealt_axis(x: Any) -> int | None:
-    """The axis, counted from the end, along which an array (or shape) is `dealt`; None: it is not."""
+class Dealt(NamedTuple):
+    """Axes of an array, counted from the end."""
+
+    pop: int  # that along which each slice has a part
+    model: int | None  # that which is split over `model`; None: none is
+
+
+def dealt_axes(x: Any) -> Dealt | None:
+    """Of an array (or shape) that is `dealt`; None: it is not."""
     axes = getattr(getattr(x, "sharding", None), "spec", ())
-    return axes.index("pop") - x.ndim if "pop" in axes else None
+    if "pop" not in axes:
+        return None
+    return Dealt(axes.index("pop") - x.ndim, axes.index("model") - x.ndim if "model" in axes else None)
 
 
-def gathered(x: Array, axis: int) -> Array:
-    """All of an array that is `dealt` along an axis, counted from the end; in `spread`, else it is whole already."""
-    if "pop" not in jax.sharding.get_abstract_mesh().manual_axes:
+def gathered(x: Array, axes: Dealt) -> Array:
+    """All of an array that is `dealt`, but for what is split over `model`; in `spread`, else it is whole already."""
+    around = jax.sharding.get_abstract_mesh()
+    if "pop" not in around.manual_axes:
         return x
-    return jax.lax.all_gather(x, "pop", axis=x.ndim + axis, tiled=True)
+
+    def local(x: Array) -> Array:
+        return jax.lax.all_gather(x, "pop", axis=x.ndim + axes.pop, tiled=True)
+
+    if axes.model is None or "model" not in around.auto_axes:
+        return local(x)
+    where = P(*[None] * (x.ndim + axes.model), "model")  # else the compiler would gather that axis, too
+    return jax.shard_map(local, in_specs=where, out_specs=where, axis_names={"model"}, check_vma=False)(x)
 
 
 def on_host(x: Any) -> bool:

@@ -26,7 +26,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jevomerge.devices.mesh import WHOLE, apart, dealt_axis, everywhere, gathered, moved, on_host
+from jevomerge.devices.mesh import WHOLE, Dealt, apart, dealt_axes, everywhere, gathered, moved, on_host
 from jevomerge.methods.field import merge_keys
 from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.packed import unpacked
@@ -49,15 +49,15 @@ class Bank:
     kept: Leaves = flax.struct.field(default_factory=dict)  # {path: ((K,) rows, (K, ...) what stands there unmerged)}
     # {path: Adapters} of leaves that are the same array in all sources and the base but for these.
     adapters: Leaves = flax.struct.field(default_factory=dict)
-    # ((path, axis from the end), ...) of leaves of which each slice of a mesh's `pop` has a part.
-    dealt: tuple[tuple[str, int], ...] = flax.struct.field(pytree_node=False, default=())
+    # ((path, axes), ...) of leaves of which each slice of a mesh's `pop` has a part.
+    dealt: tuple[tuple[str, Dealt], ...] = flax.struct.field(pytree_node=False, default=())
 
     def over_pop(self) -> Bank:
         """Over what each of the arrays is dealt, as `spread` takes it."""
         axes = dict(self.dealt)
 
         def of(leaves: Leaves) -> Leaves:
-            return {p: P(*[None] * (x.ndim + axes[p]), "pop") if p in axes else WHOLE for p, x in leaves.items()}
+            return {p: P(*[None] * (x.ndim + axes[p].pop), "pop") if p in axes else WHOLE for p, x in leaves.items()}
 
         whole = dict.fromkeys(("prepared", "keys", "kept", "adapters"), WHOLE)
         base = None if self.base is None else of(self.base)
@@ -157,10 +157,10 @@ def make_bank(
     return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {}, _dealt(flat[0]))
 
 
-def _dealt(leaves: Leaves) -> tuple[tuple[str, int], ...]:
+def _dealt(leaves: Leaves) -> tuple[tuple[str, Dealt], ...]:
     """Which leaves lie in parts on the slices of `pop`."""
-    axes = {path: dealt_axis(x) for path, x in leaves.items()}
-    return tuple((path, axis) for path, axis in axes.items() if axis is not None)
+    axes = {path: dealt_axes(x) for path, x in leaves.items()}
+    return tuple((path, found) for path, found in axes.items() if found is not None)
 
 
 def _taken(x: Array, at: tuple[int, ...]) -> Array:
@@ -168,7 +168,7 @@ def _taken(x: Array, at: tuple[int, ...]) -> Array:
     if at and on_host(x):
         x, at = _layer(x, at[0]), at[1:]
     taken = moved(x)[at] if at else moved(x)
-    if dealt_axis(x) is None:
+    if dealt_axes(x) is None:
         return taken
     assert isinstance(x.sharding, NamedSharding)
     axes = [None if axis == "pop" else axis for axis in x.sharding.spec]
@@ -329,14 +329,14 @@ def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
 
 def _row(merge: Merge, bank: Bank, spec: ParamSpec) -> Callable[[tuple[Any, ...]], Array]:
     """`merge_tensor` of a leaf's layer over the leading axes that are left; what is not all here comes first."""
-    axis = dict(bank.dealt).get(spec.path)
+    axes = dict(bank.dealt).get(spec.path)
 
     def f(arguments: tuple[Any, ...]) -> Array:
         inputs, base, *rest = arguments
         return merge_tensor(merge, unpacked(inputs, base), base, *rest)
 
     def here(x: Array) -> Array:
-        return moved(x) if axis is None else gathered(moved(x), axis)
+        return moved(x) if axes is None else gathered(moved(x), axes)
 
     each = _over(spec.stack[1:], f)
     return lambda arguments: each((*jax.tree.map(here, arguments[:2]), *arguments[2:]))

@@ -108,13 +108,12 @@ def test_a_search_puts_models_where_they_fit(monkeypatch):
     with_memory(monkeypatch, (hosted.peak + 1000) / 2**30)
     monkeypatch.setattr("jevomerge.run.search.memory_limit", lambda device: 1.0)
     heard = Quiet()
-    chosen = choose_mesh(setup, heard)
+    chosen = choose_mesh(setups["host"], heard)
     assert chosen.memory == "host"
     assert [note.split(":")[1] for note in heard.notes] == [" host"]
-    assert choose_mesh(setup, Quiet(), "device").memory == "host"
-    assert choose_mesh(setup, Quiet(), "int8").memory == "int8"
+    assert choose_mesh(setups["host"], Quiet(), "int8").memory == "int8"
     with_memory(monkeypatch, (hosted.peak + whole.sources / 4) / 2**30)
-    assert choose_mesh(setup, Quiet()).memory == "mesh"
+    assert choose_mesh(setup, Quiet(), "device").memory == "mesh"
 
 
 def test_an_assumed_device_computes_in_the_dtype_of_the_weights():
@@ -134,8 +133,9 @@ def test_parts_on_all_devices_are_gathered():
     assert found.memory == "mesh"
     vectors = sum(3 * 2 * math.prod(s.leaf_shape) for s in setup.problem.sources.specs if len(s.shape) < 2)
     assert found.sources - vectors == (whole.sources - vectors) / 4
-    # Three quarters of what a slice has otherwise come from the others.
-    assert found.uses[0].exchanged["pop"] == pytest.approx(0.75 * (whole.sources - vectors), rel=0.01)
+    # Three quarters of what a slice has otherwise come from the others, on a CPU in float32.
+    assert set(found.uses[0].exchanged) == {"pop"}
+    assert found.uses[0].exchanged["pop"] == pytest.approx(2 * 0.75 * (whole.sources - vectors), rel=0.01)
     assert [use.merged for use in found.uses[:2]] == [use.merged for use in whole.uses[:2]]
     assert "pop" not in {**found.uses[1].exchanged, **whole.uses[0].exchanged}
 
@@ -143,7 +143,7 @@ def test_parts_on_all_devices_are_gathered():
 def test_more_devices_for_a_candidate_if_that_is_much_faster():
     """Where reading weights takes the time, half of them for each device takes half of it."""
     setup, devices = (
-        set_up(config_of("ties", ("generation",), search={"population": 2, "evaluations": 4})),
+        set_up(config_of("ties", ("generation",), search={"population": 4, "evaluations": 4})),
         jax.devices(),
     )
     chip = Chip("a chip", "", 1e18, 1e9, math.inf, 1e9)
@@ -158,8 +158,8 @@ def test_more_devices_for_a_candidate_if_that_is_much_faster():
 def test_what_cannot_fit_is_not_compiled(monkeypatch):
     setup, mesh = setup_of("ties", ("generation",)), mesh_of(1, 1)
     whole = plan_on(setup, mesh, 1)
-    for use, most in ((whole.uses[0], whole.uses[0].merged), (whole.uses[1], whole.uses[1].merged + 1)):
-        with_memory(monkeypatch, (whole.sources + whole.prepared + most - 1) / 2**30)
+    for use, share in ((whole.uses[0], 0.99), (whole.uses[1], 1.01)):
+        with_memory(monkeypatch, (whole.sources + whole.prepared + share * use.merged) / 2**30)
         found = plan_on(setup, mesh, 1)
         assert not found.fits
         assert found.failed == f"`{use.name}` needs more than there is"
