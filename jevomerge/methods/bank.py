@@ -59,7 +59,7 @@ class Bank:
         def of(leaves: Leaves) -> Leaves:
             return {p: P(*[None] * (x.ndim + axes[p].pop), "pop") if p in axes else WHOLE for p, x in leaves.items()}
 
-        whole = dict.fromkeys(("prepared", "keys", "kept", "adapters"), WHOLE)
+        whole: dict[str, Any] = dict.fromkeys(("prepared", "keys", "kept", "adapters"), WHOLE)
         base = None if self.base is None else of(self.base)
         return dataclasses.replace(self, sources=tuple(map(of, self.sources)), base=base, **whole)
 

@@ -196,7 +196,8 @@ class MergedAndRouted(Candidates):
 
     def over_pop(self) -> MergedAndRouted:
         """The merge's models may be."""
-        return dataclasses.replace(self, merged=self.merged.over_pop(), blocks=WHOLE)
+        parts: dict[str, Any] = {"merged": self.merged.over_pop(), "blocks": WHOLE}
+        return dataclasses.replace(self, **parts)
 
     def hops(self, genomes: np.ndarray) -> np.ndarray:
         """As for `Routed`."""

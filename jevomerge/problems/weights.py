@@ -293,7 +293,8 @@ class Merged(Candidates):
 
     def over_pop(self) -> Merged:
         """The bank's models may be."""
-        return dataclasses.replace(self, bank=self.bank.over_pop(), space=WHOLE, carried=WHOLE)
+        parts: dict[str, Any] = {"bank": self.bank.over_pop(), "space": WHOLE, "carried": WHOLE}
+        return dataclasses.replace(self, **parts)
 
     def unrounded(self) -> Merged:
         """The same in float32."""
