@@ -43,7 +43,7 @@ class Stage(Strict):
     path: PathSearch | None = None  # layers that are searched, of the models or of the merge
     search: Search = Field(default_factory=lambda: Search.model_validate({}))  # by what, for how long
     refine: Refine | None = None  # whether the best follow the gradient
-    memory: Literal["auto", "device", "host", "int8"] = "auto"  # where models wait for their merges; guides/pods.md
+    memory: Literal["auto", "device", "mesh", "host", "int8"] = "auto"  # where models wait for merges; guides/pods.md
 
     @model_validator(mode="after")
     def _something(self) -> Stage:

@@ -20,7 +20,8 @@ from jevomerge.planning.standins import shapes_beside, stand_in
 from jevomerge.search.setup import set_up_stages
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evollm_jp.yaml"
-DEVICES = {"24GiB": None, "v5e-1": "v5e:1x1", "v6e-1": "v6e:1x1"}
+# The slice, if it is one, and from which tokens_per_batch on smaller ones are tried (compiling takes minutes).
+DEVICES = {"24GiB": (None, 65536), "v5e-1": ("v5e:1x1", 16384), "v6e-1": ("v6e:1x1", 65536)}
 TEXTS, NEW_TOKENS = 250, 300
 
 
@@ -29,14 +30,15 @@ def main() -> None:
     for name in args.parts:
         if known(args.output, name) is not None:
             continue
-        topology, began = DEVICES[name], time.monotonic()
+        (topology, tokens), began = DEVICES[name], time.monotonic()
         chip = assumed_chip(name) if topology is None else None
         devices = jax.devices()[:1] if topology is None else slice_devices(topology)
         with tempfile.TemporaryDirectory() as work:
             config = stand_in(jm.read_config(CONFIG), shapes_beside(CONFIG), Path(work))
             first = config.stages[0]
             search = first.search.model_copy(update={"examples_per_generation": TEXTS})
-            config = config.model_copy(update={"stages": (first.model_copy(update={"search": search}),)})
+            stages = (first.model_copy(update={"search": search}),)
+            config = config.model_copy(update={"stages": stages, "tokens_per_batch": tokens})
             setup = next(set_up_stages(config, devices))
             setup = dataclasses.replace(setup, new_tokens=expected_lengths(setup, NEW_TOKENS, Path(work)))
             plan, way = best_plan(setup, devices, chip), None

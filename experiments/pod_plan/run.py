@@ -1,80 +1,62 @@
-"""What the paper's two searches need on TPU slices, planned on a machine without one.
+"""What the paper's first search needs on TPU slices, planned on a machine without one.
 
-python experiments/pod_plan/hollow.py --data FOLDER      # first
-python experiments/pod_plan/run.py [SLICE ...]           # results.json; goes on where it was stopped
+python experiments/pod_plan/run.py [SLICE ...]           # results.json; needs the extra `plan`
 """
 
-import math
-import os
+import dataclasses
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from arguments import known, make_parser, record
 
 import jevomerge as jm
+from jevomerge.devices.mesh import make_mesh
 from jevomerge.planning.chips import slice_devices
-from jevomerge.planning.measure import Plan, best_plan
-from jevomerge.planning.report import lines_of
+from jevomerge.planning.lengths import expected_lengths
+from jevomerge.planning.measure import plan_on
+from jevomerge.planning.programs import Program, programs
+from jevomerge.planning.report import lines_of, numbers_of
+from jevomerge.planning.standins import shapes_beside, stand_in
 from jevomerge.search.setup import set_up_stages
 
-SLICES = {"v5e-16": "v5e:4x4", "v5e-64": "v5e:8x8", "v5e-256": "v5e:16x16", "v5p-8": "v5p:2x2x1", "v4-32": "v4:2x2x4"}
-
-
-def table(plan: Plan, name: str, seconds: float) -> dict[str, Any]:
-    """What is kept of a plan."""
-    return {
-        "fits": plan.fits,
-        "mesh": dict(plan.mesh.shape),
-        "members_per_device": plan.members_per_device,
-        "population": plan.population,
-        "generations": plan.generations,
-        "peak_gib": plan.peak / 2**30,
-        "limit_gib": None if plan.limit is None else plan.limit / 2**30,
-        "sources_gib": plan.sources / 2**30,
-        "seconds_per_generation": plan.generation,
-        "utilisation": plan.utilisation,
-        "useful": plan.useful,
-        "groups": math.ceil(plan.population / (plan.mesh.shape["pop"] * plan.members_per_device)),
-        "programs": [u._asdict() | {"seconds": u.seconds} for u in plan.uses],
-        "text": list(lines_of(plan, name)),
-        "planning_seconds": seconds,
-    }
-
-
-def weak_scaling(results: dict[str, Any]) -> dict[str, Any]:
-    """{search: {slice of v5e: efficiency}} at fixed work per chip: a population that grows with the slice.
-
-    A group fills the mesh, so that a population that grows with the slice takes the same number of groups; their
-    programs are compiled for each slice, with whatever they exchange there.  Relative to the smallest slice with the
-    same devices per candidate.
-    """
-    found: dict[str, Any] = {}
-    for name in ("v5e-16", "v5e-64", "v5e-256"):
-        for stage, plan in results.get(name, {}).items():
-            seconds = sum(u["seconds"] * u["runs"] for u in plan["programs"]) / plan["groups"]
-            first = found.setdefault(stage, {"model": plan["mesh"]["model"], "seconds_per_group": {}, "efficiency": {}})
-            if first["model"] == plan["mesh"]["model"]:
-                first["seconds_per_group"][name] = seconds
-                first["efficiency"][name] = next(iter(first["seconds_per_group"].values())) / seconds
-    return found
+CONFIG = Path(__file__).parents[2] / "configs" / "evollm_jp.yaml"
+SLICES = {"v5e-16": "v5e:4x4", "v5e-64": "v5e:8x8", "v5e-256": "v5e:16x16"}
+MODEL = {"v5e-16": 8, "v5e-64": 4, "v5e-256": 4}  # chips for a candidate, given: to choose them is to compile for each
+LENGTHS = (300, 1024)  # new tokens
 
 
 def main() -> None:
-    args = make_parser(__doc__, __file__, work=True, parts=SLICES).parse_args()
-    output = args.output.resolve()
-    os.chdir(args.work)  # where the config's hub names are folders
-    config = jm.read_config("evollm_jp.yaml")
+    args = make_parser(__doc__, __file__, parts=SLICES).parse_args()
     for name in args.parts:
-        devices = slice_devices(SLICES[name])
-        for setup in set_up_stages(config, devices):
-            stage = setup.config.name
-            if known(output, name, stage) is not None:
-                continue
-            began = time.monotonic()
-            plan = best_plan(setup, devices)
-            record(output, table(plan, SLICES[name], round(time.monotonic() - began, 1)), name, stage)
-            record(output, weak_scaling(known(output)), "weak_scaling")
-            print(*lines_of(plan, f"{name} {stage}"), sep="\n", flush=True)
+        if known(args.output, name) is not None:
+            continue
+        devices, began, executables = slice_devices(SLICES[name]), time.monotonic(), dict[str, Any]()
+
+        def once(*run: Any, kept: dict[str, Any] = executables) -> Iterator[tuple[Program, Any]]:
+            """How long texts are taken to be, changes what is counted and not what is compiled."""
+            *rest, compiled = run
+
+            def compiled_once(program: Program, compiled: Callable[[Program], Any] = compiled) -> Any:
+                if program.name not in kept:
+                    kept[program.name] = compiled(program)
+                return kept[program.name]
+
+            yield from programs(*rest, compiled_once)
+
+        with tempfile.TemporaryDirectory() as work:
+            config = stand_in(jm.read_config(CONFIG), shapes_beside(CONFIG), Path(work))
+            setup, mesh = next(set_up_stages(config, devices)).at("mesh"), make_mesh(None, MODEL[name], devices)
+            found = {}
+            for length in LENGTHS:
+                longer = dataclasses.replace(setup, new_tokens=expected_lengths(setup, length, Path(work)))
+                plan = plan_on(longer, mesh, 1, once)
+                lines = list(lines_of(plan, name))
+                found[str(length)] = numbers_of(plan) | {"text": lines}
+                print(f"{name}, texts of {length} tokens", *lines, sep="\n", flush=True)
+        record(args.output, found | {"planning_seconds": round(time.monotonic() - began, 1)}, name)
 
 
 if __name__ == "__main__":

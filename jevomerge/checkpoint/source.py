@@ -30,11 +30,12 @@ from jevomerge.checkpoint.safetensors_file import (
 )
 from jevomerge.checkpoint.tokenizer_file import read_tokenizer
 from jevomerge.checkpoint.weights import read_weights
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.models.families import nesting_of, read_model, read_seeing
 from jevomerge.models.fields import QUANTISED, SIXTEEN_BITS
 from jevomerge.models.model import Language
-from jevomerge.models.specs import ParamSpec, shardings, unflatten
+from jevomerge.models.specs import ParamSpec, shardings, unflatten, waiting
 from jevomerge.models.vision.seeing import ByViews
 from jevomerge.models.vision.sighted import Sighted
 from jevomerge.schema import Notes
@@ -168,11 +169,17 @@ class Stored:
                     "the embeddings; set tie_word_embeddings to false"
                 )
 
-    def load(self, mesh: Mesh | None = None, specs: Sequence[ParamSpec] | None = None) -> dict[str, Any]:
-        """The whole model, or `specs` of it, as the nested pytree that a forward pass takes, in the stored dtypes."""
+    def load(
+        self, mesh: Mesh | None = None, specs: Sequence[ParamSpec] | None = None, memory: Memory = "device"
+    ) -> dict[str, Any]:
+        """The whole model, or `specs` of it, as the nested pytree that a forward pass takes, in the stored dtypes.
+
+        `memory`: in which blocks are.
+        """
         self.check_head()
         specs = self.specs if specs is None else specs
         where, source = shardings(mesh, specs), cast(Source, self)
+        where |= {s.path: waiting(where[s.path], s, memory) for s in specs if s.block}
         return unflatten({s.path: read_leaf(s, [(source, n) for n in s.names()], where[s.path]) for s in specs})
 
     def dtype(self) -> str:

@@ -6,9 +6,10 @@
 
 The same program runs on one device and on many. Over `pop` it is manual (`jax.shard_map`): slices share nothing, so
 that members whose paths or texts have different lengths never wait for each other, and no collective crosses `pop`:
-results are read where they are, and processes tell each other scores. Over `model` the compiler splits what is split
-in its inputs: of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every
-device. What a device makes of its experts is added up by `summed`, in one exchange.
+results are read where they are, and processes tell each other scores; only what is made of them once, merged models,
+may be made from parts that lie on all slices (`dealt`). Over `model` the compiler splits what is split in its inputs:
+of every tensor experts, heads, ff or vocab, if the model axis divides it; everything else is in every device. What a
+device makes of its experts is added up by `summed`, in one exchange.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jevomerge.errors import InputError
 
+WHOLE = P()  # in a slice of `pop`: all of an array
 HOST = "pinned_host"  # the kind of memory that arrays lie in which wait in that of the host
 
 
@@ -57,6 +60,58 @@ def split(mesh: Mesh | None, parts: Iterable[int]) -> NamedSharding | None:
 def everywhere(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def dealt(where: NamedSharding, shape: Sequence[int], leading: int) -> NamedSharding:
+    """The same for an array of which each slice of `pop` has a part, which `gathered` undoes.
+
+    Along its last axis, behind `leading` ones, that is not cut yet and can be; if none can, every slice has all.
+    """
+    count, axes = where.mesh.shape["pop"], [*where.spec, *[None] * (len(shape) - len(where.spec))]
+    free = [i for i in range(leading, len(shape)) if axes[i] is None and shape[i] % count == 0]
+    if count > 1 and free:
+        axes[free[-1]] = "pop"
+    return NamedSharding(where.mesh, P(*axes), memory_kind=where.memory_kind)
+
+
+class Dealt(NamedTuple):
+    """Axes of an array, counted from the end."""
+
+    pop: int  # that along which each slice has a part
+    model: int | None  # that which is split over `model`; None: none is
+
+
+def dealt_axes(x: Any) -> Dealt | None:
+    """Of an array (or shape) that is `dealt`; None: it is not."""
+    axes = getattr(getattr(x, "sharding", None), "spec", ())
+    if "pop" not in axes:
+        return None
+    return Dealt(axes.index("pop") - x.ndim, axes.index("model") - x.ndim if "model" in axes else None)
+
+
+def gathered(x: Array, axes: Dealt) -> Array:
+    """All of an array that is `dealt`, but for what is split over `model`; in `spread`, else it is whole already."""
+    around = jax.sharding.get_abstract_mesh()
+    if "pop" not in around.manual_axes:
+        return x
+
+    def local(x: Array) -> Array:
+        return jax.lax.all_gather(x, "pop", axis=x.ndim + axes.pop, tiled=True)
+
+    if axes.model is None or "model" not in around.auto_axes:
+        return local(x)
+    where = P(*[None] * (x.ndim + axes.model), "model")  # else the compiler would gather that axis, too
+    return jax.shard_map(local, in_specs=where, out_specs=where, axis_names={"model"}, check_vma=False)(x)
+
+
+def on_host(x: Any) -> bool:
+    """Whether an array waits in the memory of the host."""
+    return bool(jax.typeof(x).memory_space == jax.memory.Space.Host)
+
+
+def moved(x: Any) -> Any:
+    """The same in the memory of the device."""
+    return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
 
 
 def by_member(mesh: Mesh) -> NamedSharding:
@@ -92,11 +147,16 @@ def platform() -> str:
     return jax.default_backend() if device is None else str(device.platform)
 
 
-def spread(mesh: Mesh, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all."""
+def spread(mesh: Mesh, f: Callable[[Any, Any], Any], shared: Any = WHOLE) -> Callable[[Any, Any], Any]:
+    """`f(shared, members)` for each slice of `pop`, with its members (the first axis) only; returns those of all.
+
+    `shared`: over what its arrays are dealt, a `PartitionSpec` for each or for several; by default each slice has all.
+    """
     # Where nothing is split, nothing is left to the compiler: a method of the user's may then call back to the host.
     manual = frozenset(mesh.axis_names if mesh.shape["model"] == 1 else {"pop"})
-    return jax.shard_map(f, mesh=mesh, in_specs=(P(), P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False)
+    return jax.shard_map(
+        f, mesh=mesh, in_specs=(shared, P("pop")), out_specs=P("pop"), axis_names=manual, check_vma=False
+    )
 
 
 def summed(f: Callable[[Any, Any, Any], Any], cut: Any, shared: Any, size: int) -> Any:

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from jevomerge.schema import Strict
 
-Memory = Literal["device", "host", "int8"]  # where the models lie that are merged; see `methods.packed`
+# Where the models lie that are merged: on the devices, where each slice of `pop` has all or a part of them; in the
+# memory of the host, as they are or packed (`methods.packed`).
+Memory = Literal["device", "mesh", "host", "int8"]
 
 
 class MeshShape(Strict):

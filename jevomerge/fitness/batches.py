@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from jax import Array
 
 from jevomerge.models.model import Pictures, Shown
 from jevomerge.models.vision.sighted import Sighted, Unseen
+
+FEW = 8  # a part of a batch
 
 
 class Example(NamedTuple):
@@ -68,9 +71,10 @@ def plan_layouts(
     """A few batch shapes, by growing length, into which every text fits.
 
     Lengths fall into buckets whose widths double, unless padding all of them to the longest costs less than a
-    quarter more tokens than that; a bucket is as long as its longest text, rounded up to 8. All texts share the
-    shapes, but the number of rows fits what a candidate is scored on: the search split, or the `at_once` examples of
-    a minibatch, in `pieces` or more.
+    quarter more tokens than that; a bucket is as long as its longest text, rounded up to 8. Where texts are written, a
+    bucket that is few for a batch goes with the one before it, if that costs no more: each batch reads all weights for
+    every token. All texts share the shapes, but the number of rows fits what a candidate is scored on: the search
+    split, or the `at_once` examples of a minibatch, in `pieces` or more.
 
     Args:
         lengths: (n,) tokens of each text.
@@ -91,6 +95,11 @@ def plan_layouts(
     longest = {bucket: sizes[buckets == bucket].max() for bucket in np.unique(buckets)}
     if sizes.size * sizes.max() < 1.25 * sum(longest[bucket] for bucket in buckets):
         buckets = np.zeros_like(buckets)
+    for bucket, shorter in itertools.pairwise(np.unique(buckets)[::-1] if written else ()):
+        size, other = longest[bucket] + written, longest[shorter] + written
+        if np.sum(buckets == bucket) < tokens_per_batch // size / FEW and size < 1.25 * other:
+            buckets[buckets == bucket] = shorter
+            longest[shorter] = longest[bucket]
     layouts = []
     for bucket in np.unique(buckets):
         inside = buckets == bucket
@@ -103,8 +112,9 @@ def plan_layouts(
         most = max(1, tokens_per_batch // (length + written))
         least = max(math.ceil(count / (most * fillings)), min(pieces, math.ceil(count)))
         rows = math.ceil(count / least)  # full ones of equal size
+        running = math.ceil(rows / math.ceil(rows / most))
         layout = Layout(rows, length, *(int(counts[inside].max()) for counts in (room, features, views)))
-        layouts.append(layout._replace(together=most if most < rows else None, shared=shared))
+        layouts.append(layout._replace(together=running if running < rows else None, shared=shared))
     return layouts
 
 

@@ -57,6 +57,8 @@ class Judge:
     dtype: str  # of activations
     racing: Rule | None  # by which candidates are stopped that cannot be among the best any more
     write: Write | None = None  # the candidate of a genome (n,) as a folder, for tasks that judge one
+    population: int = 0  # of a generation; 0: there is none
+    lay_out: Callable[[int], Mapping[str, Sequence[Layout]]] | None = None  # `layouts` in so many batches, or more
 
     @property
     def group(self) -> int:
@@ -74,8 +76,12 @@ class Judge:
         return {task.name: task.weight for task in self.tasks}
 
     def on(self, mesh: Mesh, members_per_device: int = 1) -> Judge:
-        """The same judge on other devices."""
-        return dataclasses.replace(self, mesh=mesh, members_per_device=members_per_device)
+        """The same judge on other devices; where slices share out the texts of members, there is one for each."""
+        judge = dataclasses.replace(self, mesh=mesh, members_per_device=members_per_device)
+        if self.lay_out is None:
+            return judge
+        few = self.population % judge.group
+        return dataclasses.replace(judge, layouts=self.lay_out(judge.slices(few, "search").ways if few else 1))
 
     @property
     def kept(self) -> int:
@@ -381,6 +387,7 @@ def make_judge(
     members_per_device: int = 1,
     racing: Rule | None = None,
     write: Write | None = None,
+    population: int = 0,
 ) -> Judge:
     """Read, check and lay out the data of tasks; no weights are needed.
 
@@ -395,6 +402,7 @@ def make_judge(
         members_per_device: scored together in each slice of the mesh's axis `pop`.
         racing: by which rule candidates are stopped that cannot be among the best any more.
         write: what writes the candidate of a genome as a folder, for tasks that judge one.
+        population: of a generation, whose last members may be too few to fill the mesh.
 
     Raises:
         InputError: for data that cannot be read, is none, or does not belong to such models.
@@ -407,7 +415,7 @@ def make_judge(
             "give a function of yours `bounds`"
         )
     material: dict[str, dict[str, Material]] = {split: {} for split in splits}
-    layouts: dict[str, Sequence[Layout]] = {}
+    laying = dict[str, tuple[Ready, Callable[..., Sequence[Layout]]]]()
     for task in tasks:
         with discreet(task):
             for split in splits:
@@ -418,11 +426,19 @@ def make_judge(
         others = [e for examples in rest for e in examples]
         with scoring(task):
             task.rollout.check(subject, [*first, *others])
-        at_once, pieces = examples_at_once, 1 if racing is None else PIECES
+        at_once = examples_at_once
         if at_once is not None:  # documents
             at_once = math.ceil(at_once * len(first) / len(material[splits[0]][task.name].documents))
-        layouts[task.name] = task.rollout.layouts(first, others, tokens_per_batch, at_once, pieces)
+        laying[task.name] = task, functools.partial(task.rollout.layouts, first, others, tokens_per_batch, at_once)
+
+    def lay_out(ways: int) -> dict[str, Sequence[Layout]]:
+        """Of one forward pass batches are many, and small, anyway."""
+        least = 1 if racing is None else PIECES
+        return {n: lay(max(least, ways) if t.rollout.many_passes else least) for n, (t, lay) in laying.items()}
+
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
-    return Judge(
-        tuple(tasks), material, layouts, subject, mesh, members_per_device, tokens_per_batch, dtype, racing, write
-    )
+    judge = Judge(
+        tuple(tasks), material, {}, subject, mesh, members_per_device, tokens_per_batch, dtype, racing, write,
+        population, lay_out,
+    )  # fmt: skip
+    return judge.on(mesh, members_per_device)

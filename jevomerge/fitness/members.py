@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jevomerge.devices.mesh import by_member, put, spread
+from jevomerge.devices.mesh import WHOLE, by_member, put, spread
 from jevomerge.devices.signals import safe_point
 from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.outcome import Tokens, count_tokens, of_this_process
@@ -28,7 +28,8 @@ T = TypeVar("T")
 @functools.partial(jax.jit, static_argnames=("mesh",))
 def make_members(candidates: Candidates, genomes: Array, *, mesh: Mesh) -> Any:
     """(M, n) genomes -> what is made of each before it is scored, over the mesh."""
-    return spread(mesh, lambda shared, local: _each(shared.make, local))(candidates, genomes)
+    make = spread(mesh, lambda shared, local: _each(shared.make, local), candidates.over_pop())
+    return make(candidates, genomes)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "slots", "model", "rollout", "layout", "dtype"))
@@ -75,7 +76,7 @@ def run_members(
         return _each(member, tuple(members), batched)
 
     whole, part = (None, batch) if several else (batch, None)
-    results = spread(mesh, local)((candidates, whole), (part, made, genomes))
+    results = spread(mesh, local, (candidates.over_pop(), WHOLE))((candidates, whole), (part, made, genomes))
     # Every device has all that became of its members; the compiler might split it over `model`.
     return jax.lax.with_sharding_constraint(results, by_member(mesh))
 

@@ -8,7 +8,7 @@ nested form that the forward pass takes is made at the very end.
 
 Sources may lie in the memory of the host, and packed (`methods.packed`). Then what comes first in the scan over a
 leaf's layers, before anything is computed, is that one layer moves to the device: so the device never holds more of
-them, and the compiler need not copy on the host.
+them, and the compiler need not copy on the host. The same way a layer is gathered whose parts lie on several devices.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jevomerge.devices.mesh import apart, everywhere
+from jevomerge.devices.mesh import WHOLE, Dealt, apart, dealt_axes, everywhere, gathered, moved, on_host
 from jevomerge.methods.factors import even_factors, merge_factors, prepare_factors
 from jevomerge.methods.field import merge_keys
 from jevomerge.methods.method import MergeMethod, float32
@@ -49,6 +50,19 @@ class Bank:
     kept: Leaves = flax.struct.field(default_factory=dict)  # {path: ((K,) rows, (K, ...) what stands there unmerged)}
     # {path: Adapters} of leaves that are the same array in all sources and the base but for these.
     adapters: Leaves = flax.struct.field(default_factory=dict)
+    # ((path, axes), ...) of leaves of which each slice of a mesh's `pop` has a part.
+    dealt: tuple[tuple[str, Dealt], ...] = flax.struct.field(pytree_node=False, default=())
+
+    def over_pop(self) -> Bank:
+        """Over what each of the arrays is dealt, as `spread` takes it."""
+        axes = dict(self.dealt)
+
+        def of(leaves: Leaves) -> Leaves:
+            return {p: P(*[None] * (x.ndim + axes[p].pop), "pop") if p in axes else WHOLE for p, x in leaves.items()}
+
+        whole: dict[str, Any] = dict.fromkeys(("prepared", "keys", "kept", "adapters"), WHOLE)
+        base = None if self.base is None else of(self.base)
+        return dataclasses.replace(self, sources=tuple(map(of, self.sources)), base=base, **whole)
 
     def source(self, i: int, path: str) -> Array:
         """A leaf of a source."""
@@ -151,7 +165,13 @@ def make_bank(
     fields, rows_kept = jax.tree.map(jnp.asarray, (dict(keys), kept or {}))
     if mesh is not None:
         prepared, fields, rows_kept = jax.device_put((prepared, fields, rows_kept), everywhere(mesh))
-    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {})
+    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {}, _dealt(flat[0]))
+
+
+def _dealt(leaves: Leaves) -> tuple[tuple[str, Dealt], ...]:
+    """Which leaves lie in parts on the slices of `pop`."""
+    axes = {path: dealt_axes(x) for path, x in leaves.items()}
+    return tuple((path, found) for path, found in axes.items() if found is not None)
 
 
 def _low_rank(adapters: Leaves | None, spec: ParamSpec) -> Adapters | None:
@@ -173,24 +193,20 @@ def _pairs(adapted: Sequence[Adapted], scales: Array) -> tuple[list[Array], list
 
 
 def _taken(x: Array, at: tuple[int, ...]) -> Array:
-    """`x[at]` in the memory of the device, to which no more than one layer moves."""
-    if at and _on_host(x):
+    """`x[at]`, whole and in the memory of the device, to which no more than one layer moves."""
+    if at and on_host(x):
         x, at = _layer(x, at[0]), at[1:]
-    return _moved(x)[at] if at else _moved(x)
+    taken = moved(x)[at] if at else moved(x)
+    if dealt_axes(x) is None:
+        return taken
+    assert isinstance(x.sharding, NamedSharding)
+    axes = [None if axis == "pop" else axis for axis in x.sharding.spec]
+    return jax.device_put(taken, NamedSharding(x.sharding.mesh, P(*axes[len(at) :])))
 
 
 @jax.jit
 def _layer(x: Array, i: int) -> Array:
-    return _moved(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
-
-
-def _on_host(x: Array) -> bool:
-    return bool(jax.typeof(x).memory_space == jax.memory.Space.Host)
-
-
-def _moved(x: Array) -> Array:
-    """The same in the memory of the device."""
-    return jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x
+    return moved(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
 
 
 def _stacked(spec: ParamSpec, *tensors: Array) -> Array:
@@ -248,7 +264,7 @@ def abstract_bank(
     fields, rows_kept = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), (dict(keys), kept or {})
     )
-    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {})
+    return Bank(flat, flat_base, prepared, fields, tuple(specs), rows_kept, adapters or {}, _dealt(flat[0]))
 
 
 def build(merge: Merge, bank: Bank, coefficients: Leaves) -> dict[str, Any]:
@@ -267,9 +283,7 @@ def in_scan(merge: Merge, bank: Bank, coefficients: Leaves) -> tuple[dict[str, A
             blocks.setdefault(spec.block, []).append(spec)
 
     def layer(block: str, xs: Any) -> dict[str, Any]:
-        leaves = {
-            spec.path.removeprefix(f"{block}."): _row(merge, spec.stack[1:])(xs[spec.path]) for spec in blocks[block]
-        }
+        leaves = {spec.path.removeprefix(f"{block}."): _row(merge, bank, spec)(xs[spec.path]) for spec in blocks[block]}
         return unflatten(leaves)
 
     params = {s.path: _merge_leaf(merge, bank, coefficients, s) for s in bank.specs if not s.block}
@@ -371,7 +385,7 @@ def _factors(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) ->
 def _merge_leaf(merge: Merge, bank: Bank, coefficients: Leaves, spec: ParamSpec) -> Array:
     arguments = _arguments(bank, coefficients, spec.path)
     first = spec.stack[:1]
-    merged = _over(first, _row(merge, spec.stack[1:]))(arguments)
+    merged = _over(first, _row(merge, bank, spec))(arguments)
     if spec.path not in bank.kept:
         return merged
     rows, values = bank.kept[spec.path]
@@ -386,15 +400,19 @@ def _arguments(bank: Bank, coefficients: Leaves, path: str) -> tuple[Any, ...]:
     return inputs, base, coefficients[path], bank.prepared[path], bank.keys[path]
 
 
-def _row(merge: Merge, stack: Sequence[tuple[str, int]]) -> Callable[[tuple[Any, ...]], Array]:
-    """`merge_tensor` of a layer over the leading axes that are left; what lies in the host's memory moves first."""
+def _row(merge: Merge, bank: Bank, spec: ParamSpec) -> Callable[[tuple[Any, ...]], Array]:
+    """`merge_tensor` of a leaf's layer over the leading axes that are left; what is not all here comes first."""
+    axes = dict(bank.dealt).get(spec.path)
 
     def f(arguments: tuple[Any, ...]) -> Array:
         inputs, base, *rest = arguments
         return merge_tensor(merge, unpacked(inputs, base), base, *rest)
 
-    each = _over(stack, f)
-    return lambda arguments: each((*jax.tree.map(_moved, arguments[:2]), *arguments[2:]))
+    def here(x: Array) -> Array:
+        return moved(x) if axes is None else gathered(moved(x), axes)
+
+    each = _over(spec.stack[1:], f)
+    return lambda arguments: each((*jax.tree.map(here, arguments[:2]), *arguments[2:]))
 
 
 def _over(stack: Sequence[tuple[str, int]], f: Callable[[tuple[Any, ...]], Array]) -> Callable[[Any], Array]:

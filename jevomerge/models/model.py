@@ -10,9 +10,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jevomerge.devices.mesh import moved
 from jevomerge.models.layers import Params
 from jevomerge.models.route import Route, Scaling
 from jevomerge.models.specs import ParamSpec
@@ -22,9 +24,9 @@ Layer = Callable[[str, Any], Params]
 
 
 def as_stored(block: str, params: Any) -> Params:
-    """The `layer` of a model that needs no merging."""
+    """The `layer` of a model that needs no merging; what waits in the memory of the host comes to the device."""
     del block
-    return params
+    return jax.tree.map(moved, params)
 
 
 class Model(Protocol):

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from jevomerge.devices.mesh import split
+from jevomerge.devices.mesh import HOST, dealt, split
+from jevomerge.devices.schema import Memory
 
 CUT = ("heads", "channels")  # axes by which devices share a model
 
@@ -129,6 +130,19 @@ def shardings(mesh: Mesh | None, specs: Sequence[ParamSpec]) -> dict[str, NamedS
         return split(mesh, [size if n else 0 for n, size in zip(parts, spec.leaf_shape, strict=True)])
 
     return {s.path: place(s) for s in specs}
+
+
+def waiting(where: NamedSharding | None, spec: ParamSpec, memory: Memory) -> NamedSharding | None:
+    """Where a leaf waits for the device that it lies on otherwise: matrices do, of a mesh.
+
+    XLA fetches no rows of a stack of vectors, which are small.
+    """
+    if memory == "device" or len(spec.shape) < 2:
+        return where
+    assert where is not None
+    if memory == "mesh":
+        return dealt(where, spec.leaf_shape, len(spec.stack))
+    return where.with_memory_kind(HOST)
 
 
 def heads_of(specs: Sequence[ParamSpec]) -> int:

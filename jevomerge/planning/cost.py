@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.extend import core
 
 from jevomerge.devices.collectives import bare
@@ -29,7 +30,16 @@ LAYOUT = {
 }  # fmt: skip
 SLICES = {"slice", "dynamic_slice", "gather", "split"}
 REDUCTIONS = {"reduce", "argmax", "argmin", *(f"reduce_{kind}" for kind in ("sum", "max", "min", "prod", "and", "or"))}
-STORED = {"sort", "cumsum", "cumprod", "cummax", "scatter", "scatter-add", "top_k"}  # never fused with what follows
+STORED = {
+    "all_gather",
+    "sort",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "scatter",
+    "scatter-add",
+    "top_k",
+}  # never fused with what follows
 
 
 class Cost(NamedTuple):
@@ -38,6 +48,7 @@ class Cost(NamedTuple):
     matmul: float = 0.0  # FLOPs of matrix products
     other: float = 0.0  # other arithmetic operations
     bytes: float = 0.0  # read from and written to memory
+    fetched: float = 0.0  # bytes from the memory of the host
     unknown: frozenset[str] = frozenset()  # loops whose trip count is not known, counted once
 
     @property
@@ -46,12 +57,12 @@ class Cost(NamedTuple):
         return self.matmul + self.other
 
     def __add__(self, other: Any) -> Cost:
-        matmul, rest, moved = (a + b for a, b in zip(self[:3], other[:3], strict=True))
-        return Cost(matmul, rest, moved, self.unknown | other.unknown)
+        matmul, rest, moved, fetched = (a + b for a, b in zip(self[:4], other[:4], strict=True))
+        return Cost(matmul, rest, moved, fetched, self.unknown | other.unknown)
 
     def times(self, n: float) -> Cost:
         """The same n times."""
-        return Cost(self.matmul * n, self.other * n, self.bytes * n, self.unknown)
+        return Cost(self.matmul * n, self.other * n, self.bytes * n, self.fetched * n, self.unknown)
 
 
 def cost_of(jaxpr: core.ClosedJaxpr, trips: Mapping[str, float] | None = None) -> Cost:
@@ -150,8 +161,9 @@ class _Walk:
             reads = {root: int(n * share) for root, n in inputs[0].reads.items()}
         computed = any(v.computed for v in inputs) or name not in LAYOUT
         env.values |= {v: _Value(reads, computed) for v in eqn.outvars}
+        fetched = sum(size_of(v.aval) for v in eqn.invars if name == "device_put" and waits(v.aval))
         counted = 0 if name in LAYOUT else sum(v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))
-        return Cost(other=float(counted))
+        return Cost(other=float(counted), fetched=float(fetched))
 
     def needed(self, var: Any, value: _Value, env: _Env) -> Cost:
         """An operand of what cannot be fused with its producer: stored, if it was computed, and read."""
@@ -227,6 +239,11 @@ def _conv_flops(eqn: Any) -> float:
 
 
 PRODUCTS = {"dot_general": _dot_flops, "conv_general_dilated": _conv_flops}
+
+
+def waits(aval: Any) -> bool:
+    """Whether it is in the memory of the host."""
+    return bool(getattr(aval, "memory_space", None) == jax.memory.Space.Host)
 
 
 def size_of(aval: Any) -> int:

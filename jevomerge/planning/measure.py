@@ -26,6 +26,7 @@ from jevomerge.search.setup import Setup, memories_of
 TOO_LARGE = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of ")
 # Of the compiler for CPUs, which compute in float32: it must not keep all weights in it through the loop over tokens.
 AS_ELSEWHERE = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+WORTH = 0.8  # of the time: what more devices for a member must bring it to
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -53,6 +54,7 @@ class Use(NamedTuple):
     fetched: int = 0  # bytes from the memory of the host
     link: float | None = None  # seconds of that
     needed: float = 0.0  # of `runs`, if no slice of the mesh scored copies
+    host: int = 0  # bytes of the memory of the host, beside the models that candidates are made of
 
     @property
     def bytes(self) -> int:
@@ -82,7 +84,7 @@ class Plan(NamedTuple):
     failed: str | None = None  # why a program could not be compiled
     kept: int = 0  # bytes of the host, or of a folder, that features of pictures take
     memory: Memory = "device"  # where the models of the recipe lie,
-    host: int = 0  # of which so many bytes, for each device, in the memory of the host,
+    waiting: int = 0  # of which so many bytes, for each device, in the memory of the host,
     host_limit: float | None = None  # which has so many for each; None: not known
 
     @property
@@ -90,6 +92,11 @@ class Plan(NamedTuple):
         """Bytes of a device at the worst moment."""
         most = max((u.bytes for u in self.uses), default=0)
         return self.sources + self.prepared + most
+
+    @property
+    def host(self) -> int:
+        """Bytes of the memory of the host, for each device, at the worst moment."""
+        return self.waiting + max((u.host for u in self.uses), default=0)
 
     @property
     def fits(self) -> bool:
@@ -199,7 +206,7 @@ def plan_on(
     plan = Plan(
         mesh, members_per_device, setup.strategy.population_size,
         setup.config.search.evaluations // setup.strategy.population_size, sources, prepared, [], limit, chip,
-        kept=kept_of(setup), memory=setup.memory, host=waiting, host_limit=host_limit(device, chip),
+        kept=kept_of(setup), memory=setup.memory, waiting=waiting, host_limit=host_limit(device, chip),
     )  # fmt: skip
     if not plan.fits:
         return plan  # nothing more needs to be known
@@ -211,18 +218,23 @@ def plan_on(
     def compiled(program: Program) -> Any:
         safe_point()
         current.append(program)
+        least = least_of(program, plan.uses)
+        if limit is not None and sources + prepared + least.bytes > limit:
+            raise TooLarge(least)
         return program.traced.lower().compile(compiler_options=options)
 
     try:
         with taken_for(elsewhere):
             for program, executable in which(setup, judge, candidates, compiled):
-                plan.uses.append(use_of(program, executable, chip, plan.uses, waiting * members_per_device))
+                plan.uses.append(use_of(program, executable, chip, plan.uses))
                 if (copied := executable.memory_analysis().host_temp_size_in_bytes) > max(waiting, GIB) / 100:
                     told = f"`{program.name}` would copy {copied / GIB:.2f} GiB within the memory of the host"
                     return plan._replace(failed=told)
         if setup.problem.sources is not None:  # a path is exported by NumPy
             export = export_program(setup.problem.sources, device)
             plan.uses.append(use_of(export, compiled(export), chip, plan.uses))
+    except TooLarge as error:
+        return plan._replace(uses=[*plan.uses, error.use], failed=f"`{error.use.name}` needs more than there is")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -234,8 +246,28 @@ def plan_on(
     return plan
 
 
-def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use], waiting: int = 0) -> Use:
-    """What a compiled program takes of each device; `waiting`: bytes that a merge fetches from the host's memory."""
+class TooLarge(Exception):
+    """A program needs more than a device has, which is known before it is compiled."""
+
+    def __init__(self, use: Use):
+        super().__init__(use.name)
+        self.use = use
+
+
+def least_of(program: Program, before: Sequence[Use]) -> Use:
+    """What a program takes of each device at least, if the compiler splits all that it may."""
+    itemsize, ways = np.dtype(program.dtype).itemsize, program.mesh.shape["model"]
+    merged, cache = before[0].merged if program.made else bytes_per_device(program.model), 0
+    if program.kind == "merge":
+        made = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.traced.out_info))
+        merged = made // program.mesh.size
+    elif program.kind == "score":
+        cache = itemsize * program.members * sum(map(math.prod, program.cache)) // ways
+    return Use(program.kind, program.name, program.runs, program.once, merged, cache, 0, 0, 0, 0, {})
+
+
+def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]) -> Use:
+    """What a compiled program takes of each device."""
     memory, mesh = compiled.memory_analysis(), program.mesh
     try:
         text = compiled.as_text()
@@ -244,7 +276,9 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
     ways = mesh.shape["model"]
     cost = cost_of(program.traced.jaxpr, program.trips)
     merges = program.kind == "merge"
-    merged = memory.output_size_in_bytes if merges else before[0].merged if program.made else program.model
+    merged = (
+        memory.output_size_in_bytes if merges else before[0].merged if program.made else bytes_per_device(program.model)
+    )
     outputs = 0 if merges else memory.output_size_in_bytes
     if program.kind == "export":  # its inputs come from files, beside all that is there
         outputs += memory.argument_size_in_bytes
@@ -262,7 +296,7 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
             network += sent
     analysis = compiled.cost_analysis() or {}
     estimate = analysis.get("optimal_seconds")
-    flops, moved = cost.matmul / ways, cost.bytes / ways
+    flops, moved, fetched = cost.matmul / ways, cost.bytes / ways, cost.fetched / ways
     return Use(
         program.kind, program.name, program.runs, program.once, merged, cache,
         memory.temp_size_in_bytes - cache + outputs, flops,
@@ -271,8 +305,8 @@ def use_of(program: Program, compiled: Any, chip: Chip | None, before: list[Use]
         None if chip is None else moved / chip.bandwidth,
         None if chip is None else network / (chip.interconnect / 2),  # one direction
         estimate if estimate is not None and estimate > 0 else None,
-        tuple(sorted(cost.unknown)), program.pictures, program.drawn, waiting if merges else 0,
-        None if chip is None else (waiting if merges else 0) / chip.link, program.needed,
+        tuple(sorted(cost.unknown)), program.pictures, program.drawn, int(fetched),
+        None if chip is None else fetched / chip.link, program.needed, bytes_per_device(program.model, host=True),
     )  # fmt: skip
 
 
@@ -309,21 +343,34 @@ def best_plan(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None = N
 
     `chip` as for `plan_on`.
 
-    The models of the recipe where the config says, or in the first place where they fit; where devices do not say how
-    much memory they have, on these.
+    The models of the recipe where the config says, or in the first place where they fit (`places_of`).
     As few devices per member as memory allows (the members of a population exchange nothing, the devices of a member
-    do), then as many members at once as memory allows and the population has, unless they generate, which they do one
-    after another anyway; of those that share what they read as many as the setup says, or fewer that fit. Where devices
-    do not say how much memory they have, 1 and what the setup says, which is fastest on a CPU.
+    do), or more if these are much faster, then as many members at once as memory allows and the population has, unless
+    they generate, which they do one after another anyway; of those that share what they read as many as the setup says,
+    or fewer that fit. Where devices do not say how much memory they have, 1 and what the setup says, which is fastest
+    on a CPU.
     If nothing fits, the plan with the most devices per member says so.
     """
-    known = chip is not None or memory_limit(devices[0]) is not None
     plans = list[Plan]()
-    for memory in memories_of(setup.config)[: None if known else 1]:
+    for memory in places_of(setup, devices, chip):
         plans.append(_best_mesh(setup.at(memory), devices, chip))
         if plans[-1].fits or (memory == "host" and plans[-1].roomy):  # eight bits would spare the host alone
             break
-    return next((p for p in plans if p.fits), min(plans, key=lambda p: (not p.roomy, p.peak)))
+    return next((p for p in plans if p.fits), min(plans, key=lambda p: (not p.roomy, not p.uses, p.peak)))
+
+
+def places_of(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -> list[Memory]:
+    """Where the models of the recipe may lie, in the order in which it is tried.
+
+    Where devices do not say how much memory they have, on these. Where candidates are merged once for many passes, in
+    parts on all devices rather than whole on each: that costs no more than a gathering for each candidate.
+    """
+    possible = list(memories_of(setup.config))
+    if chip is None and memory_limit(devices[0]) is None:
+        return possible[:1]
+    once = not setup.together and any(task.rollout.many_passes for task in setup.judge.tasks)
+    left_out = "mesh" if len(devices) == 1 else "device" if once and "mesh" in possible else None
+    return [m for m in possible if m != left_out or len(possible) == 1]
 
 
 def _best_mesh(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -> Plan:
@@ -334,12 +381,16 @@ def _best_mesh(setup: Setup, devices: Sequence[jax.Device], chip: Chip | None) -
         return more_members(setup, plan_on(setup, mesh, members, chip=chip))
     heads = heads_of(setup.problem.model.specs)
     ways = [n for n in (1 << i for i in range(len(devices).bit_length())) if len(devices) % n == 0]
+    best: Plan | None = None
     for model in sorted(ways, key=lambda n: (heads % n != 0, n)):  # last those that cut inside of heads
         for some in {members: None, members // 4: None, 1: None} if setup.together else (members,):
             plan = plan_on(setup, make_mesh(None, model, devices), max(1, some), chip=chip)
             if plan.fits:
-                return more_members(setup, plan)
-    return plan
+                break
+        if best is not None and not (plan.fits and (plan.generation or 0.0) < WORTH * (best.generation or 0.0)):
+            break
+        best = plan if plan.fits else best
+    return plan if best is None else more_members(setup, best)
 
 
 def more_members(setup: Setup, plan: Plan) -> Plan:

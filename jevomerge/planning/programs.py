@@ -21,7 +21,7 @@ from jevomerge.fitness.sharing import several
 from jevomerge.fitness.task import Ready
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.route import HOPS
-from jevomerge.models.specs import shardings, unflatten
+from jevomerge.models.specs import shardings, unflatten, waiting
 from jevomerge.planning.lengths import Expected, loops_of
 from jevomerge.problems.problem import Candidates, Whole
 from jevomerge.recipe.sources import Sources
@@ -46,7 +46,7 @@ class Program(NamedTuple):
     members: int = 1  # of which it remembers that at a time, on each device
     dtype: str = "float32"  # of the cache
     made: bool = False  # whether merged members are among its arguments
-    model: int = 0  # bytes per device of a whole model among its arguments that is no source
+    model: Any = ()  # the shapes of a whole model among its arguments that is no source
     pictures: int = 0  # bytes per device of what it is given of pictures, in this batch and the next
     drawn: int = 0  # pictures that it draws for all members
     needed: float = 0.0  # of `runs`, if no slice of the mesh scored copies
@@ -121,7 +121,7 @@ def scoring(
                 yield program, compiled(program)
             if models and not alike:
                 program = scores_of(*task_of, whole.judge, whole.arguments, None, {HOPS: 0.0}, expected)
-                program = program._replace(name=f"{program.name}, whole", once=models, model=whole.bytes)
+                program = program._replace(name=f"{program.name}, whole", once=models, model=whole.params)
                 yield program, compiled(program)
 
 
@@ -173,7 +173,7 @@ def groups_of(setup: Setup, judge: Judge) -> Groups:
     generations = search.evaluations // population
     last = 0 if refine is None else refine.best if generations else 2  # the start, and what is made of it
     finalists = 0
-    if search.examples_per_generation is not None or search.anchors is not None:
+    if search.examples_per_generation is not None or search.anchors is not None or setup.memory == "int8":
         finalists = min(search.finalists, generations * population + last)
     return Groups(population, last, finalists)
 
@@ -234,7 +234,7 @@ class WholeModels(NamedTuple):
     counts: dict[str, int]  # how many, and which
     judge: Judge
     arguments: tuple[Any, ...]  # candidates, nothing made, genomes without genes
-    bytes: int  # per device
+    params: Any
 
 
 def whole_models(setup: Setup, judge: Judge, candidates: Candidates, hops: np.ndarray | None) -> WholeModels:
@@ -245,12 +245,12 @@ def whole_models(setup: Setup, judge: Judge, candidates: Candidates, hops: np.nd
     largest = max([result, *models], key=lambda m: len(m.kinds))
     own, specs = dataclasses.replace(judge, subject=largest), largest.specs
     where = shardings(mesh, specs)
+    where |= {s.path: waiting(where[s.path], s, setup.memory_of_whole) for s in specs if s.block}
     params = unflatten({s.path: Shape(s.leaf_shape, dtype, sharding=where[s.path]) for s in specs})
     genomes = Shape((mesh.shape["pop"], 0), np.float32, sharding=by_member(mesh))
     results = setup.config.search.finalists if setup.strategy.several_goals else 1
-    size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(params))
     counts = {"sources": len(models), "result": results}
-    return WholeModels(counts, own, (Whole(params), None, genomes), size)
+    return WholeModels(counts, own, (Whole(params), None, genomes), params)
 
 
 def likelihoods(setup: Setup, whole: WholeModels) -> Iterator[Program]:
@@ -265,7 +265,7 @@ def likelihoods(setup: Setup, whole: WholeModels) -> Iterator[Program]:
         for layout, count in count_batches(task.answers, examples, layouts).items():
             program = scores_of(task.name, task.answers, layout, judge, whole.arguments, None, {HOPS: 0.0})
             often = {"sources": sources * count}
-            yield program._replace(name=f"{program.name}, whole", once=often, model=whole.bytes)
+            yield program._replace(name=f"{program.name}, whole", once=often, model=whole.params)
 
 
 def export_program(sources: Sources, device: jax.Device) -> Program:

@@ -45,7 +45,7 @@ def lines_of(plan: Plan, where: str) -> Iterator[str]:
         yield f"  kept of pictures, not on devices: {plan.kept / GIB:.3f} GiB"
     if not plan.uses:
         return
-    head = f"{'runs':>6}{'once':>6}{'TFLOP':>10}{'GB moved':>10}{'exchanged':>11}{'seconds':>9}"
+    head = f"{'runs':>6}{'once':>6}{'TFLOP':>10}{'GB moved':>10}{'exchanged':>12}{'seconds':>9}"
     yield f"  {'program, per run and device':56}{head}"
     for use in plan.uses:
         yield _row(use)
@@ -112,9 +112,9 @@ def numbers_of(plan: Plan) -> dict[str, Any]:
 
 def _row(use: Use) -> str:
     seconds = "" if use.seconds is None else f"{use.seconds:9.3g}"
-    sent = "      ?" if use.exchanged is None else f"{sum(use.exchanged.values()) / 1e9:8.3g}"
-    often = f"{use.runs:6}{sum(use.once.values()):6}"
-    return f"    {use.name:54}{often}{use.flops / 1e12:10.4g}{use.moved / 1e9:10.4g}{sent} GB{seconds}"
+    sent = "?" if use.exchanged is None else f"{sum(use.exchanged.values()) / 1e9:.3g}"
+    often = f"{use.runs:5} {sum(use.once.values()):5}"  # a space in front of each: numbers may be longer
+    return f"    {use.name:54} {often} {use.flops / 1e12:9.4g} {use.moved / 1e9:9.4g} {sent:>8} GB{seconds}"
 
 
 def _duration(seconds: float) -> str:

@@ -52,7 +52,7 @@ def costs_of(setup: Setup, chip: Chip | None = None) -> Costs | str:
     if isinstance(shared, str):
         return shared
     if setup.memory != "device":
-        return "the models wait in the memory of the host"
+        return "the models are not all on a device"
     if other := next((task.name for task in judge.tasks if not task.rollout.unmerged), None):
         return f"{other} is given all parameters"
     flops = balance() if chip is None else chip.flops / chip.bandwidth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.export import scratch_folder
 from jevomerge.checkpoint.source import Checkpoint, Source
+from jevomerge.devices.mesh import WHOLE
 from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.genome.route import PathSpace, distinct, express_path
@@ -191,6 +193,11 @@ class MergedAndRouted(Candidates):
         """The other models' blocks are held beside the merge's bank."""
         sources, prepared = self.merged.held()
         return (sources, self.blocks), prepared
+
+    def over_pop(self) -> MergedAndRouted:
+        """The merge's models may be."""
+        parts: dict[str, Any] = {"merged": self.merged.over_pop(), "blocks": WHOLE}
+        return dataclasses.replace(self, **parts)
 
     def hops(self, genomes: np.ndarray) -> np.ndarray:
         """As for `Routed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,12 +92,15 @@ class PathProblem:
         abstract: bool = False,
         together: bool = False,
     ) -> Routed:
-        """Read the stack of blocks, or only find shapes; it lies on the devices."""
-        return Routed(self.stack.load(mesh, abstract=abstract), self.space, self.path.scale)
+        """Read the stack of blocks, or only find shapes; from the memory of the host each hop fetches its block."""
+        return Routed(self.stack.load(mesh, memory, abstract=abstract), self.space, self.path.scale, memory)
 
     def baselines(self, candidates: Candidates) -> Iterator[Baseline]:
-        """Each model as it lies in its files."""
-        return (Baseline(c.name, c.model, c.load) for c in self.checkpoints)
+        """Each model as it lies in its files, its blocks where those of candidates are."""
+        assert isinstance(candidates, Routed)
+        return (
+            Baseline(c.name, c.model, functools.partial(c.load, memory=candidates.memory)) for c in self.checkpoints
+        )
 
     def merge_of(self, baseline: str) -> Sources:
         """One of the models, unchanged."""
@@ -263,6 +267,7 @@ class Routed(Candidates):
     params: Params
     space: PathSpace = flax.struct.field(pytree_node=False)
     scale: Scaling = flax.struct.field(pytree_node=False)
+    memory: Memory = flax.struct.field(pytree_node=False, default="device")  # in which the blocks are
 
     def model(self, made: None, genome: Array, slots: int | None = None) -> Instance:
         """The stack with a path."""

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from jevomerge.checkpoint.scoring import Scoring
 from jevomerge.checkpoint.source import Source
+from jevomerge.devices.mesh import WHOLE
 from jevomerge.devices.schema import Memory
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language, Layer, as_stored
@@ -168,6 +169,10 @@ class Candidates:
     def held(self) -> tuple[Any, Any]:
         """What is there through the whole run, as pytrees: the sources, and what is prepared from them."""
         raise NotImplementedError
+
+    def over_pop(self) -> Any:
+        """Over what each of its arrays is dealt, as `devices.mesh.spread` takes it."""
+        return WHOLE
 
     def unrounded(self) -> Candidates:
         """The same, with weights that are computed in float32 and not rounded to the model's dtype: for gradients."""

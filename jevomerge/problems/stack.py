@@ -8,10 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jevomerge.checkpoint.source import Source, abstract_leaf, read_leaf
+from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.models.layers import Params
 from jevomerge.models.model import Language
-from jevomerge.models.specs import ParamSpec, shardings, unflatten
+from jevomerge.models.specs import ParamSpec, shardings, unflatten, waiting
 
 
 class Stack:
@@ -45,8 +46,11 @@ class Stack:
             checkpoint.check_head()
         return checkpoint.tensor(spec.name_in(layer, rest))
 
-    def load(self, mesh: Mesh | None = None, *, abstract: bool = False) -> Params:
-        """All in memory, blocks on a leading axis of length M; `abstract` as in `Sources.load`."""
+    def load(self, mesh: Mesh | None = None, memory: Memory = "device", *, abstract: bool = False) -> Params:
+        """All in memory, blocks on a leading axis of length M; `abstract` as in `Sources.load`.
+
+        `memory`: in which the blocks are.
+        """
         first = self.blocks[0][0]
         if not abstract:
             first.check_head()
@@ -59,4 +63,5 @@ class Stack:
             return [(checkpoint, spec.name_in(layer, rest)) for checkpoint, layer, rest in owners]
 
         where = shardings(mesh, self.specs)
+        where |= {s.path: waiting(where[s.path], s, memory) for s in self.specs if s.block}
         return unflatten({s.path: make(s, places(s), where[s.path]) for s in self.specs})

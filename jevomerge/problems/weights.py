@@ -23,6 +23,7 @@ from jevomerge.checkpoint.orbax_tree import OrbaxTree
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.source import Source, with_eyes
+from jevomerge.devices.mesh import WHOLE
 from jevomerge.devices.schema import Memory
 from jevomerge.genome.schema import Gene
 from jevomerge.genome.space import Space, express, make_space, start_of, starts
@@ -312,6 +313,11 @@ class Merged(Candidates):
         """The bank: models and base, and what the method prepares."""
         bank = self.bank
         return (bank.sources, bank.base, bank.adapters, self.carried), (bank.prepared, bank.keys)
+
+    def over_pop(self) -> Merged:
+        """The bank's models may be."""
+        parts: dict[str, Any] = {"bank": self.bank.over_pop(), "space": WHOLE, "carried": WHOLE}
+        return dataclasses.replace(self, **parts)
 
     def unrounded(self) -> Merged:
         """The same in float32."""

@@ -13,7 +13,7 @@ from jevomerge.checkpoint.frame import Frame
 from jevomerge.checkpoint.packing import PackingError, packed_leaf
 from jevomerge.checkpoint.pipeline import Pipeline, open_model
 from jevomerge.checkpoint.source import Source, abstract_leaf, read_leaf
-from jevomerge.devices.mesh import HOST, put
+from jevomerge.devices.mesh import put
 from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.methods.bank import tensor_keys
@@ -21,7 +21,7 @@ from jevomerge.methods.method import MergeMethod
 from jevomerge.methods.packed import packs
 from jevomerge.methods.registry import get_method
 from jevomerge.models.model import Language
-from jevomerge.models.specs import ParamSpec, shardings, unflatten
+from jevomerge.models.specs import ParamSpec, shardings, unflatten, waiting
 from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.recipe.adapter import check_adapter, is_pool
 from jevomerge.recipe.assembly import Assembly
@@ -353,9 +353,9 @@ class Sources:
         """All weights in memory, shaped like the merged model: a nested tree per input, and one for the base.
 
         Of what has fewer inputs than other parts the last trees have nothing. `memory`: in which all but vectors are;
-        any but that of the devices needs a mesh, and "int8" packs the leaves that can be (`methods.packed`), with a
-        note on the error. `abstract`: nothing is read, and the leaves are their `jax.ShapeDtypeStruct`. `but`: the
-        paths of leaves that are left out.
+        any but "device" needs a mesh, "mesh" gives each slice of its `pop` a part, and "int8" packs the leaves that can
+        be (`methods.packed`), with a note on the error. `abstract`: nothing is read, and the leaves are their
+        `jax.ShapeDtypeStruct`. `but`: the paths of leaves that are left out.
 
         Raises:
             InputError: if the slices merge different numbers of models, or for broken weights.
@@ -369,10 +369,7 @@ class Sources:
         for spec, tensors in by_leaf(self.tensors).items():
             if spec.path in but:
                 continue
-            where = shardings(mesh, [spec])[spec.path]
-            if memory != "device" and len(spec.shape) > 1:  # XLA fetches no rows of a stack of vectors, which are small
-                assert where is not None
-                where = where.with_memory_kind(HOST)
+            where = waiting(shardings(mesh, [spec])[spec.path], spec, memory)
             if self.alignment is not None and spec.vocabulary and not abstract:
                 inputs, own = self.read(tensors[0])
                 for tree, array in zip(trees, inputs, strict=True):
@@ -394,7 +391,7 @@ class Sources:
         if memory == "int8" and not abstract:
             self.notes.add(
                 f"memory: int8: candidates and the plain average are scored with task vectors that are off by {error} "
-                "(norm of the error by theirs); the sources and the result, on both splits, are scored as they are"
+                "(norm of the error by theirs); finalists, the sources and the result are scored as they are"
             )
         return [unflatten(tree) for tree in trees], unflatten(base) if base else None
 

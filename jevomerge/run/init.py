@@ -20,6 +20,7 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.rows import read_rows
 from jevomerge.fitness.schema import DataSource
 from jevomerge.observers.observer import SILENT, Observer
+from jevomerge.planning.sharing import settled_sharing
 from jevomerge.planning.timing import in_words, time_candidates
 from jevomerge.search.setup import Setup, set_up
 
@@ -77,7 +78,7 @@ def init(
     observer.stage("timing a candidate")
     genes = len(setup.problem.names)
     evaluations = _budget(genes, setup.strategy.population_size)
-    took = in_words(time_candidates(setup).of(evaluations))
+    took = in_words(time_candidates(settled_sharing(setup)).of(evaluations))
     task.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(task, task_text(plan, task.parent))
     write_atomically(config, config_text(plan, folder, genes, evaluations, took))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -11,24 +12,28 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 import yaml
+from jax.sharding import Mesh
 
 from jevomerge.checkpoint.export import export_folder, refuse_existing, scratch_folder
 from jevomerge.checkpoint.files import write_atomically
 from jevomerge.checkpoint.pipeline import open_model
 from jevomerge.checkpoint.safetensors_file import DTYPES, NUMPY
 from jevomerge.checkpoint.scoring import Scoring
+from jevomerge.checkpoint.source import Source, Stored
 from jevomerge.config import RunConfig
 from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.mesh import make_mesh
 from jevomerge.devices.schema import Memory
 from jevomerge.errors import InputError
 from jevomerge.fitness.human.votes import VOTES_FILE, Votes, read_votes
+from jevomerge.fitness.judge import Judge
 from jevomerge.fitness.outcome import Tokens, total
+from jevomerge.models.layers import Params
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers, tracked
 from jevomerge.planning.chips import chip_of
@@ -222,9 +227,10 @@ def choose_mesh(setup: Setup, observer: Observer, began: Memory | None = None) -
     return setup
 
 
-WAITING = {  # where the models of a recipe do, for their merges
+WAITING = {  # where the models of a recipe do, for their merges, or of a path
     "device": "the models are in the memory of the devices",
-    "host": "the models are in the memory of the host, from which each candidate's merge fetches them",
+    "mesh": "each device has a part of the models, which are gathered for each candidate's merge",
+    "host": "the models are in the memory of the host, from which each merge, or hop of a path, fetches them",
     "int8": "the models are in the memory of the host, their task vectors in eight bits",
 }
 
@@ -241,7 +247,8 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     observer.stage("choosing the best")
     if setup.people is not None:
         archive, baselines = archive.with_records(setup.people.latest), setup.people.rated(baselines)
-    found = Searched(archive.records, choose(setup, candidates, archive), baselines)
+    exported = functools.partial(score_exported, setup, folder) if setup.memory == "int8" else None
+    found = Searched(archive.records, choose(setup, candidates, archive, exported), baselines)
     observer.stage("exporting and scoring the best")
     result: dict[str, Any] = on_first(lambda: export_best(setup, candidates, found, folder, observer, began))
     observer.finished(result, folder)
@@ -280,6 +287,33 @@ def choose_anchors(setup: Setup, baselines: Baselines, folder: Path, observer: O
         return setup
     tasks = settled(anchors, setup.judge, baselines.all, config.seed, folder)
     return replace(setup, anchors=Anchored(tasks, anchors.estimator, setup.judge))
+
+
+def score_exported(setup: Setup, folder: Path, genomes: np.ndarray) -> list[list[float]]:
+    """Candidates on the whole search split as they would be exported, as `choose` takes it; the work of one process."""
+    judge, problem = on_one(setup.judge), setup.problem
+
+    def scored(genome: np.ndarray) -> list[float]:
+        with scratch_folder(folder / "best") as work:
+            written = work.resolve() / "model"
+            problem.export(genome, written)
+            model = problem.reopen(written)
+            params = loaded(model, judge.mesh, setup.memory_of_whole)
+            scores = judge.model(params, "search", model.model, lambda path: path.symlink_to(written))
+        return [*judge.fitness(scores), *scores.tokens]
+
+    found: list[list[float]] = on_first(lambda: [scored(genome) for genome in genomes])
+    return found
+
+
+def loaded(model: Source, mesh: Mesh, memory: Memory) -> Params:
+    """All of it, its blocks there: of those that `memory` is for, which are in files."""
+    return model.load(mesh) if memory == "device" else cast(Stored, model).load(mesh, memory=memory)
+
+
+def on_one(judge: Judge) -> Judge:
+    """The judge on the devices of one process."""
+    return judge if jax.process_count() == 1 else judge.on(make_mesh(1, devices=jax.local_devices()))
 
 
 class Searched(NamedTuple):
@@ -356,9 +390,9 @@ class Exports:
 
     def __init__(self, setup: Setup, found: Searched, folder: Path):
         """Nothing is exported yet; the model cards will compare with the baselines."""
-        judge, alone = setup.judge, jax.process_count() == 1
+        judge = setup.judge
         self.found, self.tasks, self.people = found, setup.config.tasks, setup.people
-        self.judge = judge if alone else judge.on(make_mesh(1, devices=jax.local_devices()))
+        self.judge, self.memory = on_one(judge), setup.memory_of_whole
         self.problem, self.name, self.folder = setup.problem, setup.config.name, folder
         self.baselines = found.baselines
         self.examples = {name: len(material.documents) for name, material in judge.material["search"].items()}
@@ -394,7 +428,7 @@ class Exports:
 
         def score(written: Path) -> Scoring:
             model = self.problem.reopen(written)
-            params, here = model.load(self.judge.mesh), written.resolve()
+            params, here = loaded(model, self.judge.mesh, self.memory), written.resolve()
             scored = score_model(self.judge, params, model.model, write=lambda path: path.symlink_to(here))
             if self.people is not None:
                 scored, baselines = self.people.exported(name, scored, search, self.baselines)

@@ -155,4 +155,4 @@ def laid_out(judge: Judge, subset: Mapping[str, np.ndarray]) -> Judge:
     layouts = {t.name: t.rollout.layouts(judge.chosen(t, "search", subset), [], size) for t in judge.tasks}
     # Held-out examples may not fit the batches.
     material = {"search": judge.material["search"]}
-    return dataclasses.replace(judge, material=material, layouts=layouts, racing=None)
+    return dataclasses.replace(judge, material=material, layouts=layouts, racing=None, lay_out=None)

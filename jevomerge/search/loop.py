@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,11 +274,17 @@ class Chosen(NamedTuple):
     spent: Tokens  # to choose it
 
 
-def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Chosen:
+Exported = Callable[[np.ndarray], Sequence[Sequence[float]]]
+
+
+def choose(setup: Setup, candidates: Candidates, archive: Archive, exported: Exported | None = None) -> Chosen:
     """The best candidate, with several goals of the front: by fitness, then by the second criterion, then the earliest.
 
     With minibatches a high fitness may be luck, and with anchors it is an estimate, so a few finalists are scored again
     on the whole search split.
+
+    `exported`: from (M, n) genomes to fitness, second criterion and `Tokens` of each on that split, as it would be
+    exported, where candidates were scored from weights in eight bits: then finalists are always scored again, by that.
     """
     ranked = archive.ranked()
     if setup.strategy.several_goals:
@@ -287,14 +293,18 @@ def choose(setup: Setup, candidates: Candidates, archive: Archive) -> Chosen:
         ranked = [r for r in ranked if id(r) in front]
     if not ranked:
         raise RuntimeError("no candidate has a fitness: all were NaN; look at evaluations.jsonl")
-    if setup.config.search.examples_per_generation is None and setup.anchors is None:
+    if setup.config.search.examples_per_generation is None and setup.anchors is None and exported is None:
         return Chosen(ranked[0], ranked[0]["fitness"], Tokens(0, 0))
     finalists = finalists_of(ranked, setup.config.search)
     genomes = np.array([r["genome"] for r in finalists])
-    scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
-    fitness = [tuple(x if math.isfinite(x) else -math.inf for x in setup.judge.fitness(s)) for s in scored]
+    if exported is None:
+        scored = [s for group in setup.judge.members(candidates, genomes) for s in group]
+        found: Sequence[Sequence[float]] = [(*setup.judge.fitness(s), *s.tokens) for s in scored]
+    else:
+        found = exported(genomes)
+    fitness = [tuple(x if math.isfinite(x) else -math.inf for x in row[:2]) for row in found]
     best = max(range(len(finalists)), key=lambda i: fitness[i])
-    return Chosen(finalists[best], fitness[best][0], total(s.tokens for s in scored))
+    return Chosen(finalists[best], fitness[best][0], total(Tokens(*map(int, row[2:])) for row in found))
 
 
 def finalists_of(ranked: list[Record], search: Search) -> list[Record]:

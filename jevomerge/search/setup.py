@@ -47,6 +47,11 @@ class Setup:
     new_tokens: Mapping[str, Any] = field(default_factory=dict)  # of texts, for plans: `planning.lengths`
 
     @property
+    def memory_of_whole(self) -> Memory:
+        """In which the blocks of whole models are: where candidates of a path have them, else on the devices."""
+        return self.memory if self.config.recipe is None else "device"
+
+    @property
     def mesh(self) -> Mesh:
         """The devices that candidates are scored on."""
         return self.judge.mesh
@@ -56,7 +61,7 @@ class Setup:
         return self.problem.load(mesh or self.mesh, self.memory, abstract=abstract, together=self.together)
 
     def at(self, memory: Memory) -> Setup:
-        """The same with the models of the recipe there; what waits in the memory of the host is not shared."""
+        """The same with the models of the recipe there; where these are not all on a device, nothing is shared."""
         if memory == "device" or not self.together:
             return replace(self, memory=memory)
         alone = self.judge.on(self.mesh, self.config.members_per_device or 1)
@@ -128,6 +133,7 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
         members_per_device=config.members_per_device or 1,
         racing=search.racing,
         write=problem.export,
+        population=size,
     )
     few = max(len(material.documents) for material in judge.material["search"].values())
     if search.examples_per_generation is not None and search.examples_per_generation > few:
@@ -143,16 +149,18 @@ def set_up(config: RunConfig, devices: Sequence[jax.Device] | None = None, opene
     memory = "device" if config.memory == "auto" else config.memory
     if memory != "device" and memory not in memories_of(config):
         raise InputError(
-            f"memory: {memory} is for recipes, whose models wait for merges, and not with `refine`, for gradients "
-            "through the memory of the host are not sure to be right in XLA; leave it out"
+            f"memory: {memory} is for recipes, whose models wait for merges (of a path's blocks `host`), and not with "
+            "`refine`, whose gradients may be wrong in XLA through the memory of the host; leave it out"
         )
     return Setup(config, problem, strategy, judge, starts, memory=memory)
 
 
 def memories_of(config: RunConfig) -> tuple[Memory, ...]:
     """Where the models of a run's recipe may lie, in the order in which `memory: auto` tries it."""
-    possible: tuple[Memory, ...] = ("device", "host", "int8")
-    if config.recipe is None or config.refine is not None or config.recipe.adapter == "factors":
+    possible: tuple[Memory, ...] = ("device", "mesh", "host", "int8")
+    if config.recipe is None:  # every token needs the blocks of a path
+        possible = ("device", "host")
+    if config.refine is not None or (config.recipe is not None and config.recipe.adapter == "factors"):
         possible = ("device",)
     return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
 

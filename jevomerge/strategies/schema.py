@@ -29,7 +29,8 @@ class Search(Strict):
     examples_per_generation: int | None = Field(None, gt=0)  # None: all of every task's search split
     anchors: Anchors | None = None  # fitness is an estimate from a few examples, always the same
     racing: Literal["exact", "hoeffding"] | None = None  # whether candidates that are too bad are scored to the end
-    finalists: int = Field(5, gt=0)  # with minibatches or anchors: how many are scored on the whole split at the end;
+    finalists: int = Field(5, gt=0)  # with minibatches, anchors or `memory: int8`: how many are scored on the whole
+    # split at the end, with weights in eight bits as they are;
     # with nsga2: how many points of the front are exported: the best, the best of each task, those farthest from them
     share: bool | Literal["auto"] = "auto"  # whether candidates of a linear method run together without being merged:
     # auto where that is cheaper and as exact (planning/sharing.py), true also where merged weights would be rounded to

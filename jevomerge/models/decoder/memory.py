@@ -54,7 +54,16 @@ class States(NamedTuple):
 
 
 def joined(old: Array, new: Array, rows: Array, back: Array, end: Array) -> Array:
-    """(..., B, K, S, H) whose slots move `back`, and in (R,) `rows` (..., R, K, T, H) instead, up to slot `end`."""
+    """(..., B, K, S, H) whose slots move `back`, and in (R,) `rows` (..., R, K, T, H) instead, up to slot `end`.
+
+    Of a stack one block after another, in place: all at once would take as much memory again.
+    """
+    if old.ndim > 4:
+
+        def block(i: Array, stack: Array) -> Array:
+            return stack.at[i].set(joined(stack[i], new[i], rows, back, end))
+
+        return jax.lax.fori_loop(0, old.shape[0], block, old)
     length, slots = new.shape[-2], old.shape[-2]
     moved = jnp.take(old, (jnp.arange(slots, dtype=jnp.int32) + back) % slots, axis=-2, mode="clip")
     last = jax.lax.dynamic_slice_in_dim(moved, end - length, length, -2).at[..., rows, :, :, :].set(new, mode="drop")

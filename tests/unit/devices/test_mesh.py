@@ -134,6 +134,25 @@ def test_members_that_are_few_share_out_their_examples(monkeypatch, shape, ways)
         assert (a.tokens, a.texts) == (b.tokens, b.texts)
 
 
+def test_texts_are_in_as_many_batches_as_slices_share_out():
+    """The last members of a population are few: each slice that scores one has texts for it, and they are the same."""
+    config, problem, tokenizer, genomes = setting("task_arithmetic")
+    tasks, mesh = make_ready(config.tasks, tokenizer, problem.model), mesh_of(8, 1)
+    one = make_judge(tasks, problem.model)
+    many = make_judge(tasks, problem.model, mesh=mesh, population=10)
+    assert many.slices(2, "search").ways == 4
+    assert [layout.rows for layout in many.layouts["generation"]] == [2]  # of 8
+    assert many.layouts["likelihood"] == one.layouts["likelihood"]
+    assert many.on(mesh_of(2, 4)).layouts == one.layouts  # which 10 fill
+    ours, theirs = (
+        [s for group in judge.members(problem.load(judge.mesh), genomes[:2]) for s in group] for judge in (many, one)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a.fitness["generation"], b.fitness["generation"])
+        np.testing.assert_array_equal(a.fitness["likelihood"], b.fitness["likelihood"])
+        assert (a.tokens, a.texts) == (b.tokens, b.texts)
+
+
 def test_several_members_on_each_device():
     one, many = (scores("task_arithmetic", *shape) for shape in ((1, 1), (2, 1, 2)))
     np.testing.assert_allclose(many["likelihood"], one["likelihood"], atol=1e-5)

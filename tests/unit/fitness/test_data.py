@@ -164,9 +164,22 @@ def test_prompts_take_the_rows_of_texts_that_have_ended(stories260k):
     (pieces,) = rollout.layouts(chosen[:128], chosen[128:], 4 * 100, pieces=8)
     assert (pieces.rows, pieces.running) == (16, 4)
     assert "16 x 16 tokens + 84, 4 at a time" in rollout.label("t", pieces)
+    (even,) = rollout.layouts(chosen[:128], chosen[128:], 60 * 100)
+    assert (even.rows, even.running) == (128, 43)  # three times 43, not 60, 60 and 8
     seen = [e._replace(pictures=(Picture("a", b"", (), 1, "", 0),)) for e in chosen]
     (layout,) = rollout.layouts(seen[:128], seen[128:], 16 * 100)
     assert layout.rows == layout.running == 16  # with pictures, of which all of a batch are on the device
+
+
+@pytest.mark.parametrize(
+    ("long", "tokens_per_batch", "lengths"),
+    [(40, 16 * 240, [16, 40]), (40, 400 * 240, [40]), (400, 400 * 240, [16, 400])],
+)
+def test_a_few_long_prompts_take_others_in_unless_that_costs_more(long, tokens_per_batch, lengths, stories260k):
+    chosen, rollout = examples([10] * 100 + [long] * 8, [2] * 108), Generation(load_tokenizer(stories260k), 200)
+    layouts = rollout.layouts(chosen, [], tokens_per_batch)
+    assert [layout.length for layout in layouts] == lengths
+    assert len(set(rollout.strata(chosen, layouts))) == len(lengths)
 
 
 def test_what_all_prompts_begin_with_is_no_part_of_rows(stories260k):

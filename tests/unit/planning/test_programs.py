@@ -21,7 +21,7 @@ from jevomerge.fitness import members as running
 from jevomerge.fitness.rollouts.rollout import make_batches
 from jevomerge.fitness.slices import Placing
 from jevomerge.planning.cost import cost_of
-from jevomerge.planning.measure import plan_on
+from jevomerge.planning.measure import bytes_per_device, plan_on
 from jevomerge.planning.programs import programs, refining, scores_of
 from jevomerge.planning.report import lines_of
 from jevomerge.problems.problem import Whole
@@ -86,7 +86,8 @@ def test_whole_models_are_scored_as_the_plan_says():
     expected = [judge.model(params, split).fitness["likelihood"] for split in judging.SPLITS]
     np.testing.assert_array_equal(np.sort(scores), np.sort(np.concatenate(expected).astype(np.float32)))
     parameters = sum(math.prod(s.leaf_shape) for s in setup.problem.sources.specs)
-    assert program.model < parameters * 4 <= 2 * program.model  # split over two devices, but for norms
+    size = bytes_per_device(program.model)
+    assert size < parameters * 4 <= 2 * size  # split over two devices, but for norms
     assert program.once == {"sources": 3 * 2, "result": 2}  # two and their average; one batch of each split
 
 

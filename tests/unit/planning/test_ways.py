@@ -12,7 +12,7 @@ import pytest
 from jevomerge.cli import main
 from jevomerge.config import RunConfig
 from jevomerge.fitness.batches import Layout
-from jevomerge.planning.chips import assumed_chip
+from jevomerge.planning.chips import Chip, assumed_chip
 from jevomerge.planning.lengths import Expected, expected_lengths, loops_of
 from jevomerge.planning.measure import best_plan, plan_on
 from jevomerge.planning.report import lines_of
@@ -108,11 +108,12 @@ def test_a_search_puts_models_where_they_fit(monkeypatch):
     with_memory(monkeypatch, (hosted.peak + 1000) / 2**30)
     monkeypatch.setattr("jevomerge.run.search.memory_limit", lambda device: 1.0)
     heard = Quiet()
-    chosen = choose_mesh(setup, heard)
+    chosen = choose_mesh(setups["host"], heard)
     assert chosen.memory == "host"
     assert [note.split(":")[1] for note in heard.notes] == [" host"]
-    assert choose_mesh(setup, Quiet(), "device").memory == "host"
-    assert choose_mesh(setup, Quiet(), "int8").memory == "int8"
+    assert choose_mesh(setups["host"], Quiet(), "int8").memory == "int8"
+    with_memory(monkeypatch, (hosted.peak + whole.sources / 4) / 2**30)
+    assert choose_mesh(setup, Quiet(), "device").memory == "mesh"
 
 
 def test_an_assumed_device_computes_in_the_dtype_of_the_weights():
@@ -124,6 +125,45 @@ def test_an_assumed_device_computes_in_the_dtype_of_the_weights():
     blocks = sum(math.prod(s.leaf_shape) for s in setup.problem.sources.specs if s.block and len(s.shape) == 2)
     assert here.uses[1].merged == there.uses[1].merged
     assert here.uses[1].temporaries - there.uses[1].temporaries > 0.9 * 4 * blocks
+
+
+def test_parts_on_all_devices_are_gathered():
+    setup, mesh = set_up(config_of("ties", ("generation",), memory="mesh")), mesh_of(4, 2)
+    found, whole = plan_on(setup, mesh, 1), plan_on(setup_of("ties", ("generation",)), mesh, 1)
+    assert found.memory == "mesh"
+    vectors = sum(3 * 2 * math.prod(s.leaf_shape) for s in setup.problem.sources.specs if len(s.shape) < 2)
+    assert found.sources - vectors == (whole.sources - vectors) / 4
+    # Three quarters of what a slice has otherwise come from the others; a CPU may send it in float32.
+    assert 0.99 < found.uses[0].exchanged["pop"] / (0.75 * (whole.sources - vectors)) < 2.01
+    assert [use.merged for use in found.uses[:2]] == [use.merged for use in whole.uses[:2]]
+    assert "pop" not in {**found.uses[1].exchanged, **whole.uses[0].exchanged}
+
+
+def test_more_devices_for_a_candidate_if_that_is_much_faster():
+    """Where reading weights takes the time, half of them for each device takes half of it."""
+    setup, devices = (
+        set_up(config_of("ties", ("generation",), search={"population": 4, "evaluations": 4})),
+        jax.devices(),
+    )
+    chip = Chip("a chip", "", 1e18, 1e9, math.inf, 1e9)
+    seconds = {m: plan_on(setup, mesh_of(8 // m, m), 1, chip=chip).generation for m in (1, 2, 4, 8)}
+    best = 1
+    while best < 8 and seconds[2 * best] < 0.8 * seconds[best]:
+        best *= 2
+    assert best > 1
+    assert best_plan(setup, devices, chip).mesh.shape["model"] == best
+
+
+def test_what_cannot_fit_is_not_compiled(monkeypatch):
+    setup, mesh = setup_of("ties", ("generation",)), mesh_of(1, 1)
+    whole = plan_on(setup, mesh, 1)
+    for use, share in ((whole.uses[0], 0.99), (whole.uses[1], 1.01)):
+        with_memory(monkeypatch, (whole.sources + whole.prepared + share * use.merged) / 2**30)
+        found = plan_on(setup, mesh, 1)
+        assert not found.fits
+        assert found.failed == f"`{use.name}` needs more than there is"
+        assert (found.uses[-1].name, found.uses[-1].flops, found.uses[-1].temporaries) == (use.name, 0, 0)
+    assert found.uses[-1].cache == whole.uses[1].cache
 
 
 @pytest.mark.slow
