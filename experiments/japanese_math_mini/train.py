@@ -78,9 +78,9 @@ def pack(
 
 
 @cache
-def make_step(steps: int, rate: float) -> tuple[Any, Any]:
-    """The optimizer, AdamW with a warm-up and a cosine, and one jitted step of it."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 5), steps, rate * 0.03)
+def make_step(steps: int, rate: float, end: float = 0.03) -> tuple[Any, Any]:
+    """The optimizer, AdamW with a warm-up and a cosine to a share of the rate, and one jitted step of it."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 5), steps, rate * end)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
     def loss(params: Any, tokens: jax.Array, weights: jax.Array) -> jax.Array:

@@ -113,8 +113,6 @@ class OrbaxTree(Stored):
             dtype: of the leaves that are merged.
             tensor: "params.decoder.norm" -> that leaf, called in the order of the table; None: zeros.
         """
-        import orbax.checkpoint as ocp  # imported late: seconds
-
         merged: dict[str, np.ndarray] = {}
         for name, spec, _ in tensor_names(self.specs):
             found = tensor(name)
@@ -125,8 +123,16 @@ class OrbaxTree(Stored):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             return merged[name] if name in merged else kept.get(path, described)
 
-        with quiet(), ocp.PyTreeCheckpointer() as orbax:
-            orbax.save(folder.absolute(), jax.tree_util.tree_map_with_path(leaf, self._tree), force=True)
+        write_tree(folder, jax.tree_util.tree_map_with_path(leaf, self._tree))
+
+
+def write_tree(folder: Path, tree: Any) -> Path:
+    """A pytree of arrays as Orbax has it; what is in the folder is replaced."""
+    import orbax.checkpoint as ocp  # imported late: seconds
+
+    with quiet(), ocp.PyTreeCheckpointer() as orbax:
+        orbax.save(folder.absolute(), tree, force=True)
+    return folder
 
 
 def _nothing(params: Any) -> None:

@@ -7,7 +7,8 @@
 A task whose two splits are not rows of one file has {"search": [...], "heldout": [...]}.
 
 Image pipelines, and CLIPs that judge, have `files` instead, {"model_index.json": {...}, "unet/config.json": {...}},
-and a LoRA a `rank` and whose U-Net it is `of`. A name that ends in .safetensors is a single file's.
+and a LoRA a `rank` and whose U-Net it is `of`. A name that ends in .safetensors is a single file's. Trees of Orbax have
+`leaves`, {"params.norm": [128]}. A model that is shaped as another is that one's name.
 
 `tokens` are those of the vocabulary, behind which `added` come; `prompt` and `answer` count tokens without what stands
 for a picture, of which a row has one of so many rows and columns, or none. All that a plan looks at is in it.
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from jevomerge.checkpoint.export import write_model
 from jevomerge.checkpoint.files import read_json
 from jevomerge.checkpoint.frame import Frame
+from jevomerge.checkpoint.orbax_tree import write_tree
 from jevomerge.config import RunConfig, StagedConfig
 from jevomerge.errors import InputError
 from jevomerge.fitness.picture_task import PictureTask
@@ -34,6 +36,7 @@ from jevomerge.fitness.schema import DataSource, Task
 from jevomerge.fitness.scorers.clip import ClipScore
 from jevomerge.fitness.scorers.pickscore import PickScore
 from jevomerge.models.families import SEEING, nesting_of, read_model, read_seeing
+from jevomerge.models.specs import unflatten
 from jevomerge.models.vision.pictures import pillow
 from jevomerge.planning.pipelines import LoraShape, PipelineShape, write_lora, write_pipeline
 from jevomerge.schema import Dtype, Origin, Strict, validate
@@ -69,12 +72,24 @@ class Shape(Strict):
     dtype: Dtype = "bfloat16"
 
 
+class TreeShape(Strict):
+    """A tree of Orbax without its numbers: what of it is merged."""
+
+    leaves: dict[str, tuple[Some, ...]] = Field(min_length=1)
+    dtype: Dtype = "float32"
+
+
 def _kind(given: Any) -> str:
-    return next((kind for kind in ("files", "of") if isinstance(given, dict) and kind in given), "config.json")
+    return next(
+        (kind for kind in ("files", "of", "leaves") if isinstance(given, dict) and kind in given), "config.json"
+    )
 
 
 AnyShape = Annotated[
-    Annotated[Shape, Tag("config.json")] | Annotated[PipelineShape, Tag("files")] | Annotated[LoraShape, Tag("of")],
+    Annotated[Shape, Tag("config.json")]
+    | Annotated[PipelineShape, Tag("files")]
+    | Annotated[LoraShape, Tag("of")]
+    | Annotated[TreeShape, Tag("leaves")],
     Discriminator(_kind),
 ]
 
@@ -84,6 +99,13 @@ class Shapes(Strict):
 
     models: dict[str, AnyShape]
     tasks: dict[str, tuple[Alike, ...] | Apart] = Field(default_factory=dict)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _like_others(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: given.get(shape, shape) if isinstance(shape, str) else shape for name, shape in given.items()}
 
 
 def shapes_beside(config: Path) -> Path:
@@ -120,15 +142,19 @@ def stand_ins(shapes: Path, work: Path) -> tuple[Shapes, dict[str, str]]:
     known = validate(Shapes, read_json(shapes), Origin(shapes))
     paths = {}
     for name, shape in known.models.items():
+        place = work.joinpath(*(part for part in Path(name).parts if part not in ("..", "/")))
         if isinstance(shape, Shape):
-            paths[name] = str(_model(shape, work / name))
+            paths[name] = str(_model(shape, place))
         elif isinstance(shape, PipelineShape):
-            paths[name] = str(write_pipeline(shape, work / name))
+            paths[name] = str(write_pipeline(shape, place))
+        elif isinstance(shape, TreeShape):
+            holes = {leaf: np.broadcast_to(np.zeros((), shape.dtype), dims) for leaf, dims in shape.leaves.items()}
+            paths[name] = str(write_tree(place, unflatten(holes)))
         else:
             unet = known.models.get(shape.of)
             if not isinstance(unet, PipelineShape):
                 raise InputError(f"{shapes}: {name} is a LoRA of {shape.of}, which is no image pipeline there")
-            paths[name] = str(write_lora(shape, unet, work / name))
+            paths[name] = str(write_lora(shape, unet, place))
     return known, {name: path for name, path in paths.items() if not Path(name).exists()}
 
 

@@ -1,6 +1,7 @@
 """Plans of what is not on this machine."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 import yaml
 
 from jevomerge.checkpoint.files import read_json, split_adapter
+from jevomerge.checkpoint.source import Checkpoint
 from jevomerge.cli import main
 from jevomerge.config import read_config
 from jevomerge.errors import InputError
 from jevomerge.fitness.picture_task import PictureTask
+from jevomerge.fitness.schema import FunctionTask
 from jevomerge.planning.standins import Apart, Shapes, shapes_beside, stand_in
 from jevomerge.recipe.schema import read_recipe
 from jevomerge.run.plan import plan
-from jevomerge.search.setup import set_up, set_up_stages
+from jevomerge.search.setup import refiner_of, set_up, set_up_stages
 from tests.composites import TEXT, VISION
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -92,8 +95,8 @@ def test_every_config_is_here_or_has_what_it_needs_beside_it(path):
     named = {part for model in models for part in split_adapter(model) if part is not None}
     assert {name for name in named if not Path(name).exists()} <= shapes.models.keys()
     for task in [] if config is None else config.tasks:
-        if isinstance(task, PictureTask) or Path(task.search.path).exists():
-            continue  # its prompts lie beside it, or its rows
+        if isinstance(task, PictureTask | FunctionTask) or Path(task.search.path).exists():
+            continue  # its prompts lie beside it, or its rows, or it has none
         groups = shapes.tasks[task.name]
         if isinstance(groups, Apart):
             assert [sum(g.rows for g in part) for part in (groups.search, groups.heldout)] == [1069, 250]
@@ -136,6 +139,22 @@ def test_image_models_of_the_configs_are_stood_in_for(name, genes, tmp_path):
     else:
         low_rank = setup.problem.sources.parts[0].checkpoints[0].adapter.low_rank
         assert {pair.rank for pair in low_rank.values()} == {64}
+
+
+def test_trees_of_orbax_are_stood_in_for(tmp_path):
+    """Eight checkpoints of a run, within `work` although they are called ../runs/...; the gradient is followed, too."""
+    config = read_config(CONFIGS / "trajectory.yaml")
+    work = tmp_path / "a" / "work"
+    setup = set_up(stand_in(config, shapes_beside(CONFIGS / "trajectory.yaml"), work))
+    assert [c.name for c in setup.problem.checkpoints] == [f"{i}/items" for i in range(30, 241, 30)]
+    assert len(setup.problem.names) == 8
+    base = Checkpoint(CONFIGS.parent / "experiments" / "japanese_math_mini" / "models" / "base")
+    parameters = sum(math.prod(spec.leaf_shape) for spec in base.specs)
+    assert sum(math.prod(spec.shape) for spec in setup.problem.model.specs) == parameters
+    [(task, material)] = setup.judge.material["search"].items()
+    assert (task, len(material.documents)) == ("japanese_answers", 64)
+    assert refiner_of(setup, setup.load(abstract=True)).layouts[0].rows == 64
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["work"]
 
 
 def test_a_lora_of_nothing_is_refused(config, tmp_path):

@@ -1,0 +1,1 @@
+../japanese_math_mini/stories.py
