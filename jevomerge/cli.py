@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from jevomerge.checkpoint.remote import fetched, is_remote, is_there
 from jevomerge.devices.signals import heeded
 from jevomerge.devices.sockets import forbid
 from jevomerge.devices.tpu import describe_tpu, tpu_is_here
@@ -69,17 +70,20 @@ def run_evolve(args: argparse.Namespace) -> None:
     """`jevomerge evolve`."""
     if (args.config is None) == (args.resume is None):
         raise InputError("evolve: give either a CONFIG to start or --resume RUN to continue")
-    if args.resume:
-        if args.seed is not None or args.output:
-            raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
-        args.folder = Path(os.path.expanduser(args.resume))
-        if not (args.folder / "config.yaml").exists():
-            raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
+    if args.resume and (args.seed is not None or args.output):
+        raise InputError("evolve: --resume continues a run as it began; --seed and --output do not apply")
     if args.process_id in (None, 0):
         reading(args.resume or args.config)
+    from jevomerge.checkpoint.files import expanded
     from jevomerge.config import RunConfig, read_config, replaced
 
-    config = read_config(args.folder / "config.yaml" if args.resume else args.config)  # what is wrong costs no JAX
+    given = args.config
+    if args.resume:
+        args.folder = expanded(args.resume)
+        if not (args.folder / "config.yaml").exists():
+            raise InputError(f"--resume: {args.folder} is not a run folder, it has no config.yaml")
+        given = fetched(f"{args.folder}/config.yaml") if is_remote(args.folder) else args.folder / "config.yaml"
+    config = read_config(given)  # what is wrong costs no JAX
     from jevomerge.devices.hosts import first, join
 
     explicit = (args.coordinator, args.num_processes, args.process_id)
@@ -106,7 +110,7 @@ def run_evolve(args: argparse.Namespace) -> None:
             raise InputError("--evaluations: each stage has its own; change the file, before the stage begins")
         config = replaced(config, search={**dict(config.search), "evaluations": args.evaluations})
     if not args.resume:
-        args.folder = Path(os.path.expanduser(args.output)) if args.output else Path("runs") / config.name
+        args.folder = expanded(args.output) if args.output else Path("runs") / config.name
     observer = PageWriter(Terminal()) if first() else SILENT
     evolve_config(config, args.folder, observer, resume=args.resume is not None)
     if isinstance(config, RunConfig) and config.seeds == 1:
@@ -353,5 +357,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _remedy(args: argparse.Namespace) -> str:
     """How a run that stopped is continued, if one had begun."""
     folder = getattr(args, "folder", None)
-    begun = folder is not None and os.path.exists(folder / "config.yaml")  # also of names that cannot be
+    begun = folder is not None and is_there(folder / "config.yaml")
     return f"; continue with `jevomerge evolve --resume {folder}`" if begun else ""

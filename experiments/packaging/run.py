@@ -10,7 +10,7 @@ from arguments import known, make_parser, record
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-EXTRAS = ("", "tasks", "rouge", "harness", "vision", "people", "trackers", "plan", "tpu", "cuda")
+EXTRAS = ("", "tasks", "rouge", "harness", "vision", "people", "gs", "trackers", "plan", "tpu", "cuda")
 SHOWN = ("jax", "flax", "transformers", "libtpu", "jax-cuda13-plugin")
 
 

@@ -40,7 +40,7 @@ STEPS, EVERY, RATE = 240, 30, 1e-3
 POINTS = range(EVERY, STEPS + 1, EVERY)
 LAYERS = {"range": [0, 1], "by": [f"layers.{i}." for i in range(answers.DEPTH)]}
 GENES: dict[str, Any] = {"per checkpoint": {"range": [0, 1]}, "per checkpoint and layer": LAYERS}
-EVALUATIONS = 150  # of a search, for whose passes a gradient has a third as many steps
+EVALUATIONS, POPULATION = 100, 10  # of a search, for whose passes a gradient has a third as many steps
 QUESTIONS = len(answers.SEARCH[0])
 Tree = dict[str, Any]
 Cell = dict[str, Any]
@@ -138,7 +138,7 @@ class Bench:
 
     def searched(self, rate: str, seed: int, genes: str) -> Cell:
         """The best that CMA-ES finds."""
-        changes = {"search": {"evaluations": EVALUATIONS}, "refine": None}
+        changes = {"search": {"evaluations": EVALUATIONS, "population": POPULATION}, "refine": None}
         return self.run(rate, seed, f"searched {genes}", genes, **changes) | {"passes": EVALUATIONS * QUESTIONS}
 
     def followed(self, rate: str, seed: int, genes: str) -> Cell:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jevomerge.checkpoint.remote import fetched, is_remote, reach
 from jevomerge.errors import InputError
 from jevomerge.schema import read_text
 
@@ -67,11 +68,13 @@ DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.
 
 
 def resolve(reference: str, patterns: Sequence[str] = DOWNLOADED) -> Path:
-    """The local folder or file of a reference, downloading only if it can be nothing but a hub name.
+    """The local folder or file of a reference, downloading only if it can be nothing but a hub name, or is on gs://.
 
     Of a single file on the hub that is `owner/name[@revision]/file.safetensors`. `patterns`: of the names of files that
     are downloaded of others.
     """
+    if is_remote(reference):
+        return fetched(reference, PICKLES)
     path = Path(reference).expanduser()
     if path.suffix in PICKLES and path.is_file():
         raise InputError(
@@ -103,8 +106,8 @@ def resolve(reference: str, patterns: Sequence[str] = DOWNLOADED) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path that a user gave: `~` is the home folder, as shells have it."""
-    return Path(os.path.expanduser(path))
+    """A path that a user gave: `~` is the home folder, as shells have it; on gs:// one of `etils.epath`."""
+    return reach(path) if is_remote(path) else Path(os.path.expanduser(path))
 
 
 def digest(path: Path) -> str:

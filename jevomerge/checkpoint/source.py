@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jevomerge.checkpoint.files import SUFFIX, digest, is_here, read_json, resolve, split_adapter
+from jevomerge.checkpoint.files import SUFFIX, digest, expanded, is_here, read_json, resolve, split_adapter
 from jevomerge.checkpoint.frame import Frame, frame_of, predictors_of
 from jevomerge.checkpoint.lineage import Origin, front_matter, licence_of, parents_of
 from jevomerge.checkpoint.lora import ADAPTER_CONFIG, Adapter, PeftAdapter
@@ -296,7 +296,9 @@ def short_name(reference: str) -> str:
     """The last component of a reference; the winner of a run, RUN/best, is called after the run."""
     *_, parent, name = ("", *reference.rstrip("/").split("/"))
     name = name.removesuffix(SUFFIX)
-    return parent if name == "best" and (Path(reference).parent / "evaluations.jsonl").exists() else name
+    if name != "best":
+        return name
+    return parent if (expanded(reference.rstrip("/")).parent / "evaluations.jsonl").exists() else name
 
 
 def _origin(name: str, place: Path) -> Origin:

@@ -11,8 +11,9 @@ import yaml
 from jevomerge.checkpoint.export import export_folder
 from jevomerge.checkpoint.files import write_atomically
 from jevomerge.checkpoint.pipeline import open_model
+from jevomerge.checkpoint.remote import Mirror, is_remote, mirrored
 from jevomerge.config import RunConfig, StagedConfig
-from jevomerge.devices.hosts import on_first, together
+from jevomerge.devices.hosts import first, on_first, together
 from jevomerge.devices.signals import heeded
 from jevomerge.observers.observer import Observer
 from jevomerge.observers.trackers import check_trackers
@@ -45,17 +46,43 @@ def evolve_config(
         InputError: as `run_search`, and for what is wrong with any stage before the first one begins.
     """
     with heeded():
-        if config.seeds > 1:
-            return evolve_seeds(config, folder, observer, resume, opener)
-        if isinstance(config, RunConfig):
-            return run_search(config, folder, observer, resume=resume, opener=opener)
-        return run_stages(config, folder, observer, resume, opener)
+        if not is_remote(folder):
+            return _evolve(config, folder, observer, resume, opener)
+        with mirrored(str(folder), first()) as mirror:
+            on_first(lambda: mirror.pull(resume))
+            observer.note(f"{folder}: the run works in {mirror.folder}, of which copies are made there all the time")
+            found = _evolve(config, mirror.folder, observer, resume, opener, mirror)
+    observer.line(f"Run folder: {folder}")
+    return found
+
+
+def _evolve(
+    config: RunConfig | StagedConfig,
+    folder: Path,
+    observer: Observer,
+    resume: bool,
+    opener: Opener,
+    mirror: Mirror | None = None,
+) -> dict[str, Any]:
+    if config.seeds > 1:
+        return evolve_seeds(config, folder, observer, resume, opener, mirror)
+    if isinstance(config, RunConfig):
+        return run_search(config, folder, observer, resume=resume, opener=opener)
+    return run_stages(config, folder, observer, resume, opener, mirror)
 
 
 def run_stages(
-    config: StagedConfig, folder: Path, observer: Observer, resume: bool, opener: Opener
+    config: StagedConfig,
+    folder: Path,
+    observer: Observer,
+    resume: bool,
+    opener: Opener,
+    mirror: Mirror | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The same of several stages."""
+    """The same of several stages, in the folder of a `mirror` or one below it, if there is one.
+
+    A winner is then read from where it is kept, for other machines have nothing else.
+    """
     on_first(lambda: check_folder(folder, resume))
     on_first(lambda: check_trackers(config.trackers))
     if not resume:
@@ -64,7 +91,7 @@ def run_stages(
     results: dict[str, Any] = {}
     for stage in config.stages:
         own = folder / stage.name
-        winners = {name: str((folder / name / "best").resolve()) for name in results}
+        winners = {name: _winner(folder / name / "best", mirror) for name in results}
         run = config.run_of(stage, winners)
         if (done := on_first(lambda own=own: read_outcome(own))) is not None:  # type: ignore[misc]
             on_first(lambda run=run, own=own: check_config(run, own, AFTERWARDS))  # type: ignore[misc]
@@ -73,13 +100,25 @@ def run_stages(
         observer.stage(f"stage {stage.name}")
         begun = on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
         results[stage.name] = run_search(run, own, observer, resume=begun)
+        if mirror is not None:
+            on_first(mirror.push)
     on_first(lambda: finish(results, folder))
     observer.stages_finished(results, folder)
     return results
 
 
+def _winner(best: Path, mirror: Mirror | None) -> str:
+    """What later stages call it."""
+    return str(best.resolve()) if mirror is None else f"{mirror.home}/{best.relative_to(mirror.folder)}"
+
+
 def evolve_seeds(
-    config: RunConfig | StagedConfig, folder: Path, observer: Observer, resume: bool, opener: Opener
+    config: RunConfig | StagedConfig,
+    folder: Path,
+    observer: Observer,
+    resume: bool,
+    opener: Opener,
+    mirror: Mirror | None = None,
 ) -> dict[str, Any]:
     """The same for each seed, in seed_K."""
     on_first(lambda: check_folder(folder, resume))
@@ -96,7 +135,7 @@ def evolve_seeds(
         observer.stage(f"seed {config.seed + k}")
         one = config.model_copy(update={"seed": config.seed + k, "seeds": 1})
         begun = on_first(lambda own=own: (own / "config.yaml").exists())  # type: ignore[misc]
-        results[name] = evolve_config(one, own, observer, resume=begun, opener=opener)
+        results[name] = _evolve(one, own, observer, begun, opener, mirror)
     on_first(lambda: finish(results, folder))
     observer.seeds_finished(results, folder)
     return results
