@@ -117,7 +117,8 @@ def memory(work: Path, where: str) -> dict[str, Any]:
     planned = best_plan(setup, [DEVICE])
     timing = time_candidates(setup)
     stats = DEVICE.memory_stats() or {}  # a processor has none
-    most = planned.sources + planned.prepared + max(u.bytes for u in planned.uses if u.runs)  # of candidates alone
+    most = planned.sources + planned.prepared  # and what runs for candidates, which alone run here
+    most += max((u.bytes for u in planned.uses if u.runs), default=0)
     cell = {"planned": most, "measured": stats.get("peak_bytes_in_use"), "planned on the host": planned.host}
     return cell | {"seconds for a candidate": timing.candidate, "before the second": timing.first}
 

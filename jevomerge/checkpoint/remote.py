@@ -7,6 +7,7 @@ the machine of its first process, and what has changed there is copied to the st
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -36,7 +37,7 @@ def reach(path: str | Path) -> Any:
     """An `epath.Path`.
 
     Raises:
-        InputError: if nothing is installed that reaches it, it is not there, or may not be looked at.
+        InputError: if nothing is installed that reaches it, or it may not be looked at.
     """
     from etils import epath  # imported late: few need it
 
@@ -56,6 +57,8 @@ def _reached(path: object) -> Iterator[None]:
         remedy = "pip install 'jevomerge[gs]'"
         raise InputError(f"{path} cannot be reached without gcsfs: {remedy} ({error})") from None
     except Exception as error:  # each library has its own
+        if getattr(error, "errno", None) == errno.ENOSPC:  # on a disk of this machine
+            raise
         text = " ".join(str(error).split())
         raise InputError(
             f"{path} cannot be reached: {type(error).__name__}: {text[:200]}; are bucket, rights and "

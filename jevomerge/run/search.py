@@ -122,7 +122,7 @@ def check_folder(folder: Path, resume: bool, evaluations: float = 0) -> None:
     elif not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} cannot be written; change its permissions, or copy it to where it can")
     elif result.exists():
-        if evaluations <= (read_outcome(folder) or {}).get("evaluations", math.inf):
+        if not evaluations or evaluations <= (read_outcome(folder) or {}).get("evaluations", math.inf):
             raise finished(folder)
         above = folder.absolute().parent / "config.yaml"
         if above.exists() and "stages" in load_one(above)[0]:
