@@ -1,9 +1,8 @@
 """The quickstart on several kinds of arithmetic, seed by seed: how far apart do its results lie?
 
-    nice python experiments/quickstart_spread/run.py                    # all kinds in turn; goes on where it stopped
-    nice python experiments/quickstart_spread/run.py as_it_is           # one of them
-    nice python experiments/quickstart_spread/run.py --again --seeds 1  # the first runs once more: the same bits?
-    python experiments/quickstart_spread/run.py --table                 # the tables of results.json
+    nice python experiments/quickstart_spread/run.py           # all kinds in turn; goes on where it stopped
+    nice python experiments/quickstart_spread/run.py as_it_is  # one of them
+    python experiments/quickstart_spread/run.py --table        # the tables of results.json
 
 Each run is a process of its own, with its folder below --work.  Seeds are 0, 1, 2, ...: none is chosen.
 """
@@ -23,6 +22,7 @@ from arguments import known, make_parser, record
 from jevomerge.search.archive import read_archive
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+RECORDED = QUICKSTART.parents[1] / "experiments" / "japanese_math_mini" / "results.json"  # has the same search
 RUN = """
 import json, sys
 import jevomerge as jm
@@ -82,6 +82,29 @@ def digest(numbers: list[list[float]]) -> str:
     return hashlib.sha256(np.asarray(numbers, np.float64).tobytes()).hexdigest()[:12]
 
 
+def recorded() -> dict[str, Any]:
+    """Outcomes of the same search in japanese_math_mini, by seed."""
+    cells = known(RECORDED, "japanese_math", "evolved, 42 genes")
+    shares = {seed: c["bits"].count("1") / len(c["bits"]) for seed, c in cells.items()}
+    return {seed: {"search": cells[seed]["search"] / 100, "heldout": share} for seed, share in shares.items()}
+
+
+def compared(work: Path) -> dict[str, dict[str, Any]]:
+    """Of every run beside that of its seed as it is, also of those that were stopped: from where on it is another."""
+    found: dict[str, dict[str, Any]] = {}
+    for log in sorted(work.glob("*/*/evaluations.jsonl")):
+        kind, seed = log.parts[-3:-1]
+        if kind == "as_it_is" or not (beside := work / "as_it_is" / seed / log.name).exists():
+            continue
+        records, others = read_archive(log), read_archive(beside)
+        pairs = list(zip(records, others, strict=False))
+        cell: dict[str, Any] = {"evaluations": len(pairs)}
+        for key in ("genome", "scores"):
+            cell[f"first other {key}"] = next((i for i, (a, b) in enumerate(pairs) if a[key] != b[key]), None)
+        found.setdefault(kind, {})[seed] = cell
+    return found
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "lowest": min(values), "highest": max(values)}
 
@@ -89,7 +112,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def row(name: str, runs: dict[str, Any]) -> dict[str, Any]:
     """A kind, over the seeds that were run."""
     of = {key: [r[key] for r in runs.values()] for key in ("search", "heldout")}
-    minutes = [r["minutes"] for r in runs.values() if r["minutes"] is not None]
+    minutes = [r["minutes"] for r in runs.values() if r.get("minutes") is not None]
     found = {key: spread(values) for key, values in of.items()}
     took = float(np.median(minutes)) if minutes else None
     return {"name": name, "seeds": [int(s) for s in runs], **found, "minutes": took}
@@ -104,28 +127,29 @@ def table(results: dict[str, Any]) -> None:
             for s in (found["search"], found["heldout"])
         ]
         about = KINDS[found["name"]].about if found["name"] in KINDS else found["name"]
-        print(f"| {about} | {len(found['seeds'])} | {' | '.join(shown)} | {found['minutes'] or 0:.1f} |")
-    runs = results["runs"]
+        minutes = "" if found["minutes"] is None else f"{found['minutes']:.1f}"
+        print(f"| {about} | {len(found['seeds'])} | {' | '.join(shown)} | {minutes} |")
+    runs = results["runs"] | {"recorded": recorded()}
     print(f"\n| seed | {' | '.join(runs)} |\n|---:|{'---|' * len(runs)}")
     for seed in sorted({s for kind in runs.values() for s in kind}, key=int):
         cells = [kind.get(seed) for kind in runs.values()]
-        shown = [f"{c['search']:.4f} / {c['heldout']:.4f} ({c['genome'][:6]})" if c else "" for c in cells]
+        shown = [f"{c['search']:.4f} / {c['heldout']:.4f} {c.get('genome', '')[:6]}" if c else "" for c in cells]
         print(f"| {seed} | {' | '.join(shown)} |")
 
 
 def main() -> None:
-    parser = make_parser(__doc__, __file__, work=True, seeds=10, parts=KINDS, table=True)
-    parser.add_argument("--again", action="store_true", help="once more, beside the first time")
-    args = parser.parse_args()
+    args = make_parser(__doc__, __file__, work=True, seeds=10, parts=KINDS, table=True).parse_args()
+    work = args.work.resolve()
     jobs = [(name, seed) for seed in range(args.seeds) for name in args.parts]
     for name, seed in [] if args.table else jobs:
-        row_name = f"{name}, again" if args.again else name
-        if known(args.output, "runs", row_name, str(seed)) is None:
-            folder = args.work.resolve() / row_name / str(seed)
-            found = run(KINDS[name], seed, folder, args.work.resolve() / "compiled" / name)
-            record(args.output, found, "runs", row_name, str(seed))
-            record(args.output, [row(n, r) for n, r in known(args.output, "runs").items()], "rows")
-            print(row_name, seed, found, flush=True)
+        if known(args.output, "runs", name, str(seed)) is None:
+            found = run(KINDS[name], seed, work / name / str(seed), work / "compiled" / name)
+            record(args.output, found, "runs", name, str(seed))
+            print(name, seed, found, flush=True)
+    if not args.table:
+        runs = known(args.output, "runs") | {"recorded": recorded()}
+        record(args.output, [row(n, r) for n, r in runs.items()], "rows")
+        record(args.output, compared(work), "compared")
     table(known(args.output))
 
 

@@ -20,13 +20,14 @@ from tables import differences, interval, solved
 
 from jevomerge.strategies.schema import Refine
 
-TASK, EXAMPLES = "japanese_math", 128
+TASK, EXAMPLES, ROWS, FINALISTS = "japanese_math", 128, 16, 5  # 128 to search on, 16 of them a generation
 RANGE = [0, 2]  # of weights: a search begins in the middle, at the sum of all task vectors
 WEIGHTS, FINE = {"weight": RANGE}, {"weight": {"range": RANGE, "layers_per_group": 1, "by": "component"}}
-STEPS = Refine(steps=50)  # everything else as `refine` has it by default
+STEPS = Refine(steps=50, examples_per_step=ROWS)  # everything else as `refine` has it by default
 GRADIENT = miniature.Arm("task_arithmetic", {}, FINE, miniature.CMA)  # from there, without a search
+LIKELIHOOD = {"score": "likelihood", "extract": None, "language": None}  # of reference answers: what searches are told
 USUAL = ("average", "SLERP", "TIES (density 0.2)", "TIES (density 0.5)", "DARE-TIES (weight 1/3, density 0.5)",
-         "task arithmetic (weight 1)")  # fmt: skip
+         "task arithmetic (weight 0.4)", "task arithmetic (weight 1)")  # fmt: skip
 SEARCHED = {
     "task arithmetic, random": miniature.Arm("task_arithmetic", {}, WEIGHTS, miniature.RANDOM),
     "evolved, 3 genes": miniature.Arm("task_arithmetic", {}, WEIGHTS, {"strategy": "cma_es", "evaluations": 100}),
@@ -44,18 +45,20 @@ class Bench(miniature.Bench):
         return specialists.BASE if model == "base" else self.work / "specialists" / model
 
     def config(self, task: str, arm: Any, seed: int) -> Any:
+        """Of a search, whose fitness is the likelihood of answers: of a few each generation, of finalists all."""
         config = super().config(task, arm, seed)
-        if arm is not GRADIENT:
-            return config
-        search = config.search.model_copy(update={"evaluations": 0})
-        return config.model_copy(update={"search": search, "refine": STEPS})
+        changed = {"evaluations": 0} if arm is GRADIENT else {"examples_per_generation": ROWS, "finalists": FINALISTS}
+        search = config.search.model_copy(update=changed)
+        tasks = tuple(t.model_copy(update=LIKELIHOOD) for t in config.tasks)
+        refine = STEPS if arm is GRADIENT else None
+        return config.model_copy(update={"search": search, "tasks": tasks, "refine": refine})
 
     def found(self, name: str, seed: int) -> dict[str, Any]:
         """Of a search; passes of one example through one candidate, of which the gradient of one counts three."""
-        cell, steps = self.searched(TASK, name, SEARCHED[name], seed), 0
+        cell = self.searched(TASK, name, SEARCHED[name], seed)
         if SEARCHED[name] is GRADIENT:
-            steps = 3 * STEPS.steps * STEPS.examples_per_step
-        return {**cell, "passes": cell["evaluations"] * EXAMPLES + steps}
+            return {**cell, "passes": cell["evaluations"] * EXAMPLES + 3 * STEPS.steps * ROWS}
+        return {**cell, "passes": cell["evaluations"] * ROWS + FINALISTS * EXAMPLES}
 
 
 def plan(bench: Bench) -> dict[str, Iterator[tuple[tuple[str, ...], Callable[[], Any]]]]:

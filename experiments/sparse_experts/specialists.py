@@ -63,15 +63,18 @@ def make(name: str, folder: Path) -> dict[str, float]:
 
 
 def geometry(folders: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Of each pair of models: the cosine of their task vectors, and the share of all weights that both change."""
+    """The share of all weights that a model changes, its task vector's length over the base's; of pairs the cosine."""
     base = flat(BASE)
     moved = {name: flat(folder) - base for name, folder in folders.items()}
-    found = {name: {"changed": round(float(np.mean(v != 0)), 4)} for name, v in moved.items()}
-    names = list(moved)
+    lengths, names = {name: float(np.linalg.norm(v)) for name, v in moved.items()}, list(moved)
+    found: dict[str, dict[str, float]] = {}
+    for name, v in moved.items():
+        length = lengths[name] / float(np.linalg.norm(base))
+        found[name] = {"changed": round(float(np.mean(v != 0)), 4), "length": round(length, 4)}
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
             a, b = moved[one], moved[other]
-            cosine = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+            cosine = float(a @ b) / lengths[one] / lengths[other]
             both = float(np.mean((a != 0) & (b != 0)))
             found[f"{one}, {other}"] = {"cosine": round(cosine, 4), "changed by both": round(both, 4)}
     return found
