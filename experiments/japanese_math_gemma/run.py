@@ -1,0 +1,197 @@
+"""The paper again on Gemma 3 270M: parents, usual merges, searches, gradients and fine-tuning, on one task.
+
+    python experiments/japanese_math_gemma/run.py        # after train.py; goes on where it was stopped
+    python experiments/japanese_math_gemma/table.py      # the tables of results.json, and plot.png
+
+Every row is a model folder below --work, and what is scored is that folder. A pass is one example read and answered
+once; the gradient of one counts three.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import train
+from arguments import known, make_parser, record
+from tables import interval, solved
+
+import jevomerge as jm
+from jevomerge.config import RunConfig
+from jevomerge.fitness.schema import Task
+from jevomerge.observers.observer import SILENT
+from jevomerge.search.archive import read_archive
+from jevomerge.tokenizers.load import load_tokenizer
+
+SOURCES = ("japanese", "maths", "maths2")
+SEARCH = common.SIZES["search"]
+EVALUATIONS, FINE_EVALUATIONS, DRAWS = 40, 64, 50
+STEPS, STEP_ROWS = 30, 16  # along the gradient
+FEW = {"examples_per_generation": 24, "finalists": 3}  # of the questions that a search has
+UNIT, FINE = [0, 1], {"range": [0, 1], "layers_per_group": 1}
+Cell = dict[str, Any]
+
+
+class Arm(NamedTuple):
+    """A merge: its method, which of its numbers are searched, and how."""
+
+    method: str
+    genome: dict[str, Any]
+    search: dict[str, Any]
+    refine: dict[str, Any] | None = None
+
+
+def cma(evaluations: int) -> dict[str, Any]:
+    return {"strategy": "cma_es", "evaluations": evaluations, **FEW}
+
+
+USUAL: dict[str, tuple[str, dict[str, float]]] = {
+    "average": ("linear", {"weight": 1}),
+    "SLERP (japanese, maths)": ("slerp", {"t": 0.5}),
+    "TIES (density 0.5)": ("ties", {"weight": 1, "density": 0.5}),
+    "TIES (density 0.2)": ("ties", {"weight": 1, "density": 0.2}),
+    "DARE-TIES (weight 1/3, density 0.5)": ("dare_ties", {"weight": 1 / 3, "density": 0.5}),
+    "task arithmetic (weight 0.5)": ("task_arithmetic", {"weight": 0.5}),
+    "task arithmetic (weight 1)": ("task_arithmetic", {"weight": 1}),
+}
+GRADIENT = {"steps": STEPS, "examples_per_step": STEP_ROWS}
+BETWEEN = {"steps": 5, "examples_per_step": STEP_ROWS, "every": 2}
+RANDOM = {"strategy": "random", "evaluations": DRAWS, "population": 10, **FEW}
+SEARCHED = {
+    "evolved, 3 genes": Arm("task_arithmetic", {"weight": UNIT}, cma(EVALUATIONS)),
+    "evolved, by layer": Arm("task_arithmetic", {"weight": FINE}, cma(FINE_EVALUATIONS)),
+    "gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, {"evaluations": 0}, GRADIENT),
+    "task arithmetic, random": Arm("task_arithmetic", {"weight": UNIT}, RANDOM),
+    "DARE-TIES, random": Arm("dare_ties", {"weight": UNIT, "density": UNIT}, RANDOM),
+    "evolution and gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, cma(EVALUATIONS), BETWEEN),
+}
+TUNED = ("maths", "average")
+
+
+class Bench:
+    """Makes models below a folder and scores them."""
+
+    def __init__(self, work: Path, output: Path):
+        self.work, self.output, self.base = work, output, jm.Checkpoint(work / "base")
+        self.tokenizer = load_tokenizer(work / "base")
+        self.task = Task.model_validate(common.task(work))
+        self.judge = jm.make_judge(jm.make_ready([self.task], self.tokenizer, self.base.model), self.base.model)
+
+    def recipe(self, method: str, parameters: dict[str, float], seed: int) -> dict[str, Any]:
+        models = SOURCES[:2] if method == "slerp" else SOURCES
+        base = {"linear": {}, "slerp": {"base_model": str(self.work / models[0])}}
+        return {
+            "merge_method": method,
+            "models": [{"model": str(self.work / m)} for m in models],
+            **base.get(method, {"base_model": str(self.work / "base")}),
+            "parameters": parameters,
+            "dtype": "bfloat16",
+            "semantics": "paper",
+            "seed": seed,  # of DARE's masks
+        }
+
+    def score(self, folder: Path) -> Cell:
+        """Both splits, in per cent, and which held-out problems are solved, as a string of bits."""
+        params, cell = jm.Checkpoint(folder).load(), dict[str, Any]()
+        for split in common.SIZES:
+            right = self.judge.model(params, split).fitness[self.task.name]
+            cell[split] = round(100 * float(right.mean()), 2)
+        return {**cell, "bits": "".join(str(int(v)) for v in right)}
+
+    def usual(self, name: str, seed: int) -> Cell:
+        """A merge whose numbers are given."""
+        path = self.work / "usual" / f"{name.replace('/', ' over ')} {seed}"
+        if not path.exists():
+            jm.merge_folder(self.recipe(*USUAL[name], seed), path)
+        return self.score(path)
+
+    def config(self, arm: Arm, seed: int) -> RunConfig:
+        values = {"recipe": self.recipe(arm.method, {}, seed), "genome": arm.genome, "search": arm.search}
+        values |= {"refine": arm.refine} if arm.refine else {}
+        few = {"path": self.task.heldout.path, "limit": 4}  # held-out questions are asked below, of every row
+        return jm.read_run(
+            {"name": "run", "seed": seed, "tasks": [self.task.model_dump() | {"heldout": few}], **values}
+        )
+
+    def searched(self, name: str, seed: int) -> Cell:
+        """A merge whose numbers are searched, and what it took."""
+        arm, run = SEARCHED[name], self.work / "runs" / f"{name} {seed}"
+        if not (run / "result.json").exists():
+            jm.evolve(self.config(arm, seed), output=run, resume=(run / "config.yaml").exists(), observer=SILENT)
+        records = read_archive(run / "evaluations.jsonl")
+        steps = sum("refined" in r for r in records) * (arm.refine or {}).get("steps", 0)
+        asked = sum(len(r["scores"][self.task.name]) for r in records) + arm.search.get("finalists", 0) * SEARCH
+        spent = {"passes": asked + 3 * STEP_ROWS * steps, "evaluations": len(records)}
+        minutes = known(run / "result.json", "seconds") / 60
+        weights = weights_of(known(run / "result.json", "best", "genome"))
+        return {**self.score(run / "best"), **spent, "minutes": round(minutes, 1), "weights": weights}
+
+    def tuned(self, start: str, seed: int) -> Cell:
+        """Fine-tuned on the questions of the search with their worked answers, for the passes of a search by layer."""
+        out, [task] = self.work / "tuned" / f"{start} {seed}", self.judge.tasks
+        examples = self.judge.examples["search"][task.name]
+        documents = [(e.prompt, e.answer) for e in examples]
+        tokens = sum(len(e.prompt_tokens) + len(e.answer_tokens) for e in examples)
+        steps = FINE_EVALUATIONS * tokens // (3 * train.ROWS * train.LENGTH)
+        began = time.perf_counter()
+        if not out.exists():
+            folder = self.work / "usual" / "average 0" if start == "average" else self.work / start
+            rng = np.random.default_rng(seed)
+            endless = (documents[i] for _ in itertools.count() for i in rng.permutation(len(documents)))
+            run = train.Run(steps, train.RUNS["maths"].rate, f"{start} on questions of the search")
+            rows = train.pack(endless, steps * train.ROWS, self.tokenizer)
+            params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jm.Checkpoint(folder).load())
+            train.write(out, train.fit(run, self.base.model, params, *rows), self.base, run.about)
+        minutes = round((time.perf_counter() - began) / 60, 1)
+        return {**self.score(out), "passes": FINE_EVALUATIONS * SEARCH, "minutes": minutes}
+
+
+def weights_of(genome: dict[str, float]) -> dict[str, float]:
+    """{source parameter: mean over the groups}."""
+    found: dict[str, list[float]] = {}
+    for key, value in genome.items():
+        found.setdefault(" ".join(key.split("/")[1:]), []).append(value)
+    return {key: round(float(np.mean(values)), 3) for key, values in found.items()}
+
+
+def plan(bench: Bench, seeds: range) -> Iterator[tuple[str, str, Callable[[], Cell]]]:
+    """(row, seed, how it is measured), in the order of importance."""
+    for name in ("base", *SOURCES):
+        yield name, "0", partial(bench.score, bench.work / name)
+    for name in USUAL:
+        yield name, "0", partial(bench.usual, name, 0)
+    for name, seed in itertools.product(SEARCHED, seeds):
+        yield name, str(seed), partial(bench.searched, name, seed)
+    for name, seed in itertools.product(TUNED, seeds):
+        yield f"fine-tuned {name}", str(seed), partial(bench.tuned, name, seed)
+
+
+def rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
+    """What README.md prints."""
+    found = []
+    for name, by_seed in cells.items():
+        mean, low, high = (round(x, 1) for x in interval(solved(by_seed)))
+        spent = {k: float(np.median([c.get(k, 0) for c in by_seed.values()])) for k in ("passes", "minutes")}
+        found.append({"name": name, "heldout": mean, "low": low, "high": high, "seeds": len(by_seed), **spent})
+    return found
+
+
+def main() -> None:
+    args = make_parser(__doc__, __file__, work=True, seeds=3).parse_args()
+    bench = Bench(args.work.resolve(), args.output)
+    for name, seed, measure in plan(bench, range(args.seeds)):
+        if known(args.output, "cells", name, seed) is None:
+            record(args.output, cell := measure(), "cells", name, seed)
+            record(args.output, rows(known(args.output, "cells")), "rows")
+            shown = {k: v for k, v in cell.items() if isinstance(v, (int, float))}
+            print(time.strftime("%H:%M:%S"), name, seed, shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()
