@@ -34,7 +34,8 @@ SEARCH = common.SIZES["search"]
 EVALUATIONS, FINE_EVALUATIONS, DRAWS = 40, 64, 50
 STEPS, STEP_ROWS = 30, 16  # along the gradient
 FEW = {"examples_per_generation": 24, "finalists": 3}  # of the questions that a search has
-UNIT, FINE = [0, 1], {"range": [0, 1], "layers_per_group": 1}
+UNIT, WIDE = [0, 1], [0, 1.5]
+FINE = {"range": WIDE, "layers_per_group": 1}
 Cell = dict[str, Any]
 
 
@@ -64,14 +65,15 @@ GRADIENT = {"steps": STEPS, "examples_per_step": STEP_ROWS}
 BETWEEN = {"steps": 5, "examples_per_step": STEP_ROWS, "every": 2}
 RANDOM = {"strategy": "random", "evaluations": DRAWS, "population": 10, **FEW}
 SEARCHED = {
-    "evolved, 3 genes": Arm("task_arithmetic", {"weight": UNIT}, cma(EVALUATIONS)),
+    "evolved, 3 genes": Arm("task_arithmetic", {"weight": WIDE}, cma(EVALUATIONS)),
     "evolved, by layer": Arm("task_arithmetic", {"weight": FINE}, cma(FINE_EVALUATIONS)),
-    "gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, {"evaluations": 0}, GRADIENT),
-    "task arithmetic, random": Arm("task_arithmetic", {"weight": UNIT}, RANDOM),
+    "task arithmetic, random": Arm("task_arithmetic", {"weight": WIDE}, RANDOM),
     "DARE-TIES, random": Arm("dare_ties", {"weight": UNIT, "density": UNIT}, RANDOM),
+    "gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, {"evaluations": 0}, GRADIENT),
     "evolution and gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, cma(EVALUATIONS), BETWEEN),
 }
 TUNED = ("maths", "average")
+FIRST = "evolved, by layer"  # it says soonest whether there is anything to be found
 
 
 class Bench:
@@ -164,6 +166,7 @@ def plan(bench: Bench, seeds: range) -> Iterator[tuple[str, str, Callable[[], Ce
     """(row, seed, how it is measured), in the order of importance."""
     for name in ("base", *SOURCES):
         yield name, "0", partial(bench.score, bench.work / name)
+    yield FIRST, "0", partial(bench.searched, FIRST, 0)
     for name in USUAL:
         yield name, "0", partial(bench.usual, name, 0)
     for name, seed in itertools.product(SEARCHED, seeds):
