@@ -83,11 +83,7 @@ def run_stages(
 
     A winner is then read from where it is kept, for other machines have nothing else.
     """
-    on_first(lambda: check_folder(folder, resume))
-    on_first(lambda: check_trackers(config.trackers))
-    if not resume:
-        together(lambda: rehearse(config, opener))
-        on_first(lambda: begin(config, folder))
+    prepare(config, folder, resume, opener)
     results: dict[str, Any] = {}
     for stage in config.stages:
         own = folder / stage.name
@@ -121,11 +117,7 @@ def evolve_seeds(
     mirror: Mirror | None = None,
 ) -> dict[str, Any]:
     """The same for each seed, in seed_K."""
-    on_first(lambda: check_folder(folder, resume))
-    on_first(lambda: check_trackers(config.trackers))
-    if not resume:
-        together(lambda: rehearse(config, opener))
-        on_first(lambda: begin(config, folder))
+    prepare(config, folder, resume, opener)
     results: dict[str, Any] = {}
     for k, name in enumerate(config.parts):
         own = folder / name
@@ -139,6 +131,15 @@ def evolve_seeds(
     on_first(lambda: finish(results, folder))
     observer.seeds_finished(results, folder)
     return results
+
+
+def prepare(config: RunConfig | StagedConfig, folder: Path, resume: bool, opener: Opener) -> None:
+    """Refuse what cannot be right of any part before the first begins, and make the folder of all."""
+    on_first(lambda: check_folder(folder, resume))
+    on_first(lambda: check_trackers(config.trackers))
+    if not resume:
+        together(lambda: rehearse(config, opener))
+        on_first(lambda: begin(config, folder))
 
 
 def begin(config: RunConfig | StagedConfig, folder: Path) -> None:
