@@ -13,6 +13,8 @@ from jevomerge.models.members import Unmerged, product
 
 Params = dict[str, Any]
 
+REACH = "reach"  # the choice of how many slots of a cache are read, by whose name a plan knows it
+STRIDE, REACHES = 128, 16  # slots from one to the next, or a multiple; how many there are at most
 
 ACTIVATIONS = {
     "silu": nn.silu,
@@ -117,3 +119,13 @@ def attend(
         y = y + jnp.einsum("bkqp,kph->bkqh", first, shown, preferred_element_type=jnp.float32)
     y = (y.reshape(*groups, size) / total).astype(v.dtype)
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
+def reaches_of(slots: int) -> list[int]:
+    """So many of the first slots of a cache are read, the fewest that hold what is filled.
+
+    >>> reaches_of(100), reaches_of(300), reaches_of(4096)[:2]
+    ([100], [128, 256, 300], [256, 512])
+    """
+    stride = STRIDE * -(-slots // (STRIDE * REACHES))
+    return [*range(stride, slots, stride), slots]

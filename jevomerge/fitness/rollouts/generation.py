@@ -18,7 +18,7 @@ from jax import Array
 from jevomerge.devices.mesh import platform
 from jevomerge.fitness.batches import Example, Layout, left_padded, plan_layouts, shortest, shown
 from jevomerge.fitness.rollouts.likelihood import check_lengths, check_tokens
-from jevomerge.models.layers import Params
+from jevomerge.models.layers import REACH, Params, reaches_of
 from jevomerge.models.members import highest
 from jevomerge.models.model import Language, Shown, apply, unembed
 from jevomerge.problems.problem import Instance
@@ -329,11 +329,16 @@ class Generation:
 
     def loops(self, layout: Layout) -> Mapping[str, float]:
         """Over new tokens, the first of which comes before it, and over the fillings of rows."""
-        if layout.running == layout.rows:
-            return {DECODE: float(self.max_new_tokens - 1)}
+        ends = layout.length + self.max_new_tokens
+        reaches = np.searchsorted(reaches_of(layout.length + layout.answer_slots), np.arange(layout.length, ends))
+        first, turns = float(reaches.mean()), layout.rows / layout.running
+        if turns == 1:
+            return {DECODE: float(self.max_new_tokens - 1), REACH: first}
+        # From the second text of a row on, all lie where the longest does.
+        reach = (first + (turns - 1) * float(reaches[-1])) / turns
         fillings = math.ceil(layout.rows / max(1, layout.running // PART))
-        steps = math.ceil(layout.rows / layout.running) * (self.max_new_tokens - 1)
-        return {REFILL: float(fillings), DECODE: steps / fillings}
+        steps = math.ceil(turns) * (self.max_new_tokens - 1)
+        return {REFILL: float(fillings), DECODE: steps / fillings, REACH: reach}
 
     def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """Twice (L, B, K, S, H), or what else blocks remember."""

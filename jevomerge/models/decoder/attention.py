@@ -6,6 +6,7 @@ head turns.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +40,6 @@ class Attention(nn.Module):
             q, k = self._normed(q, k)
         if c.value_norm:
             v = rms_norm(v, jnp.ones(size), c.rms_norm_eps, False)
-        (k, v), kept = seen.memory.appended(k, v)
         scale = size**-0.5 if c.query_scale is None else c.query_scale
         q = q * jnp.asarray(scale, x.dtype)
         if c.query_growth is not None:
@@ -48,7 +48,8 @@ class Attention(nn.Module):
             growth = 1.0 + share * jnp.log1p(jnp.floor(place / period))
             q = q * growth[:, :, None, None].astype(x.dtype)
         sinks = declare(self, "sinks", nn.initializers.zeros, (heads,), ("heads",)) if c.sinks else None
-        y = attend(q, k, v, seen.mask, c.attention_softcap, sinks, seen.memory.before)
+        see = functools.partial(attend, q, softcap=c.attention_softcap, sinks=sinks, before=seen.memory.before)
+        y, kept = seen.memory.attended(see, k, v, seen.mask)
         if gate is not None:
             y = y * nn.sigmoid(gate)
         y = y.reshape(*x.shape[:2], heads * size)

@@ -6,11 +6,15 @@ turns.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jevomerge.models.layers import REACH, reaches_of
 
 
 class Tokens(NamedTuple):
@@ -61,7 +65,7 @@ def joined(old: Array, new: Array, rows: Array, back: Array, end: Array) -> Arra
     if old.ndim > 4:
 
         def block(i: Array, stack: Array) -> Array:
-            return stack.at[i].set(joined(stack[i], new[i], rows, back, end))
+            return jax.lax.dynamic_update_index_in_dim(stack, joined(stack[i], new[i], rows, back, end), i, 0)
 
         return jax.lax.fori_loop(0, old.shape[0], block, old)
     length, slots = new.shape[-2], old.shape[-2]
@@ -78,11 +82,20 @@ class Memory(NamedTuple):
     start: Array  # () int32: tokens so far, padding included
     before: Tokens | None = None  # (1, K, P, H): of this block, what all rows follow; see `Decoder.hidden`
 
-    def appended(self, keys: Array, values: Array) -> tuple[tuple[Array, Array], Tokens | None]:
-        """New ones (B, T, K, H) behind those of the tokens before: all of them (B, S, K, H), and what is kept."""
+    def attended(
+        self, see: Callable[[Array, Array, Array], Array], keys: Array, values: Array, mask: Array
+    ) -> tuple[Array, Tokens | None]:
+        """What is seen of tokens before and new ones, whose keys and values are (B, T, K, H), and what is kept of them.
+
+        Args:
+            see: of keys and values (B, S, K, H) and a mask (B, T, P + S); it is given fewer slots while few are filled.
+            keys: new ones.
+            values: new ones.
+            mask: (B, T, P + S) of all.
+        """
         if self.found is None:
-            return (keys, values), None
-        zero = jnp.zeros_like(self.start)
+            return see(keys, values, mask), None
+        zero, slots = jnp.zeros_like(self.start), self.found.keys.shape[-2]
 
         def put(old: Array, new: Array) -> Array:
             new = jnp.swapaxes(new, 1, 2).astype(old.dtype)
@@ -91,7 +104,17 @@ class Memory(NamedTuple):
             return jax.lax.dynamic_update_slice(old, new[None], (self.slot, zero, zero, self.start, zero))
 
         kept = Tokens(put(self.found.keys, keys), put(self.found.values, values))
-        return tuple(jnp.swapaxes(self._mine(x), 1, 2).astype(keys.dtype) for x in kept), kept  # type: ignore[return-value]
+
+        def first(count: int, kept: Tokens) -> Array:
+            """What is seen of so many slots."""
+            k, v = (jnp.swapaxes(self._mine(x, count), 1, 2).astype(keys.dtype) for x in kept)
+            return see(k, v, mask[..., : mask.shape[-1] - slots + count])
+
+        reaches = reaches_of(slots)
+        filled = self.start + keys.shape[1]
+        with jax.named_scope(REACH):
+            which = jnp.sum(filled > jnp.asarray(reaches[:-1], filled.dtype))
+            return jax.lax.switch(which, [functools.partial(first, n) for n in reaches], kept), kept
 
     def states(self) -> tuple[Array, Array] | None:
         """Inputs and state (B, ...) after the tokens so far; None: there were none."""
@@ -106,9 +129,13 @@ class Memory(NamedTuple):
             return States(*(new.astype(old.dtype) for old, new in pairs))
         return States(*(old.at[self.slot].set(new.astype(old.dtype)) for old, new in pairs))
 
-    def _mine(self, x: Array) -> Array:
-        """Of the block that is asked."""
-        return x if self.slot is None else x[self.slot]
+    def _mine(self, x: Array, slots: int | None = None) -> Array:
+        """Of the block that is asked; of keys or values the first `slots`."""
+        if slots is None:
+            return x if self.slot is None else x[self.slot]
+        if self.slot is None:
+            return x[..., :slots, :]
+        return jax.lax.dynamic_slice(x, (self.slot, 0, 0, 0, 0), (1, *x.shape[1:-2], slots, x.shape[-1]))[0]
 
 
 class Seen(NamedTuple):

@@ -152,7 +152,7 @@ def test_the_programs_are_those_that_the_judge_runs(kind):
 ROWS, LENGTH, ANSWERS = 3, 24, 4
 
 
-def traced(generating, beams=1):
+def traced(generating, beams=1, answers=ANSWERS):
     """One model's architecture, the sizes of its parameters, and its pass over ROWS texts of LENGTH tokens."""
     setup, shape = setup_of("task_arithmetic"), jax.ShapeDtypeStruct
     model, tokenizer = setup.judge.subject, setup.problem.tokenizer()
@@ -161,9 +161,9 @@ def traced(generating, beams=1):
     texts = shape((ROWS, LENGTH), np.int32), shape((ROWS, LENGTH), bool)
     rollout, batch = Likelihood(pad=0), Batch(*texts, shape((ROWS,), np.int32))
     if generating:
-        rollout = Generation(tokenizer, ANSWERS) if beams == 1 else BeamSearch(tokenizer, ANSWERS, beams=beams)
+        rollout = Generation(tokenizer, answers) if beams == 1 else BeamSearch(tokenizer, ANSWERS, beams=beams)
         batch = Prompts(*texts, shape((), np.int32), shape((1,), np.int32))
-    static = {"mesh": mesh_of(1, 1), "model": model, "layout": Layout(ROWS, LENGTH, ANSWERS), "dtype": "float32"}
+    static = {"mesh": mesh_of(1, 1), "model": model, "layout": Layout(ROWS, LENGTH, answers), "dtype": "float32"}
     arguments = (candidates, None, shape((1, 0), np.float32), batch)
     return model.config, specs, run_members.trace(*arguments, slots=None, rollout=rollout, **static).jaxpr
 
@@ -235,6 +235,31 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert cost_of(traced, {"hops": 7.0}).matmul == 7 * product
     assert cost_of(traced, {}).matmul == product
     assert cost_of(traced, {}).unknown == {"hops"}
+
+
+def test_a_choice_costs_what_it_takes_in_the_mean():
+    x = jnp.ones((64, 128))
+    one = 2 * 64 * 128 * 128
+    branches = [lambda x, n=n: functools.reduce(lambda y, _: y @ jnp.ones((128, 128)), range(n), x) for n in (1, 2, 4)]
+
+    def chosen(x, which):
+        with jax.named_scope("reach"):
+            return jax.lax.switch(which, branches, x)
+
+    traced = jax.jit(chosen).trace(x, 0).jaxpr
+    found = [cost_of(traced, trips).matmul / one for trips in ({}, {"reach": 0.0}, {"reach": 1.25}, {"reach": 9.0})]
+    assert found == [4, 1, 2.5, 4]
+
+
+def test_a_decoded_token_moves_what_is_filled_of_a_cache():
+    """Of 300 slots 128, 256, or all; scores are moved, too, which in heads this small is much."""
+    c, _, jaxpr = traced(generating=True, answers=300 - LENGTH)
+    moved = []
+    for reach in (0.0, 1.0, 2.0):
+        ten, twenty = (cost_of(jaxpr, {"decode": n, "reach": reach}).bytes for n in (10.0, 20.0))
+        moved.append((twenty - ten) / 10)
+    slot = 2 * 4 * c.num_hidden_layers * ROWS * c.num_key_value_heads * c.head_dim
+    np.testing.assert_allclose(np.diff(moved), np.array([128, 300 - 256]) * slot, rtol=0.3)
 
 
 FREE_OF_LOOPS = {
