@@ -14,7 +14,7 @@ from jevomerge.errors import InputError
 from jevomerge.fitness.kept import KeepFeatures
 from jevomerge.fitness.tasks import AnyTask, tasks_of
 from jevomerge.genome.schema import Gene, PathSearch
-from jevomerge.recipe.schema import Recipe, anchor_recipe, read_recipe, with_mbw
+from jevomerge.recipe.schema import Extract, Recipe, anchor_recipe, read_recipe, with_mbw
 from jevomerge.schema import Dtype, Given, Origin, Strict, anchor, load_given, validate
 from jevomerge.strategies.schema import Refine, Search
 
@@ -44,6 +44,7 @@ class Stage(Strict):
     search: Search = Field(default_factory=lambda: Search.model_validate({}))  # by what, for how long
     refine: Refine | None = None  # whether the best follow the gradient
     memory: Literal["auto", "device", "mesh", "host", "int8"] = "auto"  # where models wait for merges; guides/pods.md
+    extract: Extract | None = None  # the recipe's models are searched as adapters of their base
 
     @model_validator(mode="after")
     def _something(self) -> Stage:
@@ -55,6 +56,13 @@ class Stage(Strict):
             raise ValueError("`recipe` and `genome` go together: which of the recipe's numbers are searched?")
         if self.path is not None and self.recipe is not None and self.recipe.adapter is not None:
             raise ValueError("`recipe.adapter`: a model with a `path` is no adapter of another; leave one of them out")
+        if self.extract is not None:
+            if self.recipe is None or self.path is not None or self.refine is not None:
+                raise ValueError("`extract`: it is for a `recipe` alone, without `path` or `refine`; leave it out")
+            if self.search.share is False or self.memory not in ("auto", "device"):
+                raise ValueError(
+                    "`extract`: adapters are shared and on the devices; leave `search.share` and `memory` out"
+                )
         return self
 
 

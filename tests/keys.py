@@ -30,13 +30,13 @@ from jevomerge.fitness.tasks import Suite
 from jevomerge.genome.schema import BY, Gene, PathSearch, PathSlice
 from jevomerge.methods.schema import SEMANTICS
 from jevomerge.models.diffusion.schema import MERGEABLE
-from jevomerge.recipe.schema import Conditional, Recipe, RecipeModel, RecipeModule, RecipeSlice
+from jevomerge.recipe.schema import Conditional, Extract, Recipe, RecipeModel, RecipeModule, RecipeSlice
 from jevomerge.schema import Strict
 from jevomerge.strategies.schema import Anchors, Refine, Search
 from jevomerge.tokenizers.schema import ModelToken, TokenizerSpec, TokenSource, ZeroToken
 
 FILES: dict[str, tuple[type[Strict], ...]] = {
-    "A run": (RunConfig, Gene, PathSearch, PathSlice, Search, Anchors, Refine, MeshShape, KeepFeatures),
+    "A run": (RunConfig, Gene, PathSearch, PathSlice, Search, Anchors, Refine, MeshShape, KeepFeatures, Extract),
     "A run of several stages": (StagedConfig, Stage),
     "A task": (
         *(Task, PictureTask, DataSource, Decode, OwnScore, PeopleScore, People),

@@ -173,7 +173,7 @@ def groups_of(setup: Setup, judge: Judge) -> Groups:
     generations = search.evaluations // population
     last = 0 if refine is None else refine.best if generations else 2  # the start, and what is made of it
     finalists = 0
-    if search.examples_per_generation is not None or search.anchors is not None or setup.memory == "int8":
+    if search.examples_per_generation is not None or search.anchors is not None or not setup.exact:
         finalists = min(search.finalists, generations * population + last)
     return Groups(population, last, finalists)
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from jevomerge.errors import InputError
 from jevomerge.models.members import balance
 from jevomerge.planning.chips import Chip
 from jevomerge.planning.programs import count_batches
@@ -29,11 +30,18 @@ class Costs(NamedTuple):
 
 
 def settled_sharing(setup: Setup, chip: Chip | None = None) -> Setup:
-    """The setup as its candidates are best run, on a `chip` or on this machine."""
-    costs, share = costs_of(setup, chip), setup.config.search.share
+    """The setup as its candidates are best run, on a `chip` or on this machine.
+
+    Raises:
+        InputError: if adapters were to be extracted, which are made to be shared, and cannot be.
+    """
+    costs, share, extract = costs_of(setup, chip), setup.config.search.share, setup.config.extract
+    if extract is not None and isinstance(costs, str):
+        raise InputError(f"extract: candidates cannot share what they read: {costs}; leave it out")
     if isinstance(costs, str) or not share:
         return setup
-    if share == "auto" and (setup.judge.racing or rounds(setup) or costs.together > WORTH * costs.merged):
+    dear = setup.judge.racing or rounds(setup) or costs.together > WORTH * costs.merged
+    if share == "auto" and extract is None and dear:
         return setup
     return dataclasses.replace(setup, together=True, judge=setup.judge.on(setup.mesh, costs.members))
 

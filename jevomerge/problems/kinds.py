@@ -21,6 +21,7 @@ def make_problem(
     mean: float | None,
     sigma: float,
     opener: Opener = open_model,
+    extract: int | None = None,
 ) -> Problem:
     """The problem of a recipe with its genes, of a path, or of both.
 
@@ -31,6 +32,7 @@ def make_problem(
         mean: where genes of the recipe start, in the unit box; None: where the recipe has them.
         sigma: of the first generation.
         opener: of the recipe's models.
+        extract: the rank of adapters that the recipe's models are searched as; None: they are as they are.
 
     Raises:
         InputError: for whatever is wrong with them or with their models.
@@ -38,5 +40,5 @@ def make_problem(
     if recipe is None:
         assert path is not None
         return PathProblem(path, sigma)
-    weights = WeightProblem(recipe, genome, mean, opener)
+    weights = WeightProblem(recipe, genome, mean, opener, extract)
     return weights if path is None else JointProblem(weights, path, sigma)

@@ -46,6 +46,7 @@ from jevomerge.models.model import Language
 from jevomerge.models.specs import ParamSpec, flatten, shardings, unflatten
 from jevomerge.models.vision.sighted import Sighted, language_of
 from jevomerge.problems.problem import AVERAGE, Baseline, Candidates, Instance, Shared
+from jevomerge.recipe.extract import load_extracted, numbers_of, refuse_extract
 from jevomerge.recipe.opening import Opener
 from jevomerge.recipe.parts import Part
 from jevomerge.recipe.pool import adapted, load_pool
@@ -65,14 +66,22 @@ class WeightProblem:
     no_gradient = "no gene has a gradient (see jevomerge/methods/README.md); leave refine out"
 
     def __init__(
-        self, recipe: Recipe, genome: Mapping[str, Gene], mean: float | None = 0.5, opener: Opener = open_model
+        self,
+        recipe: Recipe,
+        genome: Mapping[str, Gene],
+        mean: float | None = 0.5,
+        opener: Opener = open_model,
+        extract: int | None = None,
     ):
         """Open the sources and build the search space; no weight is read.
 
-        The search starts at `mean` of all ranges; None: at the recipe's own numbers, which then are all there.
+        The search starts at `mean` of all ranges; None: at the recipe's own numbers, which then are all there. It is of
+        adapters of rank `extract`; None: of the models as they are.
         """
-        self._opener = opener
+        self._opener, self.extract = opener, extract
         self.sources = Sources(recipe, searched=() if mean is None else tuple(genome), opener=opener)
+        if extract is not None:
+            refuse_extract(self.sources)
         self.merge = Merge(self.sources.method, self.sources.dtype, recipe.adapter == "factors")
         self.space: Space = make_space(self.sources, genome)
         self.names = self.space.names
@@ -121,9 +130,11 @@ class WeightProblem:
             return "only plain language models can be left unmerged"
         size = sum(spec.count * math.prod(spec.shape) for spec in self.sources.specs if is_product(spec))
         part = self.sources.parts[0]
-        pool = self.sources.pool and method.linear
+        pool = (self.sources.pool or self.extract) and method.linear
         whole = 1 if pool else len(part.inputs) + (part.base is not None)
-        beside = adapted(self.sources) if pool else 0
+        beside = (
+            (adapted(self.sources) if self.extract is None else numbers_of(self.sources, self.extract)) if pool else 0
+        )
         held = part.checkpoints[0].dtype() if method.linear else "float32"
         stored, made = (NUMPY[DTYPES[name]].itemsize for name in (held, self.merge.dtype))
         return Shared(size, whole * size + beside, stored, made)
@@ -139,7 +150,9 @@ class WeightProblem:
         """Read the sources and prepare the method, or only find shapes."""
         settled = self.merge.method.settled if together else None
         apart = self.sources.pool and ((together and settled is None) or self.merge.factors)
-        pool = load_pool(self.sources, mesh, abstract=abstract) if apart else None
+        pool: Any = load_pool(self.sources, mesh, abstract=abstract) if apart else None
+        if together and self.extract is not None:
+            pool = load_extracted(self.sources, self.extract, mesh, abstract=abstract)
         trees, base, adapters = pool or (*self.sources.load(mesh, memory, abstract=abstract), {})
         arguments = (self.merge, self.sources.specs, trees, base, self.sources.keys())
         kept = self.sources.kept_leaves(abstract=abstract)
@@ -168,9 +181,9 @@ class WeightProblem:
         assert isinstance(candidates, Merged)
         if not self.sources.plain:
             return
-        bank, settled = candidates.bank, candidates.merge.method is not self.merge.method
-        yield Baseline(None, self.model, functools.partial(self.plain_average, bank, settled))
-        here = candidates.lazy or (candidates.together and not settled)
+        bank, changed = candidates.bank, candidates.merge.method is not self.merge.method or self.extract is not None
+        yield Baseline(None, self.model, functools.partial(self.plain_average, bank, changed))
+        here = candidates.lazy or (candidates.together and not changed)
         for i, name in enumerate(self.sources.names):
             own = functools.partial(bank.source, i) if here else None
             yield Baseline(name, self.model, functools.partial(self.source, name, own, bank.kept))
@@ -183,10 +196,10 @@ class WeightProblem:
             found[path] = found[path].at[rows].set(values.astype(found[path].dtype))
         return unflatten(found | self.eyes_of(name, mesh))
 
-    def plain_average(self, bank: Bank, settled: bool, mesh: Mesh) -> Params:
+    def plain_average(self, bank: Bank, changed: bool, mesh: Mesh) -> Params:
         """The sources' average; of a bank in which they are not as they were they are read again."""
-        if settled:
-            bank = dataclasses.replace(bank, sources=tuple(map(flatten, self.sources.load(mesh)[0])))
+        if changed:
+            bank = dataclasses.replace(bank, sources=tuple(map(flatten, self.sources.load(mesh)[0])), adapters={})
         count = len(self.sources.names)
         equal = {
             s.path: {

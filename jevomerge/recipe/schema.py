@@ -148,6 +148,12 @@ class RecipeSlice(Strict):
     residual_weight: float | None = None  # declared by mergekit, which never uses it
 
 
+class Extract(Strict):
+    """How close adapters are to the models that they are extracted from."""
+
+    rank: int = Field(gt=0)  # of each linear map, at most
+
+
 TEXT = "text_decoder"  # what mergekit calls the language part of a model of several
 EYES = {"vision_tower": "vision tower", "multi_modal_projector": "projector"}  # others, as components of a table
 

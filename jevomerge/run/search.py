@@ -247,7 +247,7 @@ def _evolve(setup: Setup, candidates: Candidates, archive: Archive, folder: Path
     observer.stage("choosing the best")
     if setup.people is not None:
         archive, baselines = archive.with_records(setup.people.latest), setup.people.rated(baselines)
-    exported = functools.partial(score_exported, setup, folder) if setup.memory == "int8" else None
+    exported = None if setup.exact else functools.partial(score_exported, setup, folder)
     found = Searched(archive.records, choose(setup, candidates, archive, exported), baselines)
     observer.stage("exporting and scoring the best")
     result: dict[str, Any] = on_first(lambda: export_best(setup, candidates, found, folder, observer, began))
@@ -353,7 +353,7 @@ def export_best(
         "result": total(s.tokens for s in exports.scored.values()),
     }
     budget = budget_notes(setup.config, len(problem.names), setup.strategy.population_size)
-    inexact = [note for note in problem.notes if note.startswith(("memory: int8", WRITTEN))]
+    inexact = [note for note in problem.notes if note.startswith(("memory: int8", "extract:", WRITTEN))]
     result = {
         "average": None if average is None else average.fitness,
         "sources": {name: scored.fitness for name, scored in baselines.sources.items()},

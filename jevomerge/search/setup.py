@@ -52,6 +52,11 @@ class Setup:
         return self.memory if self.config.recipe is None else "device"
 
     @property
+    def exact(self) -> bool:
+        """Whether candidates are scored with the weights that are exported, but for their rounding."""
+        return self.memory != "int8" and self.config.extract is None
+
+    @property
     def mesh(self) -> Mesh:
         """The devices that candidates are scored on."""
         return self.judge.mesh
@@ -160,7 +165,8 @@ def memories_of(config: RunConfig) -> tuple[Memory, ...]:
     possible: tuple[Memory, ...] = ("device", "mesh", "host", "int8")
     if config.recipe is None:  # every token needs the blocks of a path
         possible = ("device", "host")
-    if config.refine is not None or (config.recipe is not None and config.recipe.adapter == "factors"):
+    factors = config.recipe is not None and config.recipe.adapter == "factors"
+    if config.refine is not None or config.extract is not None or factors:
         possible = ("device",)
     return possible if config.memory == "auto" else tuple(m for m in possible if m == config.memory)
 
@@ -207,7 +213,8 @@ def check_goals(config: RunConfig) -> None:
 def problem_of(config: RunConfig, opener: Opener = open_model) -> Problem:
     """What a run searches."""
     mean = None if config.start_from else config.search.mean
-    return make_problem(config.recipe, config.genome, config.path, mean, config.search.sigma, opener)
+    extract = None if config.extract is None else config.extract.rank
+    return make_problem(config.recipe, config.genome, config.path, mean, config.search.sigma, opener, extract)
 
 
 def make_strategy_for(problem: Problem, search: Search, num_tasks: int, seed: int) -> Strategy:
