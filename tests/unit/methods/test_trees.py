@@ -196,8 +196,14 @@ def test_gradients_of_trees_are_the_weights():
     assert_same(grad, jax.tree.map(lambda x: jnp.full_like(x, 0.75), A))
 
 
-@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della"])
+@pytest.mark.parametrize(
+    ("method", "axes"),
+    [
+        *((method, AxisType.Auto) for method in ("linear", "ties", "dare_ties", "della")),
+        ("linear", AxisType.Explicit),
+        *(pytest.param(m, AxisType.Explicit, marks=pytest.mark.slow) for m in ("ties", "dare_ties", "della")),
+    ],
+)
 def test_sharded_trees_give_the_unsharded_merge(method, axes):
     """The same masks; the last bit of an element may differ, for each device has another loop over fewer elements."""
     mesh = jax.make_mesh((8,), ("x",), (axes,))
