@@ -28,6 +28,7 @@ from jevomerge.fitness.batches import Example, Layout
 from jevomerge.fitness.members import run_members
 from jevomerge.fitness.rollouts import generation
 from jevomerge.fitness.rollouts.generation import Generation, Prompts, count_written
+from jevomerge.models import layers
 from jevomerge.models.families import read_model
 from jevomerge.models.specs import unflatten
 from jevomerge.problems.problem import Instance, Whole
@@ -35,6 +36,7 @@ from jevomerge.tokenizers.load import load_tokenizer
 
 PROMPT, NEW, BATCHES = 64, 128, (1, 8, 32)
 SHOTS, QUESTIONS, LIMIT, AT_ONCE, THEIR_BATCH = 4, 64, 256, 16, 32
+PARTS = ("batches", "few_shot", "apart", "reaches", "sources", "adapters")
 WIDTHS, DEPTH, STEPS = (64, 128, 192, 256, 384, 576), 8, 64
 
 
@@ -195,13 +197,36 @@ def apart_or_not(width: int, rounds: int) -> tuple[str, dict[str, Any]]:
     return str(size), row
 
 
+def reaches(folder: Path, rounds: int) -> dict[str, Any]:
+    """8 prompts of 128 tokens with room for 1,024, of which 64 are written: a cache read as it is filled, or whole."""
+    checkpoint, room = jm.Checkpoint(folder), 1024
+    params, tokens = checkpoint.load(), jnp.ones((8, 128), jnp.int32)
+    batch = Prompts(tokens, tokens > 0, jnp.int32(STEPS), jnp.asarray([-1], jnp.int32))
+    work, compiling = dict[str, Callable[[], Any]](), {}
+    for name, stride in {"as it is filled": layers.STRIDE, "whole": 1 << 30}.items():
+        with mock.patch.object(layers, "STRIDE", stride):
+            run = jax.jit(lambda params, batch: generation.generate(Instance(params), checkpoint.model, batch, room))
+            began = time.process_time()
+            compiled = run.lower(params, batch).compile()
+            compiling[name] = round(time.process_time() - began, 2)
+        work[name] = lambda compiled=compiled: compiled(params, batch)
+    found = in_turns(work, rounds)
+    same = np.mean(np.all(np.asarray(found["whole"]["made"]) == np.asarray(found["as it is filled"]["made"]), axis=1))
+    return {
+        "seconds": medians(found),
+        "times_as_fast": compared(found, "as it is filled", "whole"),
+        "same_texts": float(same),
+        "compile_seconds_of_processors": compiling,
+    }
+
+
 def several(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
     """16 candidates, 8 prompts of 64 tokens each, 64 new ones, nobody stops."""
     return population.table(in_turns(work, rounds), compared, medians)
 
 
 def main() -> None:
-    parser = make_parser(__doc__, __file__, work=True, parts=("batches", "few_shot", "apart", "sources", "adapters"))
+    parser = make_parser(__doc__, __file__, work=True, parts=PARTS)
     parser.add_argument("--smollm2", type=Path, metavar="FOLDER", help="folder of SmolLM2-135M-Instruct in float32")
     parser.add_argument("--gsm8k", type=Path, metavar="FILE", help="questions of GSM8K, as JSON Lines")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that are timed (default: 3)")
@@ -212,6 +237,7 @@ def main() -> None:
         "batches": lambda: batches(folder, args.rounds),
         "few_shot": lambda: few_shot(folder, args.gsm8k, args.rounds),
         "apart": lambda: apart(args.rounds),
+        "reaches": lambda: reaches(folder, args.rounds),
         "sources": lambda: several(population.sources_part(folder, args.work), args.rounds),
         "adapters": lambda: several(population.adapters_part(folder, args.work), args.rounds),
     }
