@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 from jevomerge.errors import InputError
+from jevomerge.models.layers import REACH
 from jevomerge.models.members import balance
 from jevomerge.planning.chips import Chip
 from jevomerge.planning.programs import count_batches
@@ -75,7 +76,8 @@ def costs_of(setup: Setup, chip: Chip | None = None) -> Costs | str:
         batches = count_batches(task.rollout, judge.chosen(task, "search"), judge.layouts[task.name])
         for layout, often in batches.items():
             tokens = layout.rows * layout.length + layout.shared
-            steps = math.prod(task.rollout.loops(layout).values()) if task.rollout.many_passes else 0.0
+            turns = [n for name, n in task.rollout.loops(layout).items() if name != REACH]
+            steps = math.prod(turns) if task.rollout.many_passes else 0.0
             written = steps * layout.running
             first = made if task.rollout.many_passes else read + made
             merged += often * (first + steps * made + (tokens + written) * one)

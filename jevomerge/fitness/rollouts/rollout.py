@@ -84,7 +84,7 @@ class Rollout(Protocol):
         """Names the program that runs a batch of a task, for people."""
 
     def loops(self, layout: Layout) -> Mapping[str, float]:
-        """How often its loops of dynamic length turn, at most, by their names."""
+        """How often its loops of dynamic length turn, at most, by their names; as `REACH` how far caches are read."""
 
     def cache(self, model: Language, layout: Layout, hops: int | None) -> tuple[tuple[int, ...], ...]:
         """The shapes of what its cache remembers, of a path if there are `hops`; (): it has none."""

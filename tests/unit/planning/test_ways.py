@@ -45,9 +45,16 @@ def test_who_says_how_long_texts_are(tmp_path):
     assert lengths(own, 3) == ((3, 3), "as asked for")
     assert lengths(own, 100)[0] == (6, 6)  # there is no more room
     rollout = setup.judge.tasks[0].rollout
-    assert loops_of(rollout, Layout(8, 16, 6), Expected(2.5, 5, "")) == {"decode": 4.0}  # all wait for the longest
+    found = loops_of(rollout, Layout(8, 16, 6), Expected(2.5, 5, ""))
+    assert found == {"decode": 4.0, "reach": 0.0}  # all wait for the longest
     refilled = loops_of(rollout, Layout(16, 16, 6, together=8), Expected(2.5, 5, ""))
     assert refilled["refill"] * refilled["decode"] == pytest.approx(2 * 1.5)
+    # 120 to 134 slots are filled, of which 128 are read, then all; later texts lie where the longest ends.
+    long, alone = (
+        loops_of(rollout, Layout(n, 120, 40, together=m), Expected(15, 15, "")) for n, m in ((16, 8), (8, None))
+    )
+    assert alone["reach"] == pytest.approx(6 / 15)  # 129 to 134
+    assert long["reach"] == pytest.approx((6 / 15 + 1) / 2)
     assert expected_lengths(setup_of("task_arithmetic", ("likelihood",)), 3, tmp_path) == {}
 
 
