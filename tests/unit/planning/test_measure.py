@@ -113,7 +113,7 @@ def test_candidates_are_known_without_weights(kind):
     assert bytes_per_device(abstract.held()) == on_first - spaces
 
 
-@pytest.mark.parametrize("kind", ["dare_ties", "path", "both"])
+@pytest.mark.parametrize("kind", [pytest.param("dare_ties", marks=pytest.mark.slow), "path", "both"])
 def test_the_programs_are_those_that_the_judge_runs(kind):
     """Compiled from shapes, they take the arrays of a real run and give its scores."""
     setup, mesh = setup_of(kind), mesh_of(2, 2)

@@ -181,7 +181,7 @@ def test_cma_es_learns_what_the_reference_learns():
 @pytest.mark.parametrize(
     ("size", "objective", "limit"),
     [
-        pytest.param(10, sphere, 3_000, id="sphere"),
+        pytest.param(10, sphere, 3_000, id="sphere", marks=pytest.mark.slow),
         pytest.param(10, ellipsoid(10, 1e4, rotated=False), 5_000, id="ellipsoid-1e4", marks=pytest.mark.slow),
         pytest.param(40, ellipsoid(10, 1e6, rotated=False), 9_000, id="ellipsoid-1e6-P40", marks=pytest.mark.slow),
     ],
