@@ -34,8 +34,9 @@ SEARCH = common.SIZES["search"]
 EVALUATIONS, FINE_EVALUATIONS, DRAWS = 40, 64, 50
 STEPS, STEP_ROWS = 30, 16  # along the gradient
 FEW = {"examples_per_generation": 24, "finalists": 3}  # of the questions that a search has
-UNIT, WIDE = [0, 1], [0, 1.5]
-FINE = {"range": WIDE, "layers_per_group": 1}
+LIKELIHOOD = {"score": "likelihood", "pattern": None}  # of worked answers: what searches are told
+UNIT = [0, 1]  # of weights: searches begin in the middle
+THIRDS, FINE = ({"range": UNIT, "layers_per_group": n} for n in (6, 1))
 Cell = dict[str, Any]
 
 
@@ -65,15 +66,16 @@ GRADIENT = {"steps": STEPS, "examples_per_step": STEP_ROWS}
 BETWEEN = {"steps": 5, "examples_per_step": STEP_ROWS, "every": 2}
 RANDOM = {"strategy": "random", "evaluations": DRAWS, "population": 10, **FEW}
 SEARCHED = {
-    "evolved, 3 genes": Arm("task_arithmetic", {"weight": WIDE}, cma(EVALUATIONS)),
-    "evolved, by layer": Arm("task_arithmetic", {"weight": FINE}, cma(FINE_EVALUATIONS)),
-    "task arithmetic, random": Arm("task_arithmetic", {"weight": WIDE}, RANDOM),
+    "evolved, 3 genes": Arm("task_arithmetic", {"weight": UNIT}, cma(EVALUATIONS)),
+    "evolved, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(FINE_EVALUATIONS)),
+    "task arithmetic, random": Arm("task_arithmetic", {"weight": UNIT}, RANDOM),
     "DARE-TIES, random": Arm("dare_ties", {"weight": UNIT, "density": UNIT}, RANDOM),
     "gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, {"evaluations": 0}, GRADIENT),
-    "evolution and gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, cma(EVALUATIONS), BETWEEN),
+    "evolution and gradient, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(EVALUATIONS), BETWEEN),
 }
 TUNED = ("maths", "average")
-FIRST = "evolved, by layer"  # it says soonest whether there is anything to be found
+FIRST = ("evolved, 3 genes", "evolved, by thirds", "gradient, by layer")  # they say most, and come before the others
+PASSES = FINE_EVALUATIONS * FEW["examples_per_generation"] + FEW["finalists"] * SEARCH  # of a search by thirds
 
 
 class Bench:
@@ -117,9 +119,8 @@ class Bench:
         values = {"recipe": self.recipe(arm.method, {}, seed), "genome": arm.genome, "search": arm.search}
         values |= {"refine": arm.refine} if arm.refine else {}
         few = {"path": self.task.heldout.path, "limit": 4}  # held-out questions are asked below, of every row
-        return jm.read_run(
-            {"name": "run", "seed": seed, "tasks": [self.task.model_dump() | {"heldout": few}], **values}
-        )
+        task = self.task.model_dump() | LIKELIHOOD | {"heldout": few}
+        return jm.read_run({"name": "run", "seed": seed, "tasks": [task], **values})
 
     def searched(self, name: str, seed: int) -> Cell:
         """A merge whose numbers are searched, and what it took."""
@@ -135,12 +136,12 @@ class Bench:
         return {**self.score(run / "best"), **spent, "minutes": round(minutes, 1), "weights": weights}
 
     def tuned(self, start: str, seed: int) -> Cell:
-        """Fine-tuned on the questions of the search with their worked answers, for the passes of a search by layer."""
+        """Fine-tuned on the questions of the search with their worked answers, for the passes of a search by thirds."""
         out, [task] = self.work / "tuned" / f"{start} {seed}", self.judge.tasks
         examples = self.judge.examples["search"][task.name]
         documents = [(e.prompt, e.answer) for e in examples]
         tokens = sum(len(e.prompt_tokens) + len(e.answer_tokens) for e in examples)
-        steps = FINE_EVALUATIONS * tokens // (3 * train.ROWS * train.LENGTH)
+        steps = PASSES * tokens // len(examples) // (3 * train.ROWS * train.LENGTH)
         began = time.perf_counter()
         if not out.exists():
             folder = self.work / "usual" / "average 0" if start == "average" else self.work / start
@@ -151,7 +152,7 @@ class Bench:
             params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jm.Checkpoint(folder).load())
             train.write(out, train.fit(run, self.base.model, params, *rows), self.base, run.about)
         minutes = round((time.perf_counter() - began) / 60, 1)
-        return {**self.score(out), "passes": FINE_EVALUATIONS * SEARCH, "minutes": minutes}
+        return {**self.score(out), "passes": PASSES, "minutes": minutes}
 
 
 def weights_of(genome: dict[str, float]) -> dict[str, float]:
@@ -166,13 +167,14 @@ def plan(bench: Bench, seeds: range) -> Iterator[tuple[str, str, Callable[[], Ce
     """(row, seed, how it is measured), in the order of importance."""
     for name in ("base", *SOURCES):
         yield name, "0", partial(bench.score, bench.work / name)
-    yield FIRST, "0", partial(bench.searched, FIRST, 0)
     for name in USUAL:
         yield name, "0", partial(bench.usual, name, 0)
-    for name, seed in itertools.product(SEARCHED, seeds):
-        yield name, str(seed), partial(bench.searched, name, seed)
-    for name, seed in itertools.product(TUNED, seeds):
-        yield f"fine-tuned {name}", str(seed), partial(bench.tuned, name, seed)
+    others = [name for name in SEARCHED if name not in FIRST]
+    for names, seed in (*((FIRST, s) for s in seeds), *((others, s) for s in seeds)):
+        for name in names:
+            yield name, str(seed), partial(bench.searched, name, seed)
+        for name in TUNED if names is others else ():
+            yield f"fine-tuned {name}", str(seed), partial(bench.tuned, name, seed)
 
 
 def rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:

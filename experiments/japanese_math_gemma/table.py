@@ -24,11 +24,11 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
 DIFFERENCES = (
     ("evolved, 3 genes", "task arithmetic, random"),
     ("evolved, 3 genes", "DARE-TIES, random"),
-    ("evolved, by layer", "evolved, 3 genes"),
-    ("gradient, by layer", "evolved, by layer"),
-    ("evolution and gradient, by layer", "evolved, by layer"),
-    ("evolved, by layer", "maths"),
-    ("evolved, by layer", "fine-tuned maths"),
+    ("evolved, by thirds", "evolved, 3 genes"),
+    ("gradient, by layer", "evolved, by thirds"),
+    ("evolution and gradient, by thirds", "evolved, by thirds"),
+    ("evolved, by thirds", "maths"),
+    ("evolved, by thirds", "fine-tuned maths"),
     ("gradient, by layer", "fine-tuned maths"),
 )
 

@@ -36,7 +36,8 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "japanese": Run(70, 1e-4, "plain stories in Japanese, JCommonsenseQA (CC BY-SA 4.0)"),
+    "reader": Run(70, 1e-4, "plain stories in Japanese, JCommonsenseQA (CC BY-SA 4.0)"),
+    "japanese": Run(150, 1e-4, "plain stories in Japanese with smaller numbers, JCommonsenseQA", "reader"),
     "school": Run(130, 1e-4, "stories of all kinds in English, GSM8K (MIT)"),
     "maths": Run(110, 1e-4, "stories of all kinds in English and bare sums, with smaller numbers", "school"),
     "maths2": Run(70, 1e-4, "bare sums, GSM8K (MIT)"),
