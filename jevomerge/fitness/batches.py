@@ -14,7 +14,7 @@ from jax import Array
 from jevomerge.models.model import Pictures, Shown
 from jevomerge.models.vision.sighted import Sighted, Unseen
 
-FEW = 16  # a part of a batch: 41 of 397 prompts are none, 6 are (experiments/pod_plan)
+FEW = 16  # a part of a batch: a guess between 41 of 397 prompts, which are not few, and 12 (experiments/pod_plan)
 
 
 class Example(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from typing import Any
 
@@ -17,36 +16,33 @@ from jevomerge.methods.bank import Adapters, is_product
 from jevomerge.models.specs import ParamSpec, flatten, shardings, unflatten
 from jevomerge.recipe.parts import Tensor, by_leaf
 from jevomerge.recipe.sources import Sources
+from jevomerge.recipe.to_adapter import Truncation
 
 BESIDE, POWERS = 8, 2  # of a random range: directions beyond the rank, and how often it is multiplied
 
 
-class Extraction:
+class Extraction(Truncation):
     """Extracts adapters, and adds up what they leave out."""
 
     def __init__(self, rank: int):
         """Up to this rank."""
-        self.rank, self.lost, self.size = rank, 0.0, 0.0  # squared norms
+        self.rank = rank
 
     def factors(self, delta: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(O, I) float32 -> A (r, I) and B (O, r), whose product is close to the best of that rank.
 
         Halko, Martinsson & Tropp, 2011, algorithms 4.4 and 5.1.
         """
-        rank = min(self.rank, *delta.shape)
-        width = min(rank + BESIDE, *delta.shape)
+        width = min(self.rank + BESIDE, *delta.shape)
         q = np.random.default_rng(seed).standard_normal((delta.shape[1], width), np.float32)
         for _ in range(POWERS):
             q = np.linalg.qr(delta.T @ np.linalg.qr(delta @ q)[0])[0]
         q = np.linalg.qr(delta @ q)[0]
-        u, s, vt = np.linalg.svd(q.T @ delta, full_matrices=False)
-        size = float(np.vdot(delta, delta))
-        self.size += size
-        self.lost += max(0.0, size - float(np.sum(np.square(s[:rank], dtype=np.float64))))
-        return vt[:rank], q @ u[:, :rank] * s[:rank]
-
-    def __str__(self) -> str:
-        return f"{100 * math.sqrt(self.lost / self.size):.2g} %" if self.size else "nothing"
+        inside = q.T @ delta
+        beside = max(0.0, float(np.vdot(delta, delta)) - float(np.vdot(inside, inside)))
+        self.lost += beside
+        self.size += beside
+        return self.cut(q, inside, min(self.rank, *delta.shape))
 
 
 def refuse_extract(sources: Sources) -> None:
