@@ -32,7 +32,7 @@ from jevomerge.fitness.members import ask, make_members, one_ahead, run_members
 from jevomerge.fitness.outcome import Found, Scores, Tokens, count_tokens, of_this_process, over_tasks, total
 from jevomerge.fitness.racing import PIECES, Rule, Stopped, upper_bound
 from jevomerge.fitness.rollouts.rollout import Where, make_batches, nowhere
-from jevomerge.fitness.sharing import several, share
+from jevomerge.fitness.sharing import several, share, share_texts
 from jevomerge.fitness.slices import Placing, Slices, slices_for
 from jevomerge.fitness.task import Material, Ready
 from jevomerge.models.layers import Params
@@ -218,9 +218,9 @@ class Judge:
     ) -> list[Scores]:
         """The same; `folders`: of the members."""
         apart, alone = several(self.mesh), isinstance(candidates, Whole)
-        slices = self.slices(len(genomes), split, cut is None and not (alone and apart))
+        slices = self.slices(len(genomes), split, cut is None)
         members, owners = put(slices.fill(genomes).astype(np.float32), by_member(self.mesh)), slices.owners
-        if alone and apart:  # all slices score the same, and what was written is known where it is read
+        if repeated := alone and apart and slices.ways == 1:  # each process reads what all slices make
             owners = {min(of_this_process(members)): (0, 0)}
         many = any(task.rollout.many_passes for task in self.tasks)
         made = make_members(candidates, members, mesh=self.mesh) if many or not candidates.lazy else None
@@ -275,9 +275,11 @@ class Judge:
                 break
         if cut is None and apart:
             told = share(list(found.values()), tokens, failure)
+        if alone and apart and not repeated:
+            share_texts([found[t.name] for t in self.tasks if t.rollout.writes])
         took = np.zeros((len(genomes), tokens.shape[1]), int)
         for slot, (_, m) in owners.items():
-            took[m] += np.nan_to_num((told if apart and not alone else tokens)[slot]).astype(int)
+            took[m] += np.nan_to_num((told if apart and not repeated else tokens)[slot]).astype(int)
         return [
             Scores(
                 {name: f.pairs[0, m] for name, f in found.items()},

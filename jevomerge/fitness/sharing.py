@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from jevomerge.devices.hosts import from_all, together
+from jevomerge.devices.hosts import from_all, said_by_all, together
 from jevomerge.fitness.outcome import Found
 
 
@@ -41,3 +41,16 @@ def share(found: Sequence[Found], tokens: np.ndarray, failure: Exception | None)
         f.pairs[:] = values[start : start + f.pairs.size].reshape(f.pairs.shape)
         start += f.pairs.size
     return values[: tokens.size].reshape(tokens.shape)
+
+
+def share_texts(found: Sequence[Found]) -> None:
+    """Let every process know what one model wrote, wherever it was read.
+
+    Args:
+        found: of the tasks where it writes; what is missing here is filled in.
+    """
+    here = [{row: text for row, text in enumerate(f.outputs[0]) if text is not None} for f in found]
+    for process in said_by_all(here):
+        for f, texts in zip(found, process, strict=True):
+            for row, text in texts.items():
+                f.outputs[0][int(row)] = text

@@ -17,7 +17,6 @@ from jevomerge.fitness.batches import Layout
 from jevomerge.fitness.judge import SPLITS, Judge
 from jevomerge.fitness.members import make_members, run_members
 from jevomerge.fitness.rollouts.rollout import Rollout
-from jevomerge.fitness.sharing import several
 from jevomerge.fitness.task import Ready
 from jevomerge.methods.bank import Merge, merge_tensor
 from jevomerge.models.route import HOPS
@@ -205,8 +204,7 @@ def uses_of(setup: Setup, judge: Judge, task: Ready, groups: Groups, whole: Whol
             "finalists": turns(judge, "search", groups.finalists, everything[layout]),
         }
         both = [
-            counts[layout] if several(judge.mesh) else turns(judge, split, 1, counts[layout])
-            for split, counts in zip(SPLITS, (everything, heldout), strict=True)
+            turns(judge, split, 1, counts[layout]) for split, counts in zip(SPLITS, (everything, heldout), strict=True)
         ]
         models = {name: n * sum(both) for name, n in whole.counts.items()}
         kept = ({k: n for k, n in counts.items() if n} for counts in (once, models))

@@ -80,6 +80,13 @@ def same(folder, other):
     assert results[0]["best"]["evaluation"] == results[1]["best"]["evaluation"]
     np.testing.assert_allclose(results[0]["best"]["heldout"], results[1]["best"]["heldout"], atol=1e-5)
     assert results[0]["sources"].keys() == results[1]["sources"].keys()
+    # Whole models are scored in parts, by all processes.
+    mine, its = (json.loads((f / "heldout.json").read_text()) for f in (folder, other))
+    for name in mine["sources"]:
+        assert mine["sources"][name]["texts"] == its["sources"][name]["texts"]
+        assert mine["sources"][name]["tokens"] == its["sources"][name]["tokens"]
+    assert mine["best"]["texts"] == its["best"]["texts"]
+    assert all(any(texts) for texts in mine["best"]["texts"].values())
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,8 @@ def small(siblings):
     """A short search, judged by likelihood and by what is written."""
     likely = (siblings / "task.yaml").read_text()
     written = likely.replace("score: likelihood", "score: generation").replace("name: stories", "name: first_words")
+    (siblings / "thrice.jsonl").write_text(3 * (siblings / "heldout.jsonl").read_text())  # parts for both processes
+    written = written.replace("heldout: heldout", "heldout: thrice")
     (siblings / "written.yaml").write_text(written + "pattern: '^\\W*(\\w+)'\nmax_new_tokens: 4\n")
     text = (siblings / "run.yaml").read_text().replace("[task.yaml]", "[task.yaml, written.yaml]")
     text = re.sub(r"search: \{.*\}", "search: {evaluations: 24, population: 6, checkpoint_every: 1}", text)
