@@ -36,7 +36,7 @@ from jevomerge.tokenizers.load import load_tokenizer
 
 PROMPT, NEW, BATCHES = 64, 128, (1, 8, 32)
 SHOTS, QUESTIONS, LIMIT, AT_ONCE, THEIR_BATCH = 4, 64, 256, 16, 32
-PARTS = ("batches", "few_shot", "apart", "reaches", "sources", "adapters")
+PARTS = ("batches", "few_shot", "apart", "reaches", "bfloat16", "sources", "adapters")
 WIDTHS, DEPTH, STEPS = (64, 128, 192, 256, 384, 576), 8, 64
 
 
@@ -220,6 +220,43 @@ def reaches(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
+def bfloat16(folder: Path, rounds: int) -> dict[str, Any]:
+    """Prompts of 64 tokens, 64 new ones, nobody stops: activations in either type, weights in bfloat16.
+
+    In bfloat16 once as it is and once with products whose sums XLA rounds itself.
+    """
+    checkpoint, rows = jm.Checkpoint(folder), {}
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), checkpoint.load())
+
+    def rounded(x: Any, weight: Any) -> Any:
+        return jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+
+    ways = {"float32": ("float32", layers.product), "bfloat16": ("bfloat16", layers.product)}
+    ways["bfloat16, sums too"] = ("bfloat16", rounded)
+    for size in BATCHES:
+        tokens = np.random.default_rng(size).integers(5, checkpoint.model.vocab_size, (size, PROMPT), np.int32)
+        batch = Prompts(
+            jnp.asarray(tokens), jnp.ones(tokens.shape, bool), jnp.int32(STEPS), jnp.asarray([-1], jnp.int32)
+        )
+        work = dict[str, Callable[[], Any]]()
+        for name, (dtype, product) in ways.items():
+            with mock.patch.object(layers, "product", product):
+                run = jax.jit(
+                    lambda p, b, d=dtype: generation.generate(Instance(p), checkpoint.model, b, STEPS, dtype=d)
+                )
+                compiled = run.lower(params, batch).compile()
+            work[name] = lambda compiled=compiled, batch=batch: compiled(params, batch)
+        found = in_turns(work, rounds)
+        made = {name: np.asarray(row["made"]) for name, row in found.items()}
+        rows[str(size)] = {
+            "seconds": medians(found),
+            "times_as_fast_as": {name: compared(found, "bfloat16", name) for name in ways if name != "bfloat16"},
+            "first_tokens_as_float32": float(np.mean(made["bfloat16"][:, 0] == made["float32"][:, 0])),
+        }
+        print(f"  batch {size}: {rows[str(size)]}", flush=True)
+    return rows
+
+
 def several(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
     """16 candidates, 8 prompts of 64 tokens each, 64 new ones, nobody stops."""
     return population.table(in_turns(work, rounds), compared, medians)
@@ -238,6 +275,7 @@ def main() -> None:
         "few_shot": lambda: few_shot(folder, args.gsm8k, args.rounds),
         "apart": lambda: apart(args.rounds),
         "reaches": lambda: reaches(folder, args.rounds),
+        "bfloat16": lambda: bfloat16(folder, args.rounds),
         "sources": lambda: several(population.sources_part(folder, args.work), args.rounds),
         "adapters": lambda: several(population.adapters_part(folder, args.work), args.rounds),
     }

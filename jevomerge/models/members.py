@@ -89,7 +89,9 @@ def product(x: Array, weight: Array | Unmerged) -> Array:
     """(..., I), (O, I) -> (..., O) in the dtype of `x`."""
     if isinstance(weight, Unmerged):
         return weight.product(x)
-    return jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+    # XLA takes a CPU's own products of bfloat16 (AMX) only where their sums are asked for in float32 (bench_engine).
+    sums = jnp.float32 if platform() == "cpu" and x.dtype.itemsize < 4 else None
+    return jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype), preferred_element_type=sums).astype(x.dtype)
 
 
 def look_up(weight: Array | Unmerged, numbers: Array) -> Array:

@@ -42,6 +42,16 @@ def test_a_product_and_rows_are_those_of_the_sum(whole, low, rows):
     np.testing.assert_allclose(taken, sums[np.arange(MEMBERS)[:, None], numbers], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_product_in_few_bits_is_rounded_once(dtype):
+    x, weight = (jnp.asarray(RNG.normal(size=shape), dtype) for shape in ((6, 4096), (OUT, 4096)))
+    exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    found = jax.jit(product)(x, weight)
+    assert found.dtype == dtype
+    step = float(jnp.finfo(dtype).eps) * np.abs(exact)
+    assert (np.abs(np.asarray(found, np.float64) - exact) <= 0.51 * step + 1e-4).all()
+
+
 def test_members_leave_a_loop_together_and_none_of_its_state_is_chosen_by_member():
     """The cache of a text is written in place; a choice for each member would copy it in every step."""
 
