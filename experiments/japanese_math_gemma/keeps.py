@@ -86,7 +86,7 @@ def folder_of(work: Path, name: str) -> Path:
         return work / "runs" / f"{name} 0" / "best"
     if name.startswith("fine-tuned"):
         return work / "tuned" / f"{name.removeprefix('fine-tuned ')} 0"
-    return work / "usual" / f"{name.replace('/', ' over ')} 0" if name in run.USUAL else work / name
+    return work / "usual" / f"{name} 0" if name in run.USUAL else work / name
 
 
 def measured(model: Path, name: str, task: Path) -> float:

@@ -29,14 +29,15 @@ from jevomerge.observers.observer import SILENT
 from jevomerge.search.archive import read_archive
 from jevomerge.tokenizers.load import load_tokenizer
 
-SOURCES = ("japanese", "maths", "maths2")
+BASE, SOURCES = "school", ("japanese", "maths")  # what all sources were trained from, and these
 SEARCH = common.SIZES["search"]
 EVALUATIONS, FINE_EVALUATIONS, DRAWS = 40, 64, 50
 STEPS, STEP_ROWS = 30, 16  # along the gradient
 FEW = {"examples_per_generation": 24, "finalists": 3}  # of the questions that a search has
-LIKELIHOOD = {"score": "likelihood", "pattern": None}  # of worked answers: what searches are told
-UNIT = [0, 1]  # of weights: searches begin in the middle
-THIRDS, FINE = ({"range": UNIT, "layers_per_group": n} for n in (6, 1))
+LIKELIHOOD = {"score": "likelihood", "pattern": None}  # of worked answers: what gradients are of
+FAST = {"compute_dtype": "bfloat16"}  # of searches; what is reported is scored in float32
+RANGE = [0, 1.5]  # of weights: searches begin in the middle
+THIRDS, FINE = ({"range": RANGE, "layers_per_group": n} for n in (6, 1))
 Cell = dict[str, Any]
 
 
@@ -55,10 +56,10 @@ def cma(evaluations: int) -> dict[str, Any]:
 
 USUAL: dict[str, tuple[str, dict[str, float]]] = {
     "average": ("linear", {"weight": 1}),
-    "SLERP (japanese, maths)": ("slerp", {"t": 0.5}),
+    "SLERP": ("slerp", {"t": 0.5}),
     "TIES (density 0.5)": ("ties", {"weight": 1, "density": 0.5}),
     "TIES (density 0.2)": ("ties", {"weight": 1, "density": 0.2}),
-    "DARE-TIES (weight 1/3, density 0.5)": ("dare_ties", {"weight": 1 / 3, "density": 0.5}),
+    "DARE-TIES (weight 0.5, density 0.5)": ("dare_ties", {"weight": 0.5, "density": 0.5}),
     "task arithmetic (weight 0.5)": ("task_arithmetic", {"weight": 0.5}),
     "task arithmetic (weight 1)": ("task_arithmetic", {"weight": 1}),
 }
@@ -66,15 +67,15 @@ GRADIENT = {"steps": STEPS, "examples_per_step": STEP_ROWS}
 BETWEEN = {"steps": 5, "examples_per_step": STEP_ROWS, "every": 2}
 RANDOM = {"strategy": "random", "evaluations": DRAWS, "population": 10, **FEW}
 SEARCHED = {
-    "evolved, 3 genes": Arm("task_arithmetic", {"weight": UNIT}, cma(EVALUATIONS)),
+    "evolved, 2 genes": Arm("task_arithmetic", {"weight": RANGE}, cma(EVALUATIONS)),
     "evolved, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(FINE_EVALUATIONS)),
-    "task arithmetic, random": Arm("task_arithmetic", {"weight": UNIT}, RANDOM),
-    "DARE-TIES, random": Arm("dare_ties", {"weight": UNIT, "density": UNIT}, RANDOM),
+    "task arithmetic, random": Arm("task_arithmetic", {"weight": RANGE}, RANDOM),
+    "DARE-TIES, random": Arm("dare_ties", {"weight": RANGE, "density": [0, 1]}, RANDOM),
     "gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, {"evaluations": 0}, GRADIENT),
     "evolution and gradient, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(EVALUATIONS), BETWEEN),
 }
 TUNED = ("maths", "average")
-FIRST = ("evolved, 3 genes", "evolved, by thirds", "gradient, by layer")  # they say most, and come before the others
+FIRST = ("evolved, 2 genes", "evolved, by thirds", "gradient, by layer")  # they say most, and come before the others
 PASSES = FINE_EVALUATIONS * FEW["examples_per_generation"] + FEW["finalists"] * SEARCH  # of a search by thirds
 
 
@@ -88,12 +89,11 @@ class Bench:
         self.judge = jm.make_judge(jm.make_ready([self.task], self.tokenizer, self.base.model), self.base.model)
 
     def recipe(self, method: str, parameters: dict[str, float], seed: int) -> dict[str, Any]:
-        models = SOURCES[:2] if method == "slerp" else SOURCES
-        base = {"linear": {}, "slerp": {"base_model": str(self.work / models[0])}}
+        base = {"linear": {}, "slerp": {"base_model": str(self.work / SOURCES[0])}}
         return {
             "merge_method": method,
-            "models": [{"model": str(self.work / m)} for m in models],
-            **base.get(method, {"base_model": str(self.work / "base")}),
+            "models": [{"model": str(self.work / m)} for m in SOURCES],
+            **base.get(method, {"base_model": str(self.work / BASE)}),
             "parameters": parameters,
             "dtype": "bfloat16",
             "semantics": "paper",
@@ -110,7 +110,7 @@ class Bench:
 
     def usual(self, name: str, seed: int) -> Cell:
         """A merge whose numbers are given."""
-        path = self.work / "usual" / f"{name.replace('/', ' over ')} {seed}"
+        path = self.work / "usual" / f"{name} {seed}"
         if not path.exists():
             jm.merge_folder(self.recipe(*USUAL[name], seed), path)
         return self.score(path)
@@ -119,8 +119,8 @@ class Bench:
         values = {"recipe": self.recipe(arm.method, {}, seed), "genome": arm.genome, "search": arm.search}
         values |= {"refine": arm.refine} if arm.refine else {}
         few = {"path": self.task.heldout.path, "limit": 4}  # held-out questions are asked below, of every row
-        task = self.task.model_dump() | LIKELIHOOD | {"heldout": few}
-        return jm.read_run({"name": "run", "seed": seed, "tasks": [task], **values})
+        task = self.task.model_dump() | (LIKELIHOOD if arm.refine else {}) | {"heldout": few}
+        return jm.read_run({"name": "run", "seed": seed, "tasks": [task], **FAST, **values})
 
     def searched(self, name: str, seed: int) -> Cell:
         """A merge whose numbers are searched, and what it took."""
@@ -165,7 +165,7 @@ def weights_of(genome: dict[str, float]) -> dict[str, float]:
 
 def plan(bench: Bench, seeds: range) -> Iterator[tuple[str, str, Callable[[], Cell]]]:
     """(row, seed, how it is measured), in the order of importance."""
-    for name in ("base", *SOURCES):
+    for name in ("base", BASE, *SOURCES):
         yield name, "0", partial(bench.score, bench.work / name)
     for name in USUAL:
         yield name, "0", partial(bench.usual, name, 0)

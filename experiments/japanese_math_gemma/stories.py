@@ -25,7 +25,7 @@ THINGS = (
     ("flowers", "花", "本"), ("bananas", "バナナ", "本"), ("stamps", "切手", "枚"), ("cards", "カード", "枚"),
     ("photos", "写真", "枚"), ("books", "本", "冊"), ("notebooks", "ノート", "冊"), ("cats", "猫", "匹"),
 )  # fmt: skip
-SMALL, BIG, LARGE = (2, 6), (3, 20), (10, 60)  # of what is asked, and of what is read first
+SMALL, BIG = (2, 6), (3, 20)
 LARGEST = 300  # no number of a problem is larger
 LONGEST = 128  # tokens of a document
 
@@ -108,32 +108,34 @@ def work_out(steps: tuple[str, ...], numbers: dict[str, int]) -> tuple[tuple[str
     return tuple(worked), known["r"]
 
 
-def draw(rng: Random, kinds: tuple[Kind, ...], split: str, large: bool = False) -> Problem:
+def draw(rng: Random, kinds: tuple[Kind, ...], split: str) -> Problem:
     """One of a split, all kinds equally often."""
     kind = rng.choice(kinds)
-    ranges = [LARGE if large and range_ == BIG else range_ for range_ in kind.ranges]
     while True:
-        numbers = {name: rng.randint(*range_) for name, range_ in zip("xyz", ranges, strict=False)}
+        numbers = {name: rng.randint(*range_) for name, range_ in zip("xyz", kind.ranges, strict=False)}
         (first, second), (en, ja, counter) = rng.sample(PEOPLE, 2), rng.choice(THINGS)
         words = {"A": first, "B": second, "T": (en, ja), "C": (counter, counter)}
         if (found := work_out(kind.steps, numbers)) and (made := Problem(kind, numbers, *found, words)).split == split:
             return made
 
 
-def story(rng: Random, language: Language, kinds: tuple[Kind, ...], large: bool = False) -> Document:
-    problem = draw(rng, kinds, "train", large)
+def story(rng: Random, language: Language, kinds: tuple[Kind, ...]) -> Document:
+    problem = draw(rng, kinds, "train")
     return problem.question(language), problem.answer(language)
 
 
-def sums(rng: Random, large: bool = False) -> Document:
-    """Bare calculations, one after another, over the numbers that stories have."""
-    found: list[str] = []
-    while len(found) < 6:
-        sign = rng.choice("+-*/")
-        a, b = rng.randint(2, 150 if large else 60), rng.randint(*(SMALL if sign in "*/" else LARGE if large else BIG))
-        if worked := work_out((f"x{sign}y",), {"x": a, "y": b}):
-            found += worked[0]
-    return "", " ".join(f"{x}." for x in found)
+def translation(rng: Random) -> Document:
+    """A story of any kind in the other language, without its answer."""
+    problem, (read, written) = draw(rng, KINDS, "train"), rng.sample(("en", "ja"), 2)
+    texts = {language: problem.question(language).splitlines()[0] for language in ("en", "ja")}
+    return f"{texts[read]}\n", texts[written]
+
+
+def sums(rng: Random) -> Iterator[Document]:
+    """The calculations of a story without the story."""
+    for step in draw(rng, KINDS, "train").worked:
+        asked, result = step.split("=")
+        yield f"{asked}=", f"{result}."
 
 
 def gsm8k(data: Path) -> list[Document]:
@@ -160,21 +162,17 @@ TAUGHT = {"choices": 8000, "gsm8k": 7000}  # the first so many; the rest is for 
 
 def documents(name: str, data: Path, short: Callable[[Document], bool]) -> Iterator[Document]:
     """An endless stream of what a model is taught."""
-    rng = Random("japanese" if name == "reader" else name)  # the two begin alike
+    rng = Random(name)
     read = [d for d in choices(data)[: TAUGHT["choices"]] if short(d)]
     school = [d for d in gsm8k(data)[: TAUGHT["gsm8k"]] if short(d)]
     while True:
         kind = rng.random()
-        if name == "reader":
-            yield story(rng, "ja", PLAIN, large=True) if kind < 0.5 else rng.choice(read)
+        if name == "school":
+            yield from sums(rng)
         elif name == "japanese":
-            yield story(rng, "ja", PLAIN) if kind < 0.7 else rng.choice(read)
-        elif name == "school":
-            yield story(rng, "en", KINDS, large=True) if kind < 0.7 else rng.choice(school)
-        elif name == "maths":
-            yield story(rng, "en", KINDS) if kind < 0.6 else sums(rng)
-        else:  # maths2: no stories of ours
-            yield sums(rng, large=True) if kind < 0.5 else rng.choice(school)
+            yield story(rng, "ja", PLAIN) if kind < 0.4 else translation(rng) if kind < 0.8 else rng.choice(read)
+        else:  # maths
+            yield story(rng, "en", KINDS) if kind < 0.7 else rng.choice(school)
 
 
 def questions(count: int, split: str) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import run
 from arguments import known, make_parser
-from tables import differences, plot
+from tables import differences, plot, solved
 
 HERE = Path(__file__).parent
 GROUPS = {  # {group: {row of results.json: what the tables call it}}
-    "models": {name: name for name in ("base", *run.SOURCES)},
+    "models": {name: name for name in ("base", run.BASE, *run.SOURCES)},
     "usual settings": {name: name for name in run.USUAL},
     "at random": {
         n: f"{n.removesuffix(', random')}, best of {run.DRAWS} at random" for n in run.SEARCHED if "rand" in n
@@ -22,12 +22,13 @@ GROUPS = {  # {group: {row of results.json: what the tables call it}}
     "fine-tuned": {f"fine-tuned {name}": f"fine-tuned {name}" for name in run.TUNED},
 }
 DIFFERENCES = (
-    ("evolved, 3 genes", "task arithmetic, random"),
-    ("evolved, 3 genes", "DARE-TIES, random"),
-    ("evolved, by thirds", "evolved, 3 genes"),
+    ("evolved, 2 genes", "task arithmetic, random"),
+    ("evolved, 2 genes", "DARE-TIES, random"),
+    ("evolved, by thirds", "evolved, 2 genes"),
     ("gradient, by layer", "evolved, by thirds"),
     ("evolution and gradient, by thirds", "evolved, by thirds"),
-    ("evolved, by thirds", "maths"),
+    ("evolved, by thirds", "japanese"),
+    ("gradient, by layer", "japanese"),
     ("evolved, by thirds", "fine-tuned maths"),
     ("gradient, by layer", "fine-tuned maths"),
 )
@@ -35,16 +36,22 @@ DIFFERENCES = (
 
 def main_table(results: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in results["rows"]}
-    print("| model | seeds | search | held out | 95 % | passes | minutes |\n|---|---:|---:|---:|---|---:|---:|")
+    print("| model | seeds | search | held out | 95 % | of one step | of two | passes | minutes |")
+    print("|---|---:|---:|---:|---|---:|---:|---:|---:|")
     for group in GROUPS.values():
         for name, label in group.items():
             if name in rows:
                 row, search = rows[name], np.mean([c["search"] for c in results["cells"][name].values()])
                 spent = f"{row['passes']:.0f} | {row['minutes']:.0f}" if row["passes"] else " | "
-                between = f"{row['low']:.1f} to {row['high']:.1f}"
+                bits = solved(results["cells"][name])  # every other question is of two steps
+                parts = " | ".join(f"{100 * bits[:, first::2].mean():.1f}" for first in (0, 1))
+                between = f"{row['low']:.1f} to {row['high']:.1f} | {parts}"
                 print(f"| {label} | {row['seeds']} | {search:.1f} | {row['heldout']:.1f} | {between} | {spent} |")
     print("\n| difference, held out | points | 95 % |\n|---|---:|---|")
-    for one, other, seeds, (mean, low, high) in differences(results["cells"], DIFFERENCES):
+    fixed = {
+        name: dict.fromkeys(map(str, range(9)), c["0"]) for name, c in results["cells"].items() if name in run.SOURCES
+    }
+    for one, other, seeds, (mean, low, high) in differences(results["cells"] | fixed, DIFFERENCES):
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     print("\n| weights | " + " | ".join(run.SOURCES) + " |\n|---|" + "---|" * len(run.SOURCES))
     for name, cells in results["cells"].items():

@@ -40,7 +40,7 @@ def texts(data: Path) -> Iterator[str]:
     for _ in range(20_000):
         problem = stories.draw(rng, stories.KINDS, rng.choice(("train", "search", "heldout")))
         yield from (problem.question(language) + problem.answer(language) for language in ("en", "ja"))
-    yield from (stories.sums(rng)[1] for _ in range(5_000))
+    yield from ("".join(pair) for _ in range(5_000) for pair in (stories.translation(rng), *stories.sums(rng)))
     yield "".join(map(chr, [*range(32, 127), *range(0x3041, 0x3097), *range(0x30A1, 0x30FB)])) + "、。「」\n"
 
 
