@@ -48,10 +48,9 @@ def main_table(results: dict[str, Any]) -> None:
                 between = f"{row['low']:.1f} to {row['high']:.1f} | {parts}"
                 print(f"| {label} | {row['seeds']} | {search:.1f} | {row['heldout']:.1f} | {between} | {spent} |")
     print("\n| difference, held out | points | 95 % |\n|---|---:|---|")
-    fixed = {
-        name: dict.fromkeys(map(str, range(9)), c["0"]) for name, c in results["cells"].items() if name in run.SOURCES
-    }
-    for one, other, seeds, (mean, low, high) in differences(results["cells"] | fixed, DIFFERENCES):
+    every = sorted({seed for by_seed in results["cells"].values() for seed in by_seed})
+    sources = {name: dict.fromkeys(every, results["cells"][name]["0"]) for name in run.SOURCES}  # they have no seeds
+    for one, other, seeds, (mean, low, high) in differences(results["cells"] | sources, DIFFERENCES):
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     print("\n| weights | " + " | ".join(run.SOURCES) + " |\n|---|" + "---|" * len(run.SOURCES))
     for name, cells in results["cells"].items():

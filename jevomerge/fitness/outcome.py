@@ -34,7 +34,7 @@ class Scores(NamedTuple):
 
     fitness: dict[str, np.ndarray]
     tie_break: dict[str, np.ndarray]
-    texts: dict[str, list[str]]  # what it wrote, for the tasks where it generates; where it was scored in this process
+    texts: dict[str, list[str]]  # what it wrote, where it generates; a member's where it was scored in this process
     stopped: Stopped | None = None  # if it was not scored to the end; the rest of its scores are NaN
     tokens: Tokens = Tokens(0, 0)
     drawn: Mapping[str, list[str]] = {}  # of tasks where it draws, the first pictures, JPEGs in base64; as `texts`
