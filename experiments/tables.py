@@ -55,6 +55,15 @@ def differences(
             yield one, other, len(seeds), interval(pair[0] - pair[1])
 
 
+def schedule(genome: dict[str, float]) -> list[float]:
+    """Weights of checkpoints -> the share of each in their sum, by order; the mean over groups of tensors."""
+    weights: dict[str, list[float]] = {}
+    for gene, value in genome.items():
+        weights.setdefault(gene.split("/", 1)[1], []).append(value)
+    means = np.array([np.mean(values) for values in weights.values()])
+    return [round(float(x), 3) for x in means / means.sum()]
+
+
 def plot(panels: Mapping[str, Mapping[str, Cells]], groups: Groups, file: Path, label: str, width: float = 3.2) -> None:
     """Held-out scores with their intervals, a panel, so many inches wide, for each title."""
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})

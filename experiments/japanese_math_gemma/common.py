@@ -27,9 +27,15 @@ def task(work: Path) -> dict[str, Any]:
     """Right number and Japanese, as in the paper: there is Japanese, no Latin letter, and the last number is right."""
     values = {"name": "japanese_math", "prompt": "{prompt}", "answer": "{answer}", "score": "generation"}
     values |= {"pattern": r"^(?=[\s\S]*[ぁ-ヶ一-龠])[^A-Za-z]*?(\d+)[^A-Za-z\d]*$", "max_new_tokens": 32}
+    return values | question_files(work, "ja")
+
+
+def question_files(folder: Path, language: stories.Language) -> dict[str, str]:
+    """Write what is asked: {split: file}."""
+    values = {}
     for split, count in SIZES.items():
-        file = work / f"{split}.jsonl"
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in stories.questions(count, split))
+        file = folder / f"{split}.jsonl"
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in stories.questions(count, split, language))
         write_atomically(file, "".join(lines))
         values[split] = str(file.resolve())
     return values

@@ -19,7 +19,7 @@ from arguments import known, make_parser, record
 
 import jevomerge as jm
 
-ROWS = 100  # of each
+ROWS = 60  # of each
 GENERATED = 40  # where texts are written
 
 
@@ -29,6 +29,8 @@ def rows_of(data: Path) -> dict[str, list[dict[str, Any]]]:
     choices = [json.loads(line) for line in lines]
     rng, plain, school = Random("plain"), stories.PLAIN, stories.gsm8k(data)[stories.TAUGHT["gsm8k"] :]
     mgsm = [line.split("\t") for line in (data / "mgsm" / "mgsm_ja.tsv").read_text().splitlines()]
+    gsm8k = [json.loads(line) for line in (data / "gsm8k_ja" / "search.jsonl").read_text().splitlines()]
+    translated = {"mgsm_ja": mgsm, "gsm8k_ja": [(row["question"], row["answer_number"]) for row in gsm8k]}
     english, japanese = ([stories.draw(rng, plain, "heldout") for _ in range(ROWS)] for _ in range(2))
     return {
         "jcommonsenseqa": [
@@ -37,9 +39,14 @@ def rows_of(data: Path) -> dict[str, list[dict[str, Any]]]:
         ][:ROWS],
         "plain_sums_en": [{"prompt": p.question("en"), "answer": str(p.result)} for p in english][:GENERATED],
         "plain_sums_ja": [{"prompt": p.question("ja"), "answer": str(p.result)} for p in japanese][:GENERATED],
+        **{name: [asked(*row) for row in rows[:GENERATED]] for name, rows in translated.items()},
         "perplexity_en": [{"prompt": p, "answer": a} for p, a in school][:ROWS],
         "perplexity_ja": [{"prompt": "問題:", "answer": question} for question, _ in mgsm][:ROWS],
     }
+
+
+def asked(question: str, number: str) -> dict[str, Any]:
+    return {"prompt": stories.PROMPTS["ja"].format(question), "answer": number.replace(",", "")}
 
 
 def task_files(work: Path, data: Path) -> dict[str, Path]:
@@ -74,23 +81,14 @@ LAST_NUMBER = [{"function": "regex", "regex_pattern": r"(\d+)", "group_select": 
 WRITTEN = {
     "output_type": "generate_until",
     "doc_to_target": "{{answer}}",
-    "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 32},
+    "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 64},
     "filter_list": [{"name": "last", "filter": LAST_NUMBER}],
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
 }
 
 
-def folder_of(work: Path, name: str) -> Path:
-    """Where the model of a row is, that of seed 0."""
-    if name in run.SEARCHED:
-        return work / "runs" / f"{name} 0" / "best"
-    if name.startswith("fine-tuned"):
-        return work / "tuned" / f"{name.removeprefix('fine-tuned ')} 0"
-    return work / "usual" / f"{name} 0" if name in run.USUAL else work / name
-
-
 def measured(model: Path, name: str, task: Path) -> float:
-    """Perplexity per token, or the metric in per cent."""
+    """Perplexity, of the mean over documents of their means per token, or the metric in per cent."""
     [scores] = jm.evaluate(model, task)["results"].values()
     if name.startswith("perplexity"):
         return round(float(np.exp(-scores["likelihood"])), 3)
@@ -104,9 +102,10 @@ def main() -> None:
     args = parser.parse_args()
     work = args.work.resolve()
     files = task_files(work, args.data)
-    for row in known(Path(__file__).with_name("results.json"), "rows"):
+    rows = known(Path(__file__).with_name("results.json"), "rows")
+    for row in sorted(rows, key=lambda row: (row["name"] not in ("base", *run.SOURCES), -row["heldout"])):
         if known(args.output, row["name"]) is None:
-            found = {n: measured(folder_of(work, row["name"]), n, file) for n, file in files.items()}
+            found = {n: measured(run.folder_of(work, row["name"], "0"), n, file) for n, file in files.items()}
             record(args.output, found, row["name"])
             print(row["name"], found, flush=True)
 

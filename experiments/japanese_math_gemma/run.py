@@ -4,7 +4,7 @@
     python experiments/japanese_math_gemma/table.py      # the tables of results.json, and plot.png
 
 Every row is a model folder below --work, and what is scored is that folder. A pass is one example read and answered
-once; the gradient of one counts three.
+once; the gradient of one counts three; scores of sources are not counted.
 """
 
 import itertools
@@ -48,6 +48,7 @@ class Arm(NamedTuple):
     genome: dict[str, Any]
     search: dict[str, Any]
     refine: dict[str, Any] | None = None
+    sources: tuple[str, ...] = SOURCES
 
 
 def cma(evaluations: int) -> dict[str, Any]:
@@ -65,34 +66,38 @@ USUAL: dict[str, tuple[str, dict[str, float]]] = {
 }
 GRADIENT = {"steps": STEPS, "examples_per_step": STEP_ROWS}
 BETWEEN = {"steps": 5, "examples_per_step": STEP_ROWS, "every": 2}
-RANDOM = {"strategy": "random", "evaluations": DRAWS, "population": 10, **FEW}
+RANDOM = {"strategy": "random", "evaluations": DRAWS, "population": DRAWS, **FEW}  # all are asked the same questions
 SEARCHED = {
     "evolved, 2 genes": Arm("task_arithmetic", {"weight": RANGE}, cma(EVALUATIONS)),
     "evolved, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(FINE_EVALUATIONS)),
+    "japanese alone, 1 gene": Arm("task_arithmetic", {"weight": RANGE}, cma(EVALUATIONS), None, SOURCES[:1]),
+    "japanese alone, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(FINE_EVALUATIONS), None, SOURCES[:1]),
     "task arithmetic, random": Arm("task_arithmetic", {"weight": RANGE}, RANDOM),
     "DARE-TIES, random": Arm("dare_ties", {"weight": RANGE, "density": [0, 1]}, RANDOM),
     "gradient, by layer": Arm("task_arithmetic", {"weight": FINE}, {"evaluations": 0}, GRADIENT),
     "evolution and gradient, by thirds": Arm("task_arithmetic", {"weight": THIRDS}, cma(EVALUATIONS), BETWEEN),
 }
-TUNED = ("maths", "average")
-FIRST = ("evolved, 2 genes", "evolved, by thirds", "gradient, by layer")  # they say most, and come before the others
-PASSES = FINE_EVALUATIONS * FEW["examples_per_generation"] + FEW["finalists"] * SEARCH  # of a search by thirds
+TUNED = ("japanese",)
+FIRST = ("evolved, 2 genes", "evolved, by thirds", "gradient, by layer", "japanese alone, by thirds")  # these say most
+PASSES = 60 * FEW["examples_per_generation"] + FEW["finalists"] * SEARCH  # of a search by thirds: whole generations
 
 
 class Bench:
     """Makes models below a folder and scores them."""
 
-    def __init__(self, work: Path, output: Path):
-        self.work, self.output, self.base = work, output, jm.Checkpoint(work / "base")
+    def __init__(self, work: Path):
+        self.work, self.base = work, jm.Checkpoint(work / "base")
         self.tokenizer = load_tokenizer(work / "base")
         self.task = Task.model_validate(common.task(work))
         self.judge = jm.make_judge(jm.make_ready([self.task], self.tokenizer, self.base.model), self.base.model)
 
-    def recipe(self, method: str, parameters: dict[str, float], seed: int) -> dict[str, Any]:
+    def recipe(
+        self, method: str, parameters: dict[str, float], seed: int, sources: tuple[str, ...] = SOURCES
+    ) -> dict[str, Any]:
         base = {"linear": {}, "slerp": {"base_model": str(self.work / SOURCES[0])}}
         return {
             "merge_method": method,
-            "models": [{"model": str(self.work / m)} for m in SOURCES],
+            "models": [{"model": str(self.work / m)} for m in sources],
             **base.get(method, {"base_model": str(self.work / BASE)}),
             "parameters": parameters,
             "dtype": "bfloat16",
@@ -102,9 +107,10 @@ class Bench:
 
     def score(self, folder: Path) -> Cell:
         """Both splits, in per cent, and which held-out problems are solved, as a string of bits."""
-        params, cell = jm.Checkpoint(folder).load(), dict[str, Any]()
+        model, cell = jm.Checkpoint(folder), dict[str, Any]()
+        params = model.load()
         for split in common.SIZES:
-            right = self.judge.model(params, split).fitness[self.task.name]
+            right = self.judge.model(params, split, model.model).fitness[self.task.name]
             cell[split] = round(100 * float(right.mean()), 2)
         return {**cell, "bits": "".join(str(int(v)) for v in right)}
 
@@ -116,7 +122,7 @@ class Bench:
         return self.score(path)
 
     def config(self, arm: Arm, seed: int) -> RunConfig:
-        values = {"recipe": self.recipe(arm.method, {}, seed), "genome": arm.genome, "search": arm.search}
+        values = {"recipe": self.recipe(arm.method, {}, seed, arm.sources), "genome": arm.genome, "search": arm.search}
         values |= {"refine": arm.refine} if arm.refine else {}
         few = {"path": self.task.heldout.path, "limit": 4}  # held-out questions are asked below, of every row
         task = self.task.model_dump() | (LIKELIHOOD if arm.refine else {}) | {"heldout": few}
@@ -132,8 +138,10 @@ class Bench:
         asked = sum(len(r["scores"][self.task.name]) for r in records) + arm.search.get("finalists", 0) * SEARCH
         spent = {"passes": asked + 3 * STEP_ROWS * steps, "evaluations": len(records)}
         minutes = known(run / "result.json", "seconds") / 60
-        weights = weights_of(known(run / "result.json", "best", "genome"))
-        return {**self.score(run / "best"), **spent, "minutes": round(minutes, 1), "weights": weights}
+        cell = {**self.score(run / "best"), **spent, "minutes": round(minutes, 1)}
+        if (source := known(run / "result.json", "best", "source")) is not None:
+            return cell | {"source": source}  # no candidate was better, and it is what was exported
+        return cell | {"weights": weights_of(known(run / "result.json", "best", "genome"))}
 
     def tuned(self, start: str, seed: int) -> Cell:
         """Fine-tuned on the questions of the search with their worked answers, for the passes of a search by thirds."""
@@ -144,15 +152,23 @@ class Bench:
         steps = PASSES * tokens // len(examples) // (3 * train.ROWS * train.LENGTH)
         began = time.perf_counter()
         if not out.exists():
-            folder = self.work / "usual" / "average 0" if start == "average" else self.work / start
             rng = np.random.default_rng(seed)
             endless = (documents[i] for _ in itertools.count() for i in rng.permutation(len(documents)))
-            run = train.Run(steps, train.RUNS["maths"].rate, f"{start} on questions of the search")
+            run = train.Run(steps, train.RUNS["japanese"].rate, f"{start} on questions of the search")
             rows = train.pack(endless, steps * train.ROWS, self.tokenizer)
-            params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jm.Checkpoint(folder).load())
+            params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jm.Checkpoint(self.work / start).load())
             train.write(out, train.fit(run, self.base.model, params, *rows), self.base, run.about)
         minutes = round((time.perf_counter() - began) / 60, 1)
         return {**self.score(out), "passes": PASSES, "minutes": minutes}
+
+
+def folder_of(work: Path, name: str, seed: str) -> Path:
+    """Where the model of a row is."""
+    if name in SEARCHED:
+        return work / "runs" / f"{name} {seed}" / "best"
+    if name.startswith("fine-tuned"):
+        return work / "tuned" / f"{name.removeprefix('fine-tuned ')} {seed}"
+    return work / "usual" / f"{name} {seed}" if name in USUAL else work / name
 
 
 def weights_of(genome: dict[str, float]) -> dict[str, float]:
@@ -171,10 +187,10 @@ def plan(bench: Bench, seeds: range) -> Iterator[tuple[str, str, Callable[[], Ce
         yield name, "0", partial(bench.usual, name, 0)
     others = [name for name in SEARCHED if name not in FIRST]
     for names, seed in (*((FIRST, s) for s in seeds), *((others, s) for s in seeds)):
-        for name in names:
-            yield name, str(seed), partial(bench.searched, name, seed)
         for name in TUNED if names is others else ():
             yield f"fine-tuned {name}", str(seed), partial(bench.tuned, name, seed)
+        for name in names:
+            yield name, str(seed), partial(bench.searched, name, seed)
 
 
 def rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
@@ -189,7 +205,7 @@ def rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     args = make_parser(__doc__, __file__, work=True, seeds=3).parse_args()
-    bench = Bench(args.work.resolve(), args.output)
+    bench = Bench(args.work.resolve())
     for name, seed, measure in plan(bench, range(args.seeds)):
         if known(args.output, "cells", name, seed) is None:
             record(args.output, cell := measure(), "cells", name, seed)

@@ -1,6 +1,6 @@
 """Word problems of one and two steps, told in English and in Japanese; what each model is taught, and what is asked.
 
-Plain kinds are taught in both languages. Of the others the Japanese model sees nothing, and the mathematicians see them
+Plain kinds are taught in both languages. Of the others the Japanese model sees no worked answer, and `maths` sees these
 in English alone; half of what is asked, in Japanese, is of these. A problem's split is a hash of its kind and numbers,
 so that no problem that is asked is in any training text, in whatever language.
 """
@@ -175,12 +175,12 @@ def documents(name: str, data: Path, short: Callable[[Document], bool]) -> Itera
             yield story(rng, "en", KINDS) if kind < 0.7 else rng.choice(school)
 
 
-def questions(count: int, split: str) -> list[dict[str, Any]]:
+def questions(count: int, split: str, language: Language = "ja") -> list[dict[str, Any]]:
     """Different problems, half of them of the kinds that no model saw in Japanese."""
     rng, found = Random(split), dict[str, dict[str, Any]]()
     while len(found) < count:
         problem = draw(rng, HARDER if len(found) % 2 else PLAIN, split)
-        prompt = problem.question("ja")
+        prompt = problem.question(language)
         kind = KINDS.index(problem.kind)
-        found[prompt] = {"prompt": prompt, "answer": problem.answer("ja"), "number": problem.result, "kind": kind}
+        found[prompt] = {"prompt": prompt, "answer": problem.answer(language), "number": problem.result, "kind": kind}
     return list(found.values())

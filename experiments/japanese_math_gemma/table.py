@@ -27,10 +27,13 @@ DIFFERENCES = (
     ("evolved, by thirds", "evolved, 2 genes"),
     ("gradient, by layer", "evolved, by thirds"),
     ("evolution and gradient, by thirds", "evolved, by thirds"),
+    ("evolved, 2 genes", "japanese alone, 1 gene"),
+    ("evolved, by thirds", "japanese alone, by thirds"),
+    ("evolved, 2 genes", "japanese"),
     ("evolved, by thirds", "japanese"),
     ("gradient, by layer", "japanese"),
-    ("evolved, by thirds", "fine-tuned maths"),
-    ("gradient, by layer", "fine-tuned maths"),
+    ("evolved, by thirds", "fine-tuned japanese"),
+    ("gradient, by layer", "fine-tuned japanese"),
 )
 
 
@@ -54,9 +57,10 @@ def main_table(results: dict[str, Any]) -> None:
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     print("\n| weights | " + " | ".join(run.SOURCES) + " |\n|---|" + "---|" * len(run.SOURCES))
     for name, cells in results["cells"].items():
-        found = [[c["weights"][f"{s} weight"] for s in run.SOURCES] for c in cells.values() if "weights" in c]
+        found = [[c["weights"].get(f"{s} weight") for s in run.SOURCES] for c in cells.values() if "weights" in c]
         if found:
-            shown = [f"{np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in np.transpose(found)]
+            columns = list(zip(*found, strict=True))
+            shown = [f"{np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" if v[0] is not None else "" for v in columns]
             print(f"| {name} | " + " | ".join(shown) + " |")
 
 
@@ -64,7 +68,7 @@ def kept_table(kept: dict[str, dict[str, float]]) -> None:
     names = list(next(iter(kept.values())))
     print("\n| model | " + " | ".join(names) + " |\n|---|" + "---:|" * len(names))
     for model, row in kept.items():
-        print(f"| {model} | " + " | ".join(f"{row[name]:.3g}" for name in names) + " |")
+        print(f"| {model} | " + " | ".join(f"{row[name]:.4g}" for name in names) + " |")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ python experiments/japanese_math_gemma/train.py --data DATA japanese   # one of 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from jevomerge.checkpoint.export import copy_tokenizer, export_folder, tensors_o
 from jevomerge.tokenizers.load import load_tokenizer
 
 ROWS, LENGTH = 4, 128  # of a step; documents are packed one after another
+Keep = Callable[[int, Any], None]  # is given the steps that were made, and the parameters
 
 
 class Run(NamedTuple):
@@ -33,6 +34,7 @@ class Run(NamedTuple):
     rate: float
     about: str
     start: str = "base"
+    end: float = 0.05  # the share of the rate that is left at the end
 
 
 RUNS = {
@@ -56,9 +58,11 @@ def pack(
     return np.asarray(tokens[:needed], np.int32).reshape(shape), np.asarray(weights[:needed], np.float32).reshape(shape)
 
 
-def fit(run: Run, model: Any, params: Any, tokens: np.ndarray, weights: np.ndarray, rows: int = ROWS) -> Any:
-    """Train on packed rows, so many a step; prints the loss as it goes. The float32 params given are used up."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, run.rate, run.steps // 10, run.steps, run.rate * 0.05)
+def fit(
+    run: Run, model: Any, params: Any, tokens: np.ndarray, weights: np.ndarray, keep: Keep = lambda step, params: None
+) -> Any:
+    """Train on packed rows; prints the loss and calls `keep` as it goes. The float32 params given are used up."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, run.rate, run.steps // 10, run.steps, run.rate * run.end)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.0))
 
     def loss(params: Any, tokens: jax.Array, weights: jax.Array) -> jax.Array:
@@ -74,21 +78,22 @@ def fit(run: Run, model: Any, params: Any, tokens: np.ndarray, weights: np.ndarr
 
     state, began, losses = optimizer.init(params), time.monotonic(), list[float]()
     for i in range(run.steps):
-        batch = slice(i * rows, (i + 1) * rows)
+        batch = slice(i * ROWS, (i + 1) * ROWS)
         params, state, value = step(params, state, tokens[batch], weights[batch])
         losses.append(float(value))
+        keep(i + 1, params)
         if (i + 1) % 10 == 0:
             seconds = time.monotonic() - began
             print(f"{run.about} {i + 1}/{run.steps}: {np.mean(losses[-10:]):.3f}, {seconds:.0f} s", flush=True)
     return params
 
 
-def write(folder: Path, params: Any, base: jm.Checkpoint, about: str) -> None:
-    """An ordinary Hugging Face folder in bfloat16."""
+def write(folder: Path, params: Any, base: jm.Checkpoint, about: str, dtype: str = "bfloat16") -> None:
+    """An ordinary Hugging Face folder."""
     with export_folder(folder) as new:
         copy_tokenizer(new, base)
-        rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-        write_model(new, base.model.files, base.specs, "bfloat16", tensors_of(rounded))
+        rounded = jax.tree.map(lambda x: x.astype(dtype), params)
+        write_model(new, base.model.files, base.specs, dtype, tensors_of(rounded))
         (new / "README.md").write_text(f"---\nlicense: gemma\n---\n\n# {folder.name}\n\n{about}\n")
 
 

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 import train
 from answers import MINIATURE, apart, likelihood, texts, together
 from arguments import known, make_parser, record
-from tables import interval, solved
+from tables import interval, schedule, solved
 
 import jevomerge as jm
 from jevomerge.observers.observer import SILENT
@@ -156,15 +156,6 @@ class Bench:
 def average(trees: list[Tree]) -> Tree:
     """The mean, in float32."""
     return jax.tree.map(lambda *x: np.mean(x, axis=0, dtype=np.float32), *trees)
-
-
-def schedule(genome: dict[str, float]) -> list[float]:
-    """The share of each checkpoint in their sum, by order; the mean over groups."""
-    weights: dict[str, list[float]] = {}
-    for gene, value in genome.items():
-        weights.setdefault(gene.split("/", 1)[1], []).append(value)
-    means = np.array([np.mean(values) for values in weights.values()])
-    return [round(float(x), 3) for x in means / means.sum()]
 
 
 # --- everything ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the README says of merge methods and of evolution from Python: its table and its examples."""
 
 import importlib.metadata
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,45 @@ ROOT = Path(__file__).parents[2]
 METHODS = (ROOT / "jevomerge" / "methods" / "README.md").read_text()
 PYTHON = (ROOT / "experiments" / "guides" / "python.md").read_text()
 MODELS = Path(__file__).parents[1] / "data" / "parity" / "models"
+
+
+BROUGHT = (  # rows of the README's table: a file of results, where its rows are, and their names by column
+    ("japanese_math_mini/results", ("japanese_math",), ("addition", "TIES (density 0.5)", "task arithmetic, random",
+     "evolved, 3 genes", "evolved, 42 genes", None, "fine-tuned mathematics, other sums")),
+    ("sparse_experts/results", ("runs",), ("mathematics", "task arithmetic (weight 0.4)", "task arithmetic, random",
+     "evolved, 3 genes", "evolved, 42 genes", "gradient, 42 genes", None)),
+    ("japanese_vqa_mini/results", ("Japanese",), ("graft", "task arithmetic (weight 0.7)", "task arithmetic, random",
+     "evolved, 2 genes", "evolved, 22 genes", None, "fine-tuned graft")),
+    ("japanese_diffusion_mini/results", ("Japanese, four steps",), ("fast", "task vectors added, no style",
+     "3 genes, random", "evolved, 3 genes", "evolved, blocks", None, "ja, distilled")),
+    ("japanese_diffusion_mini/results_outlines", ("Japanese, four steps",), ("fast", "task vectors added (1, 1, 1)",
+     "3 genes, random", "evolved, 3 genes", "evolved, blocks", None, "average, fine-tuned")),
+    ("trajectories/results", ("cells", "constant"), ("last checkpoint", "average of the last k", None,
+     "searched, a weight per checkpoint", "searched, a weight per checkpoint and layer",
+     "gradient, a weight per checkpoint and layer", None)),
+    ("japanese_math_gemma/fresh", (), ("japanese", "task arithmetic (weight 1)", None,
+     "evolved, 2 genes", "evolved, by thirds", "gradient, by layer", "fine-tuned japanese")),
+    ("japanese_math_gemma/trajectory", ("cells",), ("constant: last checkpoint", "constant: average of all", None,
+     "constant: searched, a weight per checkpoint", None, "constant: gradient, a weight per checkpoint and layer",
+     None)),
+)  # fmt: skip
+
+
+def test_what_it_brings_is_what_the_experiments_hold():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("## What it brings")[1].split("\n## ")[0]
+    table = [line.split("|")[2:-1] for line in re.findall(r"^\|.*\|$", section, re.MULTILINE)[2:]]
+    assert len(table) == len(BROUGHT)
+    for cells, (file, where, names) in zip(table, BROUGHT, strict=True):
+        rows = json.loads((ROOT / "experiments" / f"{file}.json").read_text())
+        for key in where:
+            rows = rows[key]
+        for cell, name in zip(cells, names, strict=True):
+            if name:
+                solved = np.mean([[int(bit) for bit in seed["bits"]] for seed in rows[name].values()])
+                assert re.search(r"[\d.]+", cell)[0] == f"{100 * solved:.1f}", (file, name)
+            else:  # of which there is none, or it is of another experiment, which is linked
+                assert not cell.strip() or "](" in cell, (file, cell)
 
 
 def test_the_table_of_methods():

@@ -1,0 +1,69 @@
+"""The models of run.py on held-out problems that were drawn when all of them were made: twice as many.
+
+    python experiments/japanese_math_gemma/fresh.py            # after run.py; fresh.json, goes on where it was stopped
+    python experiments/japanese_math_gemma/fresh.py --table    # its tables
+
+The 96 held-out problems of run.py had been seen, as scores, by whoever redesigned the sources; nobody had seen these.
+"""
+
+import json
+import time
+from typing import Any
+
+import common
+import run
+import stories
+from arguments import known, make_parser, record
+from table import DIFFERENCES
+from tables import differences, interval, solved
+
+import jevomerge as jm
+from jevomerge.checkpoint.files import write_atomically
+from jevomerge.fitness.schema import Task
+from jevomerge.tokenizers.load import load_tokenizer
+
+COUNT = 192  # even ones of one step, odd ones of two
+SEEN = common.SIZES["heldout"]
+ROWS = (  # with three seeds where the row is searched
+    "japanese",
+    *run.FIRST,
+    "fine-tuned japanese",
+    "task arithmetic (weight 1)",
+)
+
+
+def print_tables(cells: dict[str, dict[str, Any]]) -> None:
+    print("| model | seeds | solved | 95 % | of one step | of two |\n|---|---:|---:|---|---:|---:|")
+    for name, by_seed in cells.items():
+        bits = solved(by_seed)
+        (mean, low, high), parts = interval(bits), [100 * bits[:, first::2].mean() for first in (0, 1)]
+        shown = f"{mean:.1f} | {low:.1f} to {high:.1f} | {parts[0]:.1f} | {parts[1]:.1f}"
+        print(f"| {name} | {len(by_seed)} | {shown} |")
+    every = sorted({seed for by_seed in cells.values() for seed in by_seed})
+    cells = cells | {"japanese": dict.fromkeys(every, cells["japanese"]["0"])}  # it has no seeds
+    print("\n| difference | points | 95 % |\n|---|---:|---|")
+    for one, other, seeds, (mean, low, high) in differences(cells, DIFFERENCES):
+        print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
+
+
+def main() -> None:
+    args = make_parser(__doc__, __file__, output="fresh.json", work=True, table=True).parse_args()
+    if not args.table:
+        work = args.work.resolve()
+        file, rows = work / "fresh.jsonl", stories.questions(SEEN + COUNT, "heldout")[SEEN:]
+        write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        task = Task.model_validate(common.task(work) | {"heldout": str(file)})
+        tokenizer, model = load_tokenizer(work / "base"), jm.Checkpoint(work / "base").model
+        judge = jm.make_judge(jm.make_ready([task], tokenizer, model), model)
+        measured = known(common.HERE / "results.json", "cells")
+        for name, seed in ((row, s) for row in ROWS for s in measured.get(row, ())):
+            if known(args.output, name, seed) is None:
+                params = jm.Checkpoint(run.folder_of(work, name, seed)).load()
+                right = judge.model(params, "heldout").fitness[task.name]
+                record(args.output, {"bits": "".join(str(int(v)) for v in right)}, name, seed)
+                print(time.strftime("%H:%M:%S"), name, seed, f"{right.mean():.4f}", flush=True)
+    print_tables(known(args.output))
+
+
+if __name__ == "__main__":
+    main()
