@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import common
+import numpy as np
 import run
 import stories
 from arguments import known, make_parser, record
@@ -32,12 +33,22 @@ ROWS = (  # with three seeds where the row is searched
 )
 
 
+def drawn() -> tuple[list[dict[str, Any]], list[bool]]:
+    """The problems, and of each whether its kind and numbers are those of no problem of run.py."""
+    every = stories.questions(SEEN + COUNT, "heldout")
+    known = {(row["kind"], row["answer"]) for row in every[:SEEN]}
+    return every[SEEN:], [(row["kind"], row["answer"]) not in known for row in every[SEEN:]]
+
+
 def print_tables(cells: dict[str, dict[str, Any]]) -> None:
-    print("| model | seeds | solved | 95 % | of one step | of two |\n|---|---:|---:|---|---:|---:|")
+    new = np.array(drawn()[1])
+    print(f"| model | seeds | solved | 95 % | of one step | of two | of {new.sum()} with other numbers |")
+    print("|---|---:|---:|---|---:|---:|---:|")
     for name, by_seed in cells.items():
         bits = solved(by_seed)
-        (mean, low, high), parts = interval(bits), [100 * bits[:, first::2].mean() for first in (0, 1)]
-        shown = f"{mean:.1f} | {low:.1f} to {high:.1f} | {parts[0]:.1f} | {parts[1]:.1f}"
+        mean, low, high = interval(bits)
+        parts = [100 * bits[:, which].mean() for which in (slice(0, None, 2), slice(1, None, 2), new)]
+        shown = " | ".join([f"{mean:.1f}", f"{low:.1f} to {high:.1f}", *(f"{part:.1f}" for part in parts)])
         print(f"| {name} | {len(by_seed)} | {shown} |")
     every = sorted({seed for by_seed in cells.values() for seed in by_seed})
     cells = cells | {"japanese": dict.fromkeys(every, cells["japanese"]["0"])}  # it has no seeds
@@ -50,8 +61,8 @@ def main() -> None:
     args = make_parser(__doc__, __file__, output="fresh.json", work=True, table=True).parse_args()
     if not args.table:
         work = args.work.resolve()
-        file, rows = work / "fresh.jsonl", stories.questions(SEEN + COUNT, "heldout")[SEEN:]
-        write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        file = work / "fresh.jsonl"
+        write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn()[0]))
         task = Task.model_validate(common.task(work) | {"heldout": str(file)})
         tokenizer, model = load_tokenizer(work / "base"), jm.Checkpoint(work / "base").model
         judge = jm.make_judge(jm.make_ready([task], tokenizer, model), model)

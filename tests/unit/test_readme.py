@@ -37,7 +37,7 @@ BROUGHT = (  # rows of the README's table: a file of results, where its rows are
      "3 genes, random", "evolved, 3 genes", "evolved, blocks", None, "average, fine-tuned")),
     ("trajectories/results", ("cells", "constant"), ("last checkpoint", "average of the last k", None,
      "searched, a weight per checkpoint", "searched, a weight per checkpoint and layer",
-     "gradient, a weight per checkpoint and layer", None)),
+     "gradient, a weight per checkpoint", None)),
     ("japanese_math_gemma/fresh", (), ("japanese", "task arithmetic (weight 1)", None,
      "evolved, 2 genes", "evolved, by thirds", "gradient, by layer", "fine-tuned japanese")),
     ("japanese_math_gemma/trajectory", ("cells",), ("constant: last checkpoint", "constant: average of all", None,
