@@ -55,6 +55,12 @@ def differences(
             yield one, other, len(seeds), interval(pair[0] - pair[1])
 
 
+def for_every_seed(rows: Mapping[str, Cells], names: Iterable[str]) -> dict[str, Cells]:
+    """The rows, of which those named, that have no seeds, are repeated for each: so `differences` can pair them."""
+    every = sorted({seed for by_seed in rows.values() for seed in by_seed})
+    return {**rows, **{name: dict.fromkeys(every, rows[name]["0"]) for name in names}}
+
+
 def schedule(genome: dict[str, float]) -> list[float]:
     """Weights of checkpoints -> the share of each in their sum, by order; the mean over groups of tensors."""
     weights: dict[str, list[float]] = {}

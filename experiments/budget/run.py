@@ -133,7 +133,7 @@ def gemma() -> Iterator[Row]:
 def of_cells(problem: str, kind: str, genes: int, examples: int, cells: Any) -> Row:
     """Of what an experiment has for each seed."""
     first = next(iter(cells.values()))
-    alone = None if kind in ("gradient", "both in turn") else first.get("evaluations", first["passes"] // examples)
+    alone = None if kind == "gradient" else first.get("evaluations", first["passes"] // examples)
     return Row(problem, kind, genes, alone, examples, first["passes"], solved(cells))
 
 

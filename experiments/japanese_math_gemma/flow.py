@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import run
 from arguments import known, make_parser, record
-from tables import differences, interval, solved
+from tables import differences, for_every_seed, interval, solved
 
 import jevomerge as jm
 from jevomerge.fitness.schema import Task
@@ -34,8 +34,6 @@ DIFFERENCES = (
     ("weights and path", "weights, twice as long"),
     ("weights and path", "weights and path, scales of 1"),
 )
-
-
 KINDS = ("one layer dropped", "layers of the other stacked")
 
 
@@ -155,9 +153,7 @@ def print_tables(cells: dict[str, dict[str, run.Cell]]) -> None:
         minutes = "" if np.isnan(spent) else f"{spent:.0f}"
         print(f"| {name} | {len(by_seed)} | {search:.1f} | {mean:.1f} | {low:.1f} to {high:.1f} | {minutes} |")
     print("\n| difference, held out | points | 95 % |\n|---|---:|---|")
-    every = {seed for by_seed in cells.values() for seed in by_seed}
-    paired = cells | {ALONE: dict.fromkeys(sorted(every), cells[ALONE]["0"])}  # it has no seeds
-    for one, other, seeds, (mean, low, high) in differences(paired, DIFFERENCES):
+    for one, other, seeds, (mean, low, high) in differences(for_every_seed(cells, [ALONE]), DIFFERENCES):
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     print()
     for name, by_seed in cells.items():

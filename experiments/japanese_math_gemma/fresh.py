@@ -16,7 +16,7 @@ import run
 import stories
 from arguments import known, make_parser, record
 from table import DIFFERENCES
-from tables import differences, interval, solved
+from tables import differences, for_every_seed, interval, solved
 
 import jevomerge as jm
 from jevomerge.checkpoint.files import write_atomically
@@ -50,10 +50,8 @@ def print_tables(cells: dict[str, dict[str, Any]]) -> None:
         parts = [100 * bits[:, which].mean() for which in (slice(0, None, 2), slice(1, None, 2), new)]
         shown = " | ".join([f"{mean:.1f}", f"{low:.1f} to {high:.1f}", *(f"{part:.1f}" for part in parts)])
         print(f"| {name} | {len(by_seed)} | {shown} |")
-    every = sorted({seed for by_seed in cells.values() for seed in by_seed})
-    cells = cells | {"japanese": dict.fromkeys(every, cells["japanese"]["0"])}  # it has no seeds
     print("\n| difference | points | 95 % |\n|---|---:|---|")
-    for one, other, seeds, (mean, low, high) in differences(cells, DIFFERENCES):
+    for one, other, seeds, (mean, low, high) in differences(for_every_seed(cells, ["japanese"]), DIFFERENCES):
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import run
 from arguments import known, make_parser
-from tables import differences, plot, solved
+from tables import differences, for_every_seed, plot, solved
 
 HERE = Path(__file__).parent
 GROUPS = {  # {group: {row of results.json: what the tables call it}}
@@ -51,9 +51,8 @@ def main_table(results: dict[str, Any]) -> None:
                 between = f"{row['low']:.1f} to {row['high']:.1f} | {parts}"
                 print(f"| {label} | {row['seeds']} | {search:.1f} | {row['heldout']:.1f} | {between} | {spent} |")
     print("\n| difference, held out | points | 95 % |\n|---|---:|---|")
-    every = sorted({seed for by_seed in results["cells"].values() for seed in by_seed})
-    sources = {name: dict.fromkeys(every, results["cells"][name]["0"]) for name in run.SOURCES}  # they have no seeds
-    for one, other, seeds, (mean, low, high) in differences(results["cells"] | sources, DIFFERENCES):
+    paired = for_every_seed(results["cells"], run.SOURCES)
+    for one, other, seeds, (mean, low, high) in differences(paired, DIFFERENCES):
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     print("\n| weights | " + " | ".join(run.SOURCES) + " |\n|---|" + "---|" * len(run.SOURCES))
     for name, cells in results["cells"].items():

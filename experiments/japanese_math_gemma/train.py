@@ -97,21 +97,26 @@ def write(folder: Path, params: Any, base: jm.Checkpoint, about: str, dtype: str
         (new / "README.md").write_text(f"---\nlicense: gemma\n---\n\n# {folder.name}\n\n{about}\n")
 
 
+def taught(name: str, data: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[stories.Document]:
+    """An endless stream of what a model is taught, none of it too long."""
+
+    def short(document: stories.Document) -> bool:
+        return len(tokenizer("".join(document))["input_ids"]) <= stories.LONGEST
+
+    return stories.documents(name, data, short)
+
+
 def main() -> None:
     parser = make_parser(__doc__, __file__, output=None, parts=RUNS, work=True)
     common.add_folders(parser, "data")
     args = parser.parse_args()
     base, tokenizer = jm.Checkpoint(args.work / "base"), load_tokenizer(args.work / "base")
-
-    def short(document: stories.Document) -> bool:
-        return len(tokenizer("".join(document))["input_ids"]) <= stories.LONGEST
-
     for name in args.parts:
         if not (args.work / name).exists():
             run = RUNS[name]
             start = jm.Checkpoint(args.work / run.start).load()
             params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
-            rows = pack(stories.documents(name, args.data, short), run.steps * ROWS, tokenizer)
+            rows = pack(taught(name, args.data, tokenizer), run.steps * ROWS, tokenizer)
             about = f"Gemma 3 270M, trimmed and fine-tuned by `experiments/japanese_math_gemma`: {run.about}."
             write(args.work / name, fit(run, base.model, params, *rows), base, about)
 

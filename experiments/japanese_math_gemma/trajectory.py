@@ -18,7 +18,6 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import stories
 import train
 from arguments import known, make_parser, record
 from run import FAST, FEW, Cell
@@ -71,11 +70,8 @@ class Bench:
             if step in POINTS:
                 train.write(self.work / rate / str(step), params, self.base, f"{step} steps", "float32")
 
-        def short(document: stories.Document) -> bool:
-            return len(self.tokenizer("".join(document))["input_ids"]) <= stories.LONGEST
-
         run = train.RUNS["maths"]._replace(steps=STEPS, end=RATES[rate], about=f"maths, {rate}")
-        rows = train.pack(stories.documents("maths", self.data, short), STEPS * train.ROWS, self.tokenizer)
+        rows = train.pack(train.taught("maths", self.data, self.tokenizer), STEPS * train.ROWS, self.tokenizer)
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.base.load())
         train.fit(run, self.base.model, params, *rows, keep)
 
@@ -124,8 +120,10 @@ class Bench:
         records = read_archive(folder / "evaluations.jsonl")
         steps = settings.get("refine", {}).get("steps", 0) * sum("refined" in r for r in records)
         passes = sum(len(r["scores"]["nats"]) for r in records) + settings["search"].get("finalists", 0) * SEARCH
-        weights = schedule(known(folder / "result.json", "best", "genome"))
-        return {**self.score(folder / "best"), "passes": passes + 3 * STEP_ROWS * steps, "weights": weights}
+        cell = {**self.score(folder / "best"), "passes": passes + 3 * STEP_ROWS * steps}
+        if (source := known(folder / "result.json", "best", "source")) is not None:
+            return cell | {"source": source}  # no candidate was better, and it is what was exported
+        return cell | {"weights": schedule(known(folder / "result.json", "best", "genome"))}
 
 
 def plan(bench: Bench, rate: str, seeds: range) -> Iterator[tuple[str, int, Callable[[], Cell]]]:
