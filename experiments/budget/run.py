@@ -123,6 +123,7 @@ def gemma() -> Iterator[Row]:
     """japanese_math_gemma, on the problems that were drawn last."""
     found, fresh = results("japanese_math_gemma")["cells"], results("japanese_math_gemma", "fresh")
     for name, kind, genes, examples in (
+        ("task arithmetic, random", "random trials", 2, 24),
         ("evolved, 2 genes", "evolved, few examples", 2, 24),
         ("evolved, by thirds", "evolved, few examples", 10, 24),
         ("gradient, by layer", "gradient", 40, 16),

@@ -3,7 +3,7 @@
     python experiments/japanese_math_gemma/flow.py             # after run.py; flow.json, goes on where it was stopped
     python experiments/japanese_math_gemma/flow.py --table     # its tables
 
-What is scored is always an exported folder; everything is chosen by the likelihood of the worked answers.
+What is scored is always an exported folder; everything is chosen by how many search questions are answered right.
 """
 
 import itertools
@@ -19,19 +19,21 @@ from arguments import known, make_parser, record
 from tables import differences, for_every_seed, interval, solved
 
 import jevomerge as jm
-from jevomerge.fitness.schema import Task
 from jevomerge.genome.route import Hop, PathSpace, encode, hops_of
 from jevomerge.genome.schema import PathSearch
 from jevomerge.observers.observer import SILENT
 from jevomerge.problems.path import PathProblem
 
 ALONE, OTHER = "japanese", "maths"  # the better source of the two, and whose layers may be taken
-EVALUATIONS, POPULATION = run.EVALUATIONS, 8  # of a stage, and of a generation
+WEIGHTS = "evolved, by thirds"  # of run.py
+FIRST, THEN = run.FINE_EVALUATIONS, run.EVALUATIONS  # of a path: as many as of weights, and after them
+POPULATION = 8  # of paths
+NEAR = {"repeats": 2, "others_on": 0.02, "scale_range": (0.8, 1.2)}  # a first path has a layer more or less
 DIFFERENCES = (
     ("path", ALONE),
     ("path", "path, scales of 1"),
-    ("weights and path", "weights"),
-    ("weights and path", "weights, twice as long"),
+    ("weights and path", WEIGHTS),
+    ("weights and path", f"{WEIGHTS}, longer"),
     ("weights and path", "weights and path, scales of 1"),
 )
 KINDS = ("one layer dropped", "layers of the other stacked")
@@ -51,12 +53,11 @@ class Flow:
 
     def __init__(self, work: Path):
         self.work, self.bench = work / "flow", run.Bench(work)
-        self.task = Task.model_validate(self.bench.task.model_dump() | run.LIKELIHOOD)
         self.sources = [work / ALONE, work / OTHER]
         self.work.mkdir(exist_ok=True)
 
     def path(self, models: list[Path], **values: Any) -> PathSearch:
-        return PathSearch(models=tuple(map(str, models)), repeats=2, others_on=0.1, **values)
+        return PathSearch(models=tuple(map(str, models)), **NEAR, **values)
 
     def exported(self, problem: PathProblem, genome: np.ndarray) -> run.Cell:
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
@@ -68,38 +69,38 @@ class Flow:
         problem = PathProblem(self.path(models, scaling="none"))
         hops = by_hand(problem.space)[kind]
         genomes = np.stack([encode(problem.space, h) for h in hops])
-        judge = jm.make_judge(jm.make_ready([self.task], self.bench.tokenizer, problem.model), problem.model)
+        judge = jm.make_judge(jm.make_ready([self.bench.task], self.bench.tokenizer, problem.model), problem.model)
         scores = [judge.fitness(s)[0] for [s] in judge.members(problem.load(), genomes)]
         best = int(np.argmax(scores))
         return {**self.exported(problem, genomes[best]), "path": written(hops[best]), "candidates": len(hops)}
 
-    def evolved(self, name: str, seed: int, evaluations: int, values: dict[str, Any]) -> run.Cell:
+    def evolved(self, name: str, seed: int, search: dict[str, Any], values: dict[str, Any]) -> run.Cell:
         """The winner of a search."""
         folder = self.folder(name, seed)
         if not (folder / "result.json").exists():
-            few = {"path": self.task.heldout.path, "limit": 4}  # held-out questions are asked of the folder
-            tasks = [self.task.model_dump() | {"heldout": few}]
-            search = {"evaluations": evaluations, "population": POPULATION, **run.FEW}
-            config = {"name": "run", "seed": seed, "tasks": tasks, "search": search, **run.FAST, **values}
+            task = self.bench.task
+            few = {"path": task.heldout.path, "limit": 4}  # held-out questions are asked of the folder
+            tasks = [task.model_dump() | {"heldout": few}]
+            config = {"name": "run", "seed": seed, "tasks": tasks, "search": search | run.FEW, **run.FAST, **values}
             jm.evolve(jm.read_run(config), output=folder, resume=(folder / "config.yaml").exists(), observer=SILENT)
         minutes = round(known(folder / "result.json", "seconds") / 60, 1)
-        cell = {**self.bench.score(folder / "best"), "minutes": minutes, "evaluations": evaluations}
+        cell = {**self.bench.score(folder / "best"), "minutes": minutes, "evaluations": search["evaluations"]}
         source = known(folder / "result.json", "best", "source")  # none of the candidates was better
         return cell if source is None else cell | {"source": source}
 
     def folder(self, name: str, seed: int) -> Path:
         return self.work / f"{name} {seed}"
 
-    def weights(self, name: str, seed: int, evaluations: int) -> run.Cell:
-        """Task arithmetic with a weight per source."""
-        arm = run.SEARCHED["evolved, 2 genes"]
-        return self.evolved(
-            name, seed, evaluations, {"recipe": self.bench.recipe(arm.method, {}, seed), "genome": arm.genome}
-        )
+    def weights(self, name: str, seed: int) -> run.Cell:
+        """Those of run.py with the evaluations of weights and path."""
+        arm = run.SEARCHED[WEIGHTS]
+        values = {"recipe": self.bench.recipe(arm.method, {}, seed), "genome": arm.genome}
+        return self.evolved(name, seed, {"evaluations": FIRST + THEN}, values)
 
     def searched(self, name: str, seed: int, evaluations: int, models: list[Path]) -> run.Cell:
         """A path through these models, which begins as the first of them."""
-        cell = self.evolved(name, seed, evaluations, {"path": self.path(models).model_dump(exclude_defaults=True)})
+        search = {"evaluations": evaluations, "population": POPULATION}
+        cell = self.evolved(name, seed, search, {"path": self.path(models).model_dump(exclude_defaults=True)})
         hops = hops_in(self.folder(name, seed) / "best")
         return {**cell, "path": written(hops) or f"none was better than {cell['source']}"}
 
@@ -117,18 +118,13 @@ class Flow:
         for kind in KINDS:
             yield f"{ALONE}, {kind}", "0", partial(self.hand, kind, self.sources)
         for seed in seeds:
-            mixed = [self.folder("weights", seed) / "best", self.sources[0]]
-            yield "weights", str(seed), partial(self.weights, "weights", seed, EVALUATIONS)
-            for name, models, evaluations in (
-                ("path", self.sources, 2 * EVALUATIONS),
-                ("weights and path", mixed, EVALUATIONS),
-            ):
+            mixed = run.folder_of(self.bench.work, WEIGHTS, str(seed))
+            yield WEIGHTS, str(seed), partial(self.bench.searched, WEIGHTS, seed)
+            stages = {"path": (self.sources, FIRST), "weights and path": ([mixed, self.sources[0]], THEN)}
+            for name, (models, evaluations) in stages.items():
                 yield name, str(seed), partial(self.searched, name, seed, evaluations, models)
                 yield f"{name}, scales of 1", str(seed), partial(self.unscaled, name, seed, models)
-            twice = "weights, twice as long"
-            yield twice, str(seed), partial(self.weights, twice, seed, 2 * EVALUATIONS)
-            for kind in KINDS:
-                yield f"weights, {kind}", str(seed), partial(self.hand, kind, mixed)
+            yield f"{WEIGHTS}, longer", str(seed), partial(self.weights, f"{WEIGHTS}, longer", seed)
 
 
 def hops_in(folder: Path) -> list[Hop]:

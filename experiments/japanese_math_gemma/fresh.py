@@ -15,7 +15,7 @@ import numpy as np
 import run
 import stories
 from arguments import known, make_parser, record
-from table import DIFFERENCES
+from table import DIFFERENCES, in_order
 from tables import differences, for_every_seed, interval, solved
 
 import jevomerge as jm
@@ -25,12 +25,8 @@ from jevomerge.tokenizers.load import load_tokenizer
 
 COUNT = 192  # even ones of one step, odd ones of two
 SEEN = common.SIZES["heldout"]
-ROWS = (  # with three seeds where the row is searched
-    "japanese",
-    *run.FIRST,
-    "fine-tuned japanese",
-    "task arithmetic (weight 1)",
-)
+TUNED = tuple(f"fine-tuned {name}" for name in run.TUNED)
+ROWS = ("japanese", "task arithmetic (weight 1)", *TUNED, *run.SEARCHED)  # of usual merges the best
 
 
 def drawn() -> tuple[list[dict[str, Any]], list[bool]]:
@@ -44,7 +40,7 @@ def print_tables(cells: dict[str, dict[str, Any]]) -> None:
     new = np.array(drawn()[1])
     print(f"| model | seeds | solved | 95 % | of one step | of two | of {new.sum()} with other numbers |")
     print("|---|---:|---:|---|---:|---:|---:|")
-    for name, by_seed in cells.items():
+    for name, by_seed in in_order(cells).items():
         bits = solved(by_seed)
         mean, low, high = interval(bits)
         parts = [100 * bits[:, which].mean() for which in (slice(0, None, 2), slice(1, None, 2), new)]

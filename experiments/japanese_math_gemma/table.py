@@ -32,9 +32,16 @@ DIFFERENCES = (
     ("evolved, 2 genes", "japanese"),
     ("evolved, by thirds", "japanese"),
     ("gradient, by layer", "japanese"),
+    ("task arithmetic, random", "japanese"),
+    ("fine-tuned japanese", "japanese"),
     ("evolved, by thirds", "fine-tuned japanese"),
     ("gradient, by layer", "fine-tuned japanese"),
 )
+
+
+def in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """By group, whenever they were measured."""
+    return {name: rows[name] for names in GROUPS.values() for name in names if name in rows}
 
 
 def main_table(results: dict[str, Any]) -> None:
@@ -55,7 +62,7 @@ def main_table(results: dict[str, Any]) -> None:
     for one, other, seeds, (mean, low, high) in differences(paired, DIFFERENCES):
         print(f"| {one} - {other} ({seeds} seeds) | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
     print("\n| weights | " + " | ".join(run.SOURCES) + " |\n|---|" + "---|" * len(run.SOURCES))
-    for name, cells in results["cells"].items():
+    for name, cells in in_order(results["cells"]).items():
         found = [[c["weights"].get(f"{s} weight") for s in run.SOURCES] for c in cells.values() if "weights" in c]
         if found:
             columns = list(zip(*found, strict=True))
@@ -66,7 +73,7 @@ def main_table(results: dict[str, Any]) -> None:
 def kept_table(kept: dict[str, dict[str, float]]) -> None:
     names = list(next(iter(kept.values())))
     print("\n| model | " + " | ".join(names) + " |\n|---|" + "---:|" * len(names))
-    for model, row in kept.items():
+    for model, row in in_order(kept).items():
         print(f"| {model} | " + " | ".join(f"{row[name]:.4g}" for name in names) + " |")
 
 

@@ -79,11 +79,11 @@ class Bench:
         """Nats per token of the worked answers on both splits, and which held-out problems are solved, as bits."""
         params = jm.Checkpoint(folder).load()
         heldout = self.both.model(params, "heldout").fitness
-        nats = {"search": self.searched_nats(folder), "heldout": round(float(-heldout["nats"].mean()), 4)}
+        nats = {"search": self.searched_nats(params), "heldout": round(float(-heldout["nats"].mean()), 4)}
         return {**nats, "bits": "".join(str(int(v)) for v in heldout["right"])}
 
-    def searched_nats(self, folder: Path) -> float:
-        return round(float(-self.judge.model(jm.Checkpoint(folder).load(), "search").fitness["nats"].mean()), 4)
+    def searched_nats(self, params: Any) -> float:
+        return round(float(-self.judge.model(params, "search").fitness["nats"].mean()), 4)
 
     def recipe(self, rate: str, last: int) -> dict[str, Any]:
         models = [{"model": str(self.work / rate / str(step))} for step in POINTS[-last:]]
@@ -101,7 +101,8 @@ class Bench:
 
     def tail(self, rate: str) -> Cell:
         """The average of the last k, with the k that the search questions prefer."""
-        nats = [self.searched_nats(self.averaged(rate, k)) for k in range(1, len(POINTS) + 1)]
+        folders = (self.averaged(rate, k) for k in range(1, len(POINTS) + 1))
+        nats = [self.searched_nats(jm.Checkpoint(folder).load()) for folder in folders]
         best = int(np.argmin(nats)) + 1
         passes = len(POINTS) * SEARCH
         return {**self.score(self.averaged(rate, best)), "checkpoints": best, "passes": passes, "tails": nats}

@@ -38,7 +38,7 @@ BROUGHT = (  # rows of the README's table: a file of results, where its rows are
     ("trajectories/results", ("cells", "constant"), ("last checkpoint", "average of the last k", None,
      "searched, a weight per checkpoint", "searched, a weight per checkpoint and layer",
      "gradient, a weight per checkpoint", None)),
-    ("japanese_math_gemma/fresh", (), ("japanese", "task arithmetic (weight 1)", None,
+    ("japanese_math_gemma/fresh", (), ("japanese", "task arithmetic (weight 1)", "task arithmetic, random",
      "evolved, 2 genes", "evolved, by thirds", "gradient, by layer", "fine-tuned japanese")),
     ("japanese_math_gemma/trajectory", ("cells",), ("constant: last checkpoint", "constant: average of all", None,
      "constant: searched, a weight per checkpoint", None, "constant: gradient, a weight per checkpoint and layer",
@@ -61,6 +61,9 @@ def test_what_it_brings_is_what_the_experiments_hold():
                 assert re.search(r"[\d.]+", cell)[0] == f"{100 * solved:.1f}", (file, name)
             else:  # of which there is none, or it is of another experiment, which is linked
                 assert not cell.strip() or "](" in cell, (file, cell)
+    refined = json.loads((ROOT / "experiments/refine/results.json").read_text())["0.5, likelihood"]
+    heldout = np.mean([steps["25"]["heldout"] for steps in refined.values()])
+    assert table[0][5].strip() == f"[**{100 * heldout:.1f}**](experiments/refine)"
 
 
 def test_the_table_of_methods():
