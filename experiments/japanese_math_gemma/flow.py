@@ -23,6 +23,7 @@ from jevomerge.genome.route import Hop, PathSpace, encode, hops_of
 from jevomerge.genome.schema import PathSearch
 from jevomerge.observers.observer import SILENT
 from jevomerge.problems.path import PathProblem
+from jevomerge.search.archive import read_archive
 
 ALONE, OTHER = "japanese", "maths"  # the better source of the two, and whose layers may be taken
 WEIGHTS = "evolved, by thirds"  # of run.py
@@ -84,7 +85,11 @@ class Flow:
             config = {"name": "run", "seed": seed, "tasks": tasks, "search": search | run.FEW, **run.FAST, **values}
             jm.evolve(jm.read_run(config), output=folder, resume=(folder / "config.yaml").exists(), observer=SILENT)
         minutes = round(known(folder / "result.json", "seconds") / 60, 1)
-        cell = {**self.bench.score(folder / "best"), "minutes": minutes, "evaluations": search["evaluations"]}
+        cell = {
+            **self.bench.score(folder / "best"),
+            "minutes": minutes,
+            "evaluations": len(read_archive(folder / "evaluations.jsonl")),
+        }
         source = known(folder / "result.json", "best", "source")  # none of the candidates was better
         return cell if source is None else cell | {"source": source}
 

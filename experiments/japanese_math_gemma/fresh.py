@@ -1,4 +1,4 @@
-"""The models of run.py on held-out problems that were drawn when all of them were made: twice as many.
+"""The models of run.py on held-out problems that were drawn when most of them were made: twice as many.
 
     python experiments/japanese_math_gemma/fresh.py            # after run.py; fresh.json, goes on where it was stopped
     python experiments/japanese_math_gemma/fresh.py --table    # its tables
